@@ -1,0 +1,1 @@
+//! Stage compute: explicit forward and backward of Llama-style stages over flat buffers.

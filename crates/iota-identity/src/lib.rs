@@ -1,0 +1,1 @@
+//! Keys and signatures of peers: sr25519, as Bittensor hotkeys use it.

@@ -1,0 +1,1 @@
+//! The miner as a library: takes leases, runs a stage, moves tensors.

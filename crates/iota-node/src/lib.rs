@@ -1,0 +1,1 @@
+//! What every iota process needs: clock, shutdown, retry, settings, telemetry.

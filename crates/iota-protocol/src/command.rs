@@ -1,0 +1,66 @@
+//! What can be asked of a run.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{LeaseId, PeerId, Session};
+use crate::work::{Failure, Outcome};
+
+/// In what capacity a peer joins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Holds a stage and trains it.
+    Miner,
+    /// Audits miners.
+    Validator,
+}
+
+/// One request, by a peer whose identity has been verified, by the operator, or by the passing of time.
+///
+/// Every command may be repeated: a retry after a lost answer changes nothing that the first did not (P5).
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// A peer begins a stay. A session that it still had ends first.
+    Join {
+        /// Who.
+        peer: PeerId,
+        /// As what.
+        role: Role,
+        /// Leases that it can hold at a time. At least 1.
+        capacity: u32,
+    },
+    /// A session ends by its own wish; its leases go to others.
+    Leave {
+        /// Which.
+        session: Session,
+    },
+    /// A session is there and takes up to so many further leases. Also its sign of life.
+    OfferRoom {
+        /// Which.
+        session: Session,
+        /// Further leases beyond those it holds; an absolute number, replacing what it offered before.
+        room: u32,
+    },
+    /// A session has done its work.
+    Complete {
+        /// Which session.
+        session: Session,
+        /// Under which lease.
+        lease: LeaseId,
+        /// With what result.
+        outcome: Outcome,
+    },
+    /// A session gives a lease back undone.
+    Fail {
+        /// Which session.
+        session: Session,
+        /// Which lease.
+        lease: LeaseId,
+        /// Why.
+        failure: Failure,
+    },
+    /// Time has passed: end what is overdue. Early calls do nothing.
+    Tick,
+    /// The operator ends the run: no new samples; what is on its way is dropped at once.
+    Stop,
+}

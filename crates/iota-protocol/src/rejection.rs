@@ -1,0 +1,92 @@
+//! Why a command is refused: an ordinary answer, with a stable code.
+
+use serde::{Deserialize, Serialize};
+
+/// Why a command changed nothing. Codes are stable: they travel in errors, logs and reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+#[non_exhaustive]
+pub enum Rejection {
+    /// The session is over or never was; join again.
+    #[error("the session is over; join again")]
+    NotRegistered,
+    /// The peer was found cheating in this run.
+    #[error("the peer is banned from this run")]
+    Banned,
+    /// Only listed peers may join as validators.
+    #[error("the peer is not among the run's validators")]
+    NotAValidator,
+    /// Every stage has as many miners as it may have.
+    #[error("every stage is full")]
+    Full,
+    /// The run is complete or was stopped.
+    #[error("the run is over")]
+    RunOver,
+    /// The work's epoch is closed. It costs nothing.
+    #[error("the work's epoch is closed")]
+    StaleEpoch,
+    /// There is no such lease, or it is another session's.
+    #[error("no such lease in this session")]
+    UnknownLease,
+    /// The lease ran out and somebody else has done the work. It costs nothing but the credit.
+    #[error("the work was done by another session after the lease ran out")]
+    Superseded,
+    /// The outcome is not one of the leased work.
+    #[error("the outcome does not fit the leased work")]
+    WrongOutcome,
+    /// A length differs from what the work asks for.
+    #[error("an object's length differs from what the work asks for")]
+    WrongLength,
+    /// Another operation of this session has the same ordinal.
+    #[error("the ordinal was used for another operation")]
+    OrdinalUsed,
+    /// A number that should be finite is not.
+    #[error("a reported number is not finite")]
+    NotFinite,
+    /// A bound that the settings give was exceeded.
+    #[error("a bound of the run's settings was exceeded")]
+    OutOfBounds,
+}
+
+impl Rejection {
+    /// Every reason, for tables and tests.
+    pub const ALL: [Self; 13] = [
+        Self::NotRegistered,
+        Self::Banned,
+        Self::NotAValidator,
+        Self::Full,
+        Self::RunOver,
+        Self::StaleEpoch,
+        Self::UnknownLease,
+        Self::Superseded,
+        Self::WrongOutcome,
+        Self::WrongLength,
+        Self::OrdinalUsed,
+        Self::NotFinite,
+        Self::OutOfBounds,
+    ];
+
+    /// The stable code.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::NotRegistered => "NOT_REGISTERED",
+            Self::Banned => "BANNED",
+            Self::NotAValidator => "NOT_A_VALIDATOR",
+            Self::Full => "FULL",
+            Self::RunOver => "RUN_OVER",
+            Self::StaleEpoch => "STALE_EPOCH",
+            Self::UnknownLease => "UNKNOWN_LEASE",
+            Self::Superseded => "SUPERSEDED",
+            Self::WrongOutcome => "WRONG_OUTCOME",
+            Self::WrongLength => "WRONG_LENGTH",
+            Self::OrdinalUsed => "ORDINAL_USED",
+            Self::NotFinite => "NOT_FINITE",
+            Self::OutOfBounds => "OUT_OF_BOUNDS",
+        }
+    }
+
+    /// The reason with this code.
+    pub fn from_code(code: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.code() == code)
+    }
+}

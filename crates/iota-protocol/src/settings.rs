@@ -1,0 +1,180 @@
+//! What is fixed when a run is created.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{PeerId, RunId, StageIndex};
+
+/// Everything that the rules need to know of a run. Sizes come in as numbers: the rules know nothing of tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunSettings {
+    /// The run's name.
+    pub run: RunId,
+    /// Known to the orchestrator alone. Object ids and audit draws derive from it, so that nobody foresees them.
+    pub secret: [u8; 32],
+    /// Per stage, from the head: elements of its flat parameters. Its length is the number of stages, at least 1.
+    pub stage_parameters: Vec<u64>,
+    /// Length in bytes of the object that carries one sample across one boundary.
+    pub activation_bytes: u64,
+    /// Length in bytes of an object that holds a cell of this many elements is `cell_overhead_bytes` + elements times
+    /// `cell_element_bytes`.
+    pub cell_element_bytes: u64,
+    /// See `cell_element_bytes`.
+    pub cell_overhead_bytes: u64,
+    /// Tokens in one sample.
+    pub sample_tokens: u64,
+    /// Merges after which the run is complete. At least 1.
+    pub epochs: u64,
+    /// Samples per epoch: backward passes per stage before it merges (IOTA: `BATCHES_BEFORE_MERGING`). At least 1.
+    pub samples_per_epoch: u64,
+    /// Samples on their way at a time, at most. At least 1.
+    pub samples_in_flight: u32,
+    /// Backward passes of a miner per step of its optimizer. At least 1.
+    pub backwards_per_step: u32,
+    /// Miners that every stage needs before training starts. At least 1.
+    pub miners_to_start: u32,
+    /// Miners that a stage takes at most (IOTA: 50).
+    pub miners_per_stage_max: u32,
+    /// Who may join as a validator.
+    pub validators: Vec<PeerId>,
+    /// Epochs within which every miner is audited once, if there is a validator. At least 1.
+    pub audit_every_epochs: u32,
+    /// The learning rate over the run.
+    pub learning_rate: LearningRate,
+    /// How long things may take.
+    pub timing: Timing,
+}
+
+/// Learning rate by samples opened: linear warm-up, then half a cosine down to a fraction of the peak.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LearningRate {
+    /// After the warm-up.
+    pub peak: f32,
+    /// Samples until the peak is reached.
+    pub warmup_samples: u64,
+    /// At the end of the run, as a fraction of the peak.
+    pub final_fraction: f32,
+}
+
+/// How long things may take. Lease deadlines follow measured durations; these are the edges.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Timing {
+    /// Deadline of a lease while too few of its kind have been measured.
+    pub lease_initial: Duration,
+    /// A deadline is never shorter.
+    pub lease_min: Duration,
+    /// A deadline is the 95th percentile of the measured durations times this.
+    pub lease_factor: u32,
+    /// A session not heard of for so long is over.
+    pub session_timeout: Duration,
+    /// A backward pass waits so long for the miner that did the forward.
+    pub affinity: Duration,
+    /// Uploading, merging and installing each end after this at the latest, if anybody at all is done.
+    pub phase_max: Duration,
+    /// In those phases: from here on, live miners that are still busy are waited for less and less, down to half of
+    /// them at `phase_max`.
+    pub quorum_relaxes_after: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            lease_initial: Duration::from_secs(60),
+            lease_min: Duration::from_secs(5),
+            lease_factor: 4,
+            session_timeout: Duration::from_secs(30),
+            affinity: Duration::from_secs(10),
+            phase_max: Duration::from_secs(120),
+            quorum_relaxes_after: Duration::from_secs(30),
+        }
+    }
+}
+
+/// A setting that cannot be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{setting}: {problem}")]
+pub struct InvalidSetting {
+    /// Its name.
+    pub setting: &'static str,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl RunSettings {
+    /// Number of stages.
+    ///
+    /// # Panics
+    /// If the settings are not [valid](Self::validate).
+    pub fn stages(&self) -> u16 {
+        u16::try_from(self.stage_parameters.len()).expect("validated: few enough stages for a StageIndex")
+    }
+
+    /// The first stage, which reads tokens.
+    pub const fn head(&self) -> StageIndex {
+        StageIndex::new(0)
+    }
+
+    /// The last stage, which computes the loss.
+    pub fn tail(&self) -> StageIndex {
+        StageIndex::new(self.stages() - 1)
+    }
+
+    /// Samples that the whole run trains on.
+    pub const fn samples_total(&self) -> u64 {
+        self.epochs.saturating_mul(self.samples_per_epoch)
+    }
+
+    /// Checks what the rules rely on.
+    ///
+    /// # Errors
+    /// Names the first setting that is out of range.
+    pub fn validate(&self) -> Result<(), InvalidSetting> {
+        let invalid = |setting, problem: &str| Err(InvalidSetting { setting, problem: problem.to_owned() });
+        if self.stage_parameters.is_empty() || self.stage_parameters.len() > usize::from(u16::MAX) {
+            return invalid("stage_parameters", "there must be between 1 and 65535 stages");
+        }
+        if self.stage_parameters.contains(&0) {
+            return invalid("stage_parameters", "every stage must have parameters");
+        }
+        for (setting, value) in [
+            ("activation_bytes", self.activation_bytes),
+            ("cell_element_bytes", self.cell_element_bytes),
+            ("sample_tokens", self.sample_tokens),
+            ("epochs", self.epochs),
+            ("samples_per_epoch", self.samples_per_epoch),
+            ("samples_in_flight", self.samples_in_flight.into()),
+            ("backwards_per_step", self.backwards_per_step.into()),
+            ("miners_to_start", self.miners_to_start.into()),
+            ("audit_every_epochs", self.audit_every_epochs.into()),
+            ("timing.lease_factor", self.timing.lease_factor.into()),
+        ] {
+            if value == 0 {
+                return invalid(setting, "must be at least 1");
+            }
+        }
+        if self.miners_per_stage_max < self.miners_to_start {
+            return invalid("miners_per_stage_max", "must not be below miners_to_start");
+        }
+        let LearningRate { peak, final_fraction, .. } = self.learning_rate;
+        if !(peak.is_finite() && peak > 0.0) {
+            return invalid("learning_rate.peak", "must be a positive number");
+        }
+        if !(0.0..=1.0).contains(&final_fraction) {
+            return invalid("learning_rate.final_fraction", "must lie between 0 and 1");
+        }
+        if self.timing.lease_min.is_zero() || self.timing.lease_initial < self.timing.lease_min {
+            return invalid("timing.lease_initial", "must not be below timing.lease_min, which must not be zero");
+        }
+        if self.timing.phase_max < self.timing.quorum_relaxes_after {
+            return invalid("timing.phase_max", "must not be below timing.quorum_relaxes_after");
+        }
+        if self.timing.session_timeout.is_zero() {
+            return invalid("timing.session_timeout", "must not be zero");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,1 @@
+//! The validator as a library: replays miners' work and compares.

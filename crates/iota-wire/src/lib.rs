@@ -1,0 +1,1 @@
+//! The orchestrator protocol over gRPC: messages, conversions, signed requests, typed errors.
