@@ -3,6 +3,7 @@
 pub mod command;
 pub mod event;
 pub mod id;
+pub mod peer;
 pub mod rejection;
 pub mod settings;
 pub mod time;
