@@ -40,7 +40,8 @@ pub enum Effect {
         /// Which.
         lease: LeaseId,
     },
-    /// Stop the work of a lease if that is still possible; no answer is owed.
+    /// Stop the work of a lease if it has not reached the stage yet. Once it has, it must be finished and answered all
+    /// the same: an operation that left its mark on the weights has to be in the orchestrator's log.
     Abandon {
         /// Which.
         lease: LeaseId,
@@ -117,6 +118,8 @@ enum Place {
 #[derive(Debug, Clone, PartialEq)]
 enum Progress {
     Working,
+    /// Revoked meanwhile; a result is still worth reporting, a failure is not.
+    Abandoned,
     Reporting(Result<Outcome, Failure>),
 }
 
@@ -177,11 +180,10 @@ impl Peer {
         if run_over {
             return self.stop(Stop::RunOver);
         }
-        for &lease in revoked {
-            // A result on its way is still reported: late work counts while it is open.
-            if self.leases.get(&lease) == Some(&Progress::Working) {
-                self.leases.remove(&lease);
-                self.effects.push_back(Effect::Abandon { lease });
+        for lease in revoked {
+            if let Some(progress @ Progress::Working) = self.leases.get_mut(lease) {
+                *progress = Progress::Abandoned;
+                self.effects.push_back(Effect::Abandon { lease: *lease });
             }
         }
         for &lease in leases {
@@ -196,9 +198,17 @@ impl Peer {
     pub fn handle_finished(&mut self, lease: LeaseId, result: Result<Outcome, Failure>) {
         let Some(session) = self.session() else { return };
         let Some(progress) = self.leases.get_mut(&lease) else { return };
-        if *progress == Progress::Working {
-            *progress = Progress::Reporting(result.clone());
-            self.effects.push_back(Effect::Report { session, lease, result });
+        match (&progress, &result) {
+            (Progress::Abandoned, Err(_)) => {
+                self.leases.remove(&lease);
+                self.go_on();
+            }
+            // Late work counts while it is open.
+            (Progress::Working, _) | (Progress::Abandoned, Ok(_)) => {
+                *progress = Progress::Reporting(result.clone());
+                self.effects.push_back(Effect::Report { session, lease, result });
+            }
+            (Progress::Reporting(_), _) => {}
         }
     }
 
@@ -249,7 +259,7 @@ impl Peer {
                 let working: Vec<LeaseId> = self
                     .leases
                     .iter()
-                    .filter(|(_, progress)| **progress == Progress::Working)
+                    .filter(|(_, progress)| !matches!(progress, Progress::Reporting(_)))
                     .map(|(lease, _)| *lease)
                     .collect();
                 for lease in working {
@@ -342,7 +352,7 @@ impl Peer {
     fn abandon_all(&mut self) {
         self.retries.clear();
         for (lease, progress) in std::mem::take(&mut self.leases) {
-            if progress == Progress::Working {
+            if !matches!(progress, Progress::Reporting(_)) {
                 self.effects.push_back(Effect::Abandon { lease });
             }
         }
@@ -449,6 +459,20 @@ mod tests {
         peer.handle_polled(session(1), &[], &[A, B], false);
         assert_eq!(drain(&mut peer)[0], Effect::Abandon { lease: B });
         assert!(peer.leases.contains_key(&A));
+    }
+
+    #[test]
+    fn an_abandoned_lease_is_reported_if_it_was_done_all_the_same_and_forgotten_otherwise() {
+        let mut peer = inside();
+        peer.handle_polled(session(1), &[A, B], &[], false);
+        peer.handle_polled(session(1), &[], &[A, B], false);
+        drain(&mut peer);
+        peer.handle_finished(A, Err(Failure::Internal));
+        peer.handle_finished(B, done());
+        let effects = drain(&mut peer);
+        assert!(effects.contains(&Effect::Report { session: session(1), lease: B, result: done() }), "{effects:?}");
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Report { lease: A, .. })), "{effects:?}");
+        assert!(!peer.leases.contains_key(&A));
     }
 
     #[test]
