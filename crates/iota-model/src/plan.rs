@@ -1,0 +1,397 @@
+//! Boundaries of a model, and the stages it is cut into.
+
+use std::ops::Range;
+
+use crate::config::{InvalidModel, ModelConfig};
+use crate::layout::StageLayout;
+
+/// What a stage does at its two ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StageRole {
+    /// The only stage: tokens in, loss out.
+    Whole,
+    /// The first of several: tokens in, activations out.
+    Head,
+    /// Activations in, activations out.
+    Body,
+    /// The last of several: activations in, loss out.
+    Tail,
+}
+
+impl StageRole {
+    /// Whether it holds the embedding and takes tokens.
+    pub const fn takes_tokens(self) -> bool {
+        matches!(self, Self::Whole | Self::Head)
+    }
+
+    /// Whether it holds the output projection and computes the loss.
+    pub const fn computes_loss(self) -> bool {
+        matches!(self, Self::Whole | Self::Tail)
+    }
+}
+
+/// The stretch of a model that a miner holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stage {
+    /// What it does at its ends.
+    pub role: StageRole,
+    /// Its blocks. Never empty.
+    pub blocks: Range<usize>,
+}
+
+/// A model with its boundaries, cut into stages.
+///
+/// Always true: the configuration is valid; boundaries ascend strictly; the stages are in order and cover all blocks;
+/// if the model has a bottleneck, every cut is at a boundary, and if not, there are no boundaries.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StagePlan {
+    config: ModelConfig,
+    /// A boundary at `i` lies before block `i`.
+    boundaries: Vec<usize>,
+    stages: Vec<Stage>,
+}
+
+/// A model that cannot be cut like that.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The configuration makes no sense.
+    #[error(transparent)]
+    Model(#[from] InvalidModel),
+    /// There is not a piece for every stage.
+    #[error("cannot cut {pieces} {piece} into {stages} stages")]
+    Stages {
+        /// How many were asked for.
+        stages: usize,
+        /// How many pieces there are to hand out.
+        pieces: usize,
+        /// What the pieces are: blocks, or segments between boundaries.
+        piece: &'static str,
+    },
+    /// Positions must ascend strictly, and lie between the first and the last block.
+    #[error("{what} {positions:?} do not ascend strictly between 1 and {last}")]
+    Positions {
+        /// Boundaries or cuts.
+        what: &'static str,
+        /// As given.
+        positions: Vec<usize>,
+        /// Index of the last block.
+        last: usize,
+    },
+    /// The full width would have to cross here, but this model's stages exchange the bottleneck only.
+    #[error("the cut before block {cut} is not at a boundary")]
+    NotABoundary {
+        /// Where the cut was to be.
+        cut: usize,
+    },
+    /// A model without a bottleneck has no boundaries.
+    #[error("boundaries were given for a model without a bottleneck")]
+    NoBottleneck,
+}
+
+impl StagePlan {
+    /// Cuts a model into stages of roughly equal cost. If it has a bottleneck, its boundaries are where it is cut.
+    ///
+    /// # Errors
+    /// [`PlanError::Stages`] for no stages, or more stages than blocks; [`PlanError::Model`].
+    pub fn new(config: &ModelConfig, stages: usize) -> Result<Self, PlanError> {
+        config.validate()?;
+        let blocks: Vec<usize> = (0..config.blocks).collect();
+        let cuts = balanced_cuts(config, &blocks, stages).ok_or(PlanError::Stages {
+            stages,
+            pieces: config.blocks,
+            piece: "blocks",
+        })?;
+        let boundaries = if config.bottleneck.is_some() {
+            cuts.clone()
+        } else {
+            Vec::new()
+        };
+        Self::with_cuts(config, boundaries, &cuts)
+    }
+
+    /// A model with these boundaries, cut exactly there: a position `i` is between blocks `i - 1` and `i`.
+    ///
+    /// # Errors
+    /// [`PlanError`] says which of the rules of this type would be broken.
+    pub fn with_cuts(
+        config: &ModelConfig,
+        boundaries: Vec<usize>,
+        cuts: &[usize],
+    ) -> Result<Self, PlanError> {
+        config.validate()?;
+        for (what, positions) in [("boundaries", &boundaries[..]), ("cuts", cuts)] {
+            let inside = positions
+                .iter()
+                .all(|position| (1..config.blocks).contains(position));
+            if !inside || !positions.is_sorted_by(|a, b| a < b) {
+                let last = config.blocks - 1;
+                return Err(PlanError::Positions {
+                    what,
+                    positions: positions.to_vec(),
+                    last,
+                });
+            }
+        }
+        if config.bottleneck.is_none() && !boundaries.is_empty() {
+            return Err(PlanError::NoBottleneck);
+        }
+        if config.bottleneck.is_some()
+            && let Some(&cut) = cuts.iter().find(|cut| !boundaries.contains(cut))
+        {
+            return Err(PlanError::NotABoundary { cut });
+        }
+        let starts = std::iter::once(0).chain(cuts.iter().copied());
+        let ends = cuts.iter().copied().chain(std::iter::once(config.blocks));
+        let stages = starts
+            .zip(ends)
+            .map(|(start, end)| {
+                let role = match (start == 0, end == config.blocks) {
+                    (true, true) => StageRole::Whole,
+                    (true, false) => StageRole::Head,
+                    (false, false) => StageRole::Body,
+                    (false, true) => StageRole::Tail,
+                };
+                Stage {
+                    role,
+                    blocks: start..end,
+                }
+            })
+            .collect();
+        Ok(Self {
+            config: config.clone(),
+            boundaries,
+            stages,
+        })
+    }
+
+    /// The same model, with the same boundaries, in another number of stages: one is the uncut model.
+    ///
+    /// # Errors
+    /// [`PlanError::Stages`] for no stages, or more than there are segments between boundaries (blocks, without a
+    /// bottleneck).
+    pub fn regroup(&self, stages: usize) -> Result<Self, PlanError> {
+        let (starts, piece): (Vec<usize>, _) = if self.config.bottleneck.is_some() {
+            (
+                std::iter::once(0)
+                    .chain(self.boundaries.iter().copied())
+                    .collect(),
+                "segments",
+            )
+        } else {
+            ((0..self.config.blocks).collect(), "blocks")
+        };
+        let cuts = balanced_cuts(&self.config, &starts, stages).ok_or(PlanError::Stages {
+            stages,
+            pieces: starts.len(),
+            piece,
+        })?;
+        Self::with_cuts(&self.config, self.boundaries.clone(), &cuts)
+    }
+
+    /// The model's dimensions.
+    pub const fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Indices of the blocks that begin behind a boundary, ascending.
+    pub fn boundaries(&self) -> &[usize] {
+        &self.boundaries
+    }
+
+    /// The stages from head to tail. Never empty.
+    pub fn stages(&self) -> &[Stage] {
+        &self.stages
+    }
+
+    /// Channels per token that cross from a stage to the next.
+    pub fn boundary_width(&self) -> usize {
+        self.config.boundary_width()
+    }
+
+    /// Whether this block takes `bottleneck` channels and decodes them.
+    pub fn receives_bottleneck(&self, block: usize) -> bool {
+        self.boundaries.contains(&block)
+    }
+
+    /// Whether this block's output is encoded into `bottleneck` channels.
+    pub fn sends_bottleneck(&self, block: usize) -> bool {
+        self.boundaries.contains(&(block + 1))
+    }
+
+    /// Where a stage's tensors lie in its flat parameters.
+    ///
+    /// # Panics
+    /// If there is no stage of this index.
+    pub fn layout(&self, stage: usize) -> StageLayout {
+        StageLayout::new(self, &self.stages[stage])
+    }
+
+    /// Parameters of all stages together.
+    pub fn parameters(&self) -> usize {
+        let boundary_modules = self.config.bottleneck.map_or(0, |bottleneck| {
+            2 * bottleneck * self.config.width * self.boundaries.len()
+        });
+        self.config.parameters() + boundary_modules
+    }
+}
+
+/// Groups consecutive pieces, given by their first blocks, so that the sum of the squared costs of the groups is least.
+/// Returns the first blocks of all groups but the first; `None` if there are no groups, or more groups than pieces.
+///
+/// A parameter costs a stage twice: once for its memory, its optimizer step and its share of every merge, and once for
+/// the multiply-add that each token does with it. The embedding is looked up, not multiplied, and costs once; attention
+/// has a cost per token that grows with the context and no parameters.
+fn balanced_cuts(config: &ModelConfig, starts: &[usize], groups: usize) -> Option<Vec<usize>> {
+    if groups == 0 || groups > starts.len() {
+        return None;
+    }
+    let block = (2 * config.block_parameters() + config.context * config.width) as u128;
+    let embedding = (config.vocabulary * config.width) as u128;
+    let edge = |piece: usize| starts.get(piece).copied().unwrap_or(config.blocks);
+    let squared_cost = |from: usize, to: usize| {
+        let mut cost = (edge(to) - edge(from)) as u128 * block;
+        if from == 0 {
+            cost += embedding;
+        }
+        if to == starts.len() {
+            cost += 2 * embedding;
+        }
+        cost * cost
+    };
+    // least[group][end]: the least sum for pieces ..end in group + 1 groups, and where the last group starts.
+    let mut least: Vec<Vec<Option<(u128, usize)>>> = vec![
+        (0..=starts.len())
+            .map(|end| (end > 0).then(|| (squared_cost(0, end), 0)))
+            .collect(),
+    ];
+    for group in 1..groups {
+        let before = &least[group - 1];
+        let row = (0..=starts.len())
+            .map(|end| {
+                (group..end)
+                    .filter_map(|from| {
+                        before[from].map(|(sum, _)| (sum + squared_cost(from, end), from))
+                    })
+                    .min()
+            })
+            .collect();
+        least.push(row);
+    }
+    let mut cuts = Vec::with_capacity(groups - 1);
+    let mut end = starts.len();
+    for group in (1..groups).rev() {
+        end = least[group][end]
+            .expect("there are enough pieces for every group")
+            .1;
+        cuts.push(starts[end]);
+    }
+    cuts.reverse();
+    Some(cuts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::preset;
+
+    fn lengths(plan: &StagePlan) -> Vec<usize> {
+        plan.stages()
+            .iter()
+            .map(|stage| stage.blocks.len())
+            .collect()
+    }
+
+    #[test]
+    fn a_plan_says_both_numbers_when_the_stages_do_not_fit() {
+        let model = preset("tiny").unwrap();
+        for stages in [0, 5] {
+            let message = StagePlan::new(&model, stages).unwrap_err().to_string();
+            assert_eq!(message, format!("cannot cut 4 blocks into {stages} stages"));
+        }
+        let plan = StagePlan::new(&model, 2).unwrap();
+        assert_eq!(
+            plan.regroup(3).unwrap_err().to_string(),
+            "cannot cut 2 segments into 3 stages"
+        );
+    }
+
+    #[test]
+    fn the_head_and_the_tail_of_a_large_vocabulary_hold_fewer_blocks() {
+        let plan = StagePlan::new(&preset("15B").unwrap(), 5).unwrap();
+        assert_eq!(lengths(&plan), [9, 11, 11, 11, 8]);
+        assert_eq!(plan.stages()[0].role, StageRole::Head);
+        assert_eq!(plan.stages()[2].role, StageRole::Body);
+        assert_eq!(plan.stages()[4].role, StageRole::Tail);
+    }
+
+    #[test]
+    fn a_small_vocabulary_is_cut_evenly() {
+        assert_eq!(
+            lengths(&StagePlan::new(&preset("testnet").unwrap(), 3).unwrap()),
+            [2, 2, 2]
+        );
+    }
+
+    #[test]
+    fn one_stage_is_whole_and_has_no_boundaries() {
+        let plan = StagePlan::new(&preset("testnet").unwrap(), 1).unwrap();
+        assert_eq!(
+            plan.stages(),
+            [Stage {
+                role: StageRole::Whole,
+                blocks: 0..6
+            }]
+        );
+        assert!(plan.boundaries().is_empty());
+    }
+
+    #[test]
+    fn regrouping_keeps_the_boundaries() {
+        let plan = StagePlan::new(&preset("testnet").unwrap(), 6).unwrap();
+        for stages in 1..=6 {
+            let regrouped = plan.regroup(stages).unwrap();
+            assert_eq!(regrouped.boundaries(), plan.boundaries());
+            assert_eq!(regrouped.stages().len(), stages);
+            assert_eq!(regrouped.parameters(), plan.parameters());
+        }
+    }
+
+    #[test]
+    fn a_model_without_a_bottleneck_is_cut_anywhere() {
+        let model = ModelConfig {
+            bottleneck: None,
+            ..preset("testnet").unwrap()
+        };
+        let plan = StagePlan::new(&model, 2).unwrap();
+        assert!(plan.boundaries().is_empty());
+        assert_eq!(plan.boundary_width(), model.width);
+        assert_eq!(plan.regroup(6).unwrap().stages().len(), 6);
+        assert_eq!(
+            StagePlan::with_cuts(&model, vec![2], &[2]),
+            Err(PlanError::NoBottleneck)
+        );
+    }
+
+    #[test]
+    fn a_cut_must_be_at_a_boundary_and_positions_must_ascend() {
+        let model = preset("testnet").unwrap();
+        let cut = |boundaries: &[usize], cuts: &[usize]| {
+            StagePlan::with_cuts(&model, boundaries.to_vec(), cuts)
+        };
+        assert_eq!(cut(&[2, 4], &[3]), Err(PlanError::NotABoundary { cut: 3 }));
+        assert!(matches!(
+            cut(&[4, 2], &[]),
+            Err(PlanError::Positions {
+                what: "boundaries",
+                ..
+            })
+        ));
+        assert!(matches!(
+            cut(&[2], &[0]),
+            Err(PlanError::Positions { what: "cuts", .. })
+        ));
+        assert!(matches!(cut(&[6], &[6]), Err(PlanError::Positions { .. })));
+        assert_eq!(lengths(&cut(&[2, 4], &[4]).unwrap()), [4, 2]);
+    }
+}
