@@ -1,1 +1,155 @@
-//! The miner as a library: takes leases, runs a stage, moves tensors.
+//! The miner as a library: it takes leases, runs a stage, moves tensors.
+//!
+//! ```text
+//!   orchestrator ◄── session (iota-peer) ──► one task per lease ──► stage thread ──► uploads
+//!                                             downloads              one operation      │
+//!                                                ▲                   at a time          ▼
+//!                                                └──────────── object store ◄───────────┘
+//! ```
+//!
+//! Downloads, compute and uploads of different samples overlap; everything that waits is bounded by the number of
+//! leases that a miner holds. Whatever goes wrong with a lease goes back to the orchestrator as a reason.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use iota_identity::Keypair;
+//! use iota_miner::Miner;
+//! use iota_node::shutdown::Shutdown;
+//!
+//! let why = Miner::builder("http://127.0.0.1:7400")
+//!     .with_keypair(Keypair::generate())
+//!     .with_threads(2)
+//!     .run(Shutdown::on_signals())
+//!     .await?;
+//! println!("stopped: {why:?}");
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! It does not know who else is in the run, which sample comes next, or what its work is worth: it does what it is
+//! leased. It holds no storage credentials.
+
+mod behaviour;
+mod stage_thread;
+mod worker;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use iota_identity::Keypair;
+use iota_node::clock::{Clock, SystemClock};
+use iota_node::shutdown::Shutdown;
+use iota_peer::{Gate, Participation, participate};
+use iota_protocol::Role;
+use iota_run::Description;
+use iota_wire::Client;
+
+pub use behaviour::Behaviour;
+pub use iota_peer::Error;
+pub use iota_protocol::peer::Stop;
+
+use stage_thread::StageThread;
+use worker::MinerWorker;
+
+/// Builds a [`Miner`].
+#[derive(Debug)]
+pub struct MinerBuilder {
+    orchestrator: String,
+    keypair: Option<Keypair>,
+    capacity: u32,
+    threads: usize,
+    gate: Option<Gate>,
+    behaviour: Behaviour,
+    clock: Arc<dyn Clock>,
+}
+
+/// A miner.
+#[derive(Debug)]
+pub struct Miner;
+
+impl Miner {
+    /// A miner of the run at this URL.
+    pub fn builder(orchestrator: impl Into<String>) -> MinerBuilder {
+        MinerBuilder {
+            orchestrator: orchestrator.into(),
+            keypair: None,
+            capacity: 4,
+            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            gate: None,
+            behaviour: Behaviour::Honest,
+            clock: Arc::new(SystemClock),
+        }
+    }
+}
+
+impl MinerBuilder {
+    /// Who the miner is. Without one it makes a key that it forgets.
+    #[must_use]
+    pub fn with_keypair(mut self, keypair: Keypair) -> Self {
+        self.keypair = Some(keypair);
+        self
+    }
+
+    /// Leases held at a time: more hide the time that transfers take, fewer leave samples to others. 4 by default.
+    #[must_use]
+    pub const fn with_capacity(mut self, capacity: u32) -> Self {
+        self.capacity = capacity;
+        self
+    }
+
+    /// Threads that one operation uses. All cores by default. The bits do not depend on it.
+    #[must_use]
+    pub const fn with_threads(mut self, threads: usize) -> Self {
+        self.threads = threads;
+        self
+    }
+
+    /// Shares the machine with others that compute through the same gate.
+    #[must_use]
+    pub fn with_gate(mut self, gate: Gate) -> Self {
+        self.gate = Some(gate);
+        self
+    }
+
+    /// Makes the miner dishonest, to see that it is found. Testnets only.
+    #[must_use]
+    pub const fn with_behaviour(mut self, behaviour: Behaviour) -> Self {
+        self.behaviour = behaviour;
+        self
+    }
+
+    /// Another clock than the system's.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// Mines until the run is over, the orchestrator refuses the miner for good, or `shutdown` is requested; then the
+    /// miner has left. A lost connection is tried again for as long as it takes.
+    ///
+    /// # Errors
+    /// If the orchestrator's run cannot be taken part in: another version, or a model that this program cannot build.
+    pub async fn run(self, shutdown: Shutdown) -> Result<Stop, Error> {
+        let keypair = Arc::new(self.keypair.unwrap_or_else(Keypair::generate));
+        let Some((client, description)) =
+            iota_peer::session::connect(&self.orchestrator, keypair, &self.clock, &shutdown).await?
+        else {
+            return Ok(Stop::Shutdown);
+        };
+        let description: Arc<Description> = Arc::new(description);
+        let gate = self.gate.unwrap_or_else(|| Gate::new(1));
+        let stage = StageThread::start(self.capacity as usize, gate.clone()).map_err(|_| Error::StageGone)?;
+        let worker = Arc::new(MinerWorker::new(description, stage, gate, self.threads, self.behaviour)?);
+        let participation = Participation { role: Role::Miner, capacity: self.capacity, hold: HOLD };
+        participate(client, worker, participation, self.clock, shutdown).await
+    }
+}
+
+/// How long a poll may be held: well below the session timeout, since a poll is the sign of life.
+const HOLD: Duration = Duration::from_secs(10);
+
+const _: fn() = || {
+    fn is_send<T: Send>() {}
+    is_send::<Client>();
+};

@@ -1,0 +1,256 @@
+//! A stage as the protocol sees it: operations in an order, each with an ordinal, on weights that belong to an epoch.
+//!
+//! A miner does its work through an [`Engine`]; a validator that replays the miner's log drives another one through
+//! the same calls. Whatever decides the bits (which forward a backward belongs to, when the optimizer steps, how a
+//! tensor is written) is therefore decided here, once.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use iota_compute::{Input, Saved, Stage, StageOptions};
+use iota_protocol::work::{Checkpoint, ObjectName, SegmentSource};
+use iota_protocol::{Digest, Epoch, SampleId, StageIndex};
+use iota_run::{Description, Tokens, activation_spec, cell_spec};
+use iota_store::tensor::{self, TensorSpec};
+
+use crate::Error;
+
+/// A stage with the weights of an epoch.
+#[derive(Debug)]
+pub struct Engine {
+    description: Arc<Description>,
+    activation: TensorSpec,
+    index: StageIndex,
+    stage: Stage,
+    epoch: Option<Epoch>,
+    ordinal: u32,
+    /// Backward passes since the last optimizer step.
+    pending: u32,
+    /// What forwards have left for their backwards.
+    kept: BTreeMap<SampleId, Kept>,
+}
+
+#[derive(Debug)]
+struct Kept {
+    /// Digest of the activation that the forward read; none at the head, where the sample says it all.
+    input: Option<Digest>,
+    saved: Saved,
+}
+
+/// What an operation reads of a sample.
+#[derive(Debug, Clone)]
+pub struct OperationInput {
+    /// The sample's tokens; needed by head and tail.
+    pub tokens: Option<Arc<Tokens>>,
+    /// The activation from the stage before with its digest; needed by all but the head.
+    pub activation: Option<(Digest, Arc<[f32]>)>,
+}
+
+/// What a backward pass came to.
+#[derive(Debug, Clone)]
+pub struct BackwardResult {
+    /// Place in the order of operations.
+    pub ordinal: u32,
+    /// Whether the forward was redone.
+    pub recomputed: bool,
+    /// The encoded gradient for the stage before; none at the head.
+    pub gradient: Option<Bytes>,
+    /// Mean loss over the sample's tokens, in nats; at the tail only.
+    pub loss: Option<f32>,
+}
+
+/// The planes of a cell: parameters, first and second moment, equally long.
+pub type CellPlanes = [Vec<f32>; 3];
+
+impl Engine {
+    /// Stage `index` of the run, without weights. `threads`: how many its operations may use; the bits do not depend
+    /// on it.
+    ///
+    /// # Errors
+    /// If the run has no such stage.
+    pub fn new(description: Arc<Description>, index: StageIndex, threads: usize) -> Result<Self, Error> {
+        let plan = description.plan()?;
+        let options = StageOptions { threads, optimizer: description.optimizer.clone(), ..StageOptions::default() };
+        let stage = Stage::new(&plan, usize::from(index.get()), options)?;
+        let activation = activation_spec(&description);
+        Ok(Self { description, activation, index, stage, epoch: None, ordinal: 0, pending: 0, kept: BTreeMap::new() })
+    }
+
+    /// The epoch whose weights it holds.
+    pub const fn epoch(&self) -> Option<Epoch> {
+        self.epoch
+    }
+
+    /// The stage's position.
+    pub const fn index(&self) -> StageIndex {
+        self.index
+    }
+
+    /// Whether it reads tokens.
+    pub const fn is_head(&self) -> bool {
+        self.index.get() == 0
+    }
+
+    /// Whether it computes the loss.
+    pub fn is_tail(&self) -> bool {
+        self.index.get() + 1 == self.description.stages
+    }
+
+    /// Takes over a checkpoint, for which `cells` holds every merged cell that it names, and starts counting operations
+    /// from 0. Returns the digest of parameters and optimizer state.
+    ///
+    /// # Errors
+    /// If a segment does not fit the stage; the weights are then those of no epoch.
+    pub fn install(
+        &mut self,
+        checkpoint: &Checkpoint,
+        cells: &BTreeMap<ObjectName, CellPlanes>,
+    ) -> Result<Digest, Error> {
+        self.epoch = None;
+        self.kept.clear();
+        self.ordinal = 0;
+        self.pending = 0;
+        self.stage.reset_gradients();
+        let elements = self.stage.elements() as u64;
+        let mut next = 0;
+        // Initial weights are the same for every range of genesis, so they are made once, below what is merged.
+        if checkpoint.segments.iter().any(|segment| segment.source == SegmentSource::Genesis) {
+            self.stage.initialise(self.description.seed);
+        }
+        for segment in &checkpoint.segments {
+            if segment.range.start != next || segment.range.end > elements || segment.range.is_empty() {
+                return Err(Error::Checkpoint("its segments do not cover the stage in order"));
+            }
+            next = segment.range.end;
+            let SegmentSource::Merged { object, offset, .. } = &segment.source else { continue };
+            let planes = cells.get(&object.name).ok_or(Error::Checkpoint("a cell of it was not given"))?;
+            let target = segment.range.start as usize..segment.range.end as usize;
+            let source = *offset as usize..*offset as usize + target.len();
+            let mut state = self.stage.state_mut();
+            for (plane, values) in state.planes_mut().into_iter().zip(planes) {
+                let values = values.get(source.clone()).ok_or(Error::Checkpoint("a segment exceeds its cell"))?;
+                plane[target.clone()].copy_from_slice(values);
+            }
+        }
+        if next != elements {
+            return Err(Error::Checkpoint("its segments do not cover the stage"));
+        }
+        self.stage.set_optimizer_steps(checkpoint.optimizer_steps);
+        self.epoch = Some(checkpoint.epoch);
+        Ok(Digest::from_bytes(self.stage.digest()))
+    }
+
+    /// Carries a sample through the stage and keeps what its backward needs. Returns the operation's ordinal and the
+    /// encoded activation.
+    ///
+    /// # Errors
+    /// If the input does not fit the stage.
+    pub fn forward(&mut self, sample: SampleId, input: &OperationInput) -> Result<(u32, Bytes), Error> {
+        let (output, saved) = self.stage.forward(stage_input(self.is_head(), input)?)?;
+        let digest = input.activation.as_ref().map(|(digest, _)| *digest);
+        self.kept.insert(sample, Kept { input: digest, saved });
+        let bytes = tensor::encode(&[(&self.activation, &output)])?;
+        self.stage.recycle(output);
+        Ok((self.next_ordinal(), bytes))
+    }
+
+    /// Carries a sample's gradient back, adds to the stage's gradients, and steps the optimizer if it is time. At the
+    /// tail `output_gradient` is none and the loss is computed first. `recompute` forces the forward to be redone.
+    ///
+    /// # Errors
+    /// If an input does not fit the stage. The weights and gradients are then as before.
+    pub fn backward(
+        &mut self,
+        sample: SampleId,
+        input: &OperationInput,
+        output_gradient: Option<&[f32]>,
+        learning_rate: f32,
+        recompute: bool,
+    ) -> Result<BackwardResult, Error> {
+        let is_head = self.is_head();
+        let digest = input.activation.as_ref().map(|(digest, _)| *digest);
+        let kept = self.kept.remove(&sample).filter(|kept| !recompute && kept.input == digest);
+        let recomputed = kept.is_none();
+        let (loss, gradient) = match output_gradient {
+            None if self.is_tail() => {
+                let tokens = input.tokens.as_ref().ok_or(Error::Input("the tail needs the sample's tokens"))?;
+                let (loss, gradient) =
+                    self.stage.forward_backward_loss(stage_input(is_head, input)?, &tokens.targets)?;
+                (Some(loss), gradient)
+            }
+            Some(output_gradient) if !self.is_tail() => {
+                let saved = match kept {
+                    Some(kept) => kept.saved,
+                    None => {
+                        let (output, saved) = self.stage.forward(stage_input(is_head, input)?)?;
+                        self.stage.recycle(output);
+                        saved
+                    }
+                };
+                (None, self.stage.backward(saved, output_gradient)?)
+            }
+            _ => return Err(Error::Input("the tail starts from the loss, every other stage from a gradient")),
+        };
+        let gradient = gradient.map(|gradient| tensor::encode(&[(&self.activation, &gradient)])).transpose()?;
+        self.pending += 1;
+        if self.pending >= self.description.backwards_per_step {
+            self.step(learning_rate);
+        }
+        Ok(BackwardResult { ordinal: self.next_ordinal(), recomputed, gradient, loss })
+    }
+
+    /// Takes the optimizer step that is pending, if one is: the end of an epoch's training.
+    pub fn finish(&mut self, learning_rate: f32) {
+        if self.pending > 0 {
+            self.step(learning_rate);
+        }
+    }
+
+    /// Optimizer steps that lie behind its weights.
+    pub fn optimizer_steps(&self) -> u64 {
+        self.stage.optimizer_steps()
+    }
+
+    /// The object that holds a range of parameters and optimizer state.
+    ///
+    /// # Errors
+    /// If the range exceeds the stage.
+    pub fn cell(&self, range: &Range<u64>) -> Result<Bytes, Error> {
+        let range = range.start as usize..range.end as usize;
+        if range.is_empty() || range.end > self.stage.elements() {
+            return Err(Error::Checkpoint("a cell exceeds the stage"));
+        }
+        let specs = cell_spec(range.len());
+        let planes = self.stage.state().planes();
+        let tensors: Vec<_> = specs.iter().zip(planes).map(|(spec, plane)| (spec, &plane[range.clone()])).collect();
+        Ok(tensor::encode(&tensors)?)
+    }
+
+    /// Forgets what the forward of a sample has left: its result was not accepted, so it never happened.
+    pub fn discard(&mut self, sample: SampleId) {
+        self.kept.remove(&sample);
+    }
+
+    fn step(&mut self, learning_rate: f32) {
+        self.stage.step(learning_rate, self.pending);
+        self.pending = 0;
+    }
+
+    fn next_ordinal(&mut self) -> u32 {
+        let ordinal = self.ordinal;
+        self.ordinal += 1;
+        ordinal
+    }
+}
+
+fn stage_input(is_head: bool, input: &OperationInput) -> Result<Input<'_>, Error> {
+    if is_head {
+        let tokens = input.tokens.as_ref().ok_or(Error::Input("the head needs the sample's tokens"))?;
+        Ok(Input::Tokens(&tokens.inputs))
+    } else {
+        let (_, activation) = input.activation.as_ref().ok_or(Error::Input("the stage needs an activation"))?;
+        Ok(Input::Activation(activation))
+    }
+}

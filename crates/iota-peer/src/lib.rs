@@ -1,0 +1,62 @@
+//! What miners and validators share: staying in a run, moving objects by grant, and the stage as the protocol sees it.
+//!
+//! ```text
+//!   iota_protocol::peer ──► session: calls, retries ──► Worker (miner or validator)
+//!                                                          │              │
+//!                                             transfer: grants, seals   engine: operations in order
+//!                                                          │              │
+//!                                                     iota-store      iota-compute
+//! ```
+//!
+//! | module | concern |
+//! |---|---|
+//! | [`session`] | joins, polls, reports, leaves: makes the calls that the protocol's machine asks for |
+//! | [`transfer`] | tokens, activations and cells by the grants of a lease |
+//! | [`cells`] | fetching a checkpoint's cells, averaging the copies of one |
+//! | [`engine`] | forward, backward and steps with ordinals; the same bits for a miner and for whoever replays it |
+//! | [`gate`] | how many stages compute at a time on one machine |
+//!
+//! It does not know what a miner does with a lease, or a validator.
+
+pub mod cells;
+mod convert;
+pub mod engine;
+pub mod gate;
+pub mod session;
+pub mod transfer;
+
+pub use cells::{fetch_cells, merge};
+pub use engine::{BackwardResult, CellPlanes, Engine, OperationInput};
+pub use gate::Gate;
+pub use session::{Participation, Undone, Worker, participate};
+pub use transfer::Transfer;
+
+/// Trouble of a peer's own.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The run's description cannot be used.
+    #[error(transparent)]
+    Run(#[from] iota_run::Error),
+    /// The stage cannot be built or an operation does not fit it.
+    #[error(transparent)]
+    Compute(#[from] iota_compute::Error),
+    /// The store's client cannot be made, or a tensor cannot be written.
+    #[error(transparent)]
+    Store(#[from] iota_store::Error),
+    /// The orchestrator cannot be talked to.
+    #[error("calling the orchestrator")]
+    Call(#[from] iota_wire::CallError),
+    /// A checkpoint does not fit the stage.
+    #[error("the checkpoint cannot be installed: {0}")]
+    Checkpoint(&'static str),
+    /// An operation was not given what it needs.
+    #[error("the operation cannot be done: {0}")]
+    Input(&'static str),
+    /// A task died; the message says of what.
+    #[error("a task of the peer panicked: {0}")]
+    Panicked(String),
+    /// The stage's thread is gone.
+    #[error("the stage's thread is gone")]
+    StageGone,
+}

@@ -1,0 +1,187 @@
+//! Objects by grant: what a lease lets a peer read and write.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use iota_data::sampling::Sampler;
+use iota_data::shard::Shard;
+use iota_protocol::work::{Difference, Failure, ObjectName, ObjectRef, Seal};
+use iota_protocol::{Digest, SampleId};
+use iota_run::{Description, Tokens, activation_spec, cell_spec, slice_of};
+use iota_store::{Grant, GrantClient, client, tensor};
+use iota_wire::{GrantTarget, LeasedWork};
+use tracing::debug;
+
+use crate::Error;
+use crate::engine::CellPlanes;
+
+/// Fetches and uploads what leases grant.
+#[derive(Debug)]
+pub struct Transfer {
+    description: Arc<Description>,
+    sampler: Sampler,
+    client: GrantClient,
+    shards: Mutex<BTreeMap<Digest, Arc<Shard>>>,
+}
+
+/// Decoded token shards kept in memory, at most: a sample reads one, and neighbouring samples often the same.
+const SHARDS_KEPT: usize = 64;
+
+/// Tries of one transfer. With the waits between them a store may be away for some ten seconds.
+const TRIES: u32 = 6;
+
+impl Transfer {
+    /// Transfers for a run.
+    ///
+    /// # Errors
+    /// If the run's data cannot give samples, or no HTTP client can be made.
+    pub fn new(description: Arc<Description>) -> Result<Self, Error> {
+        let sampler = description.sampler()?;
+        Ok(Self { description, sampler, client: GrantClient::new()?, shards: Mutex::default() })
+    }
+
+    /// Inputs and targets of a sample.
+    ///
+    /// # Errors
+    /// [`Failure::StoreUnavailable`] or [`Failure::Internal`]: shards are the orchestrator's, nobody else is to blame.
+    pub async fn tokens(&self, sample: SampleId, leased: &LeasedWork) -> Result<Arc<Tokens>, Failure> {
+        let slice = slice_of(&self.sampler, sample);
+        let info = &self.description.data.shards[slice.shard];
+        let cached = self.shards().get(&info.digest).cloned();
+        let shard = match cached {
+            Some(shard) => shard,
+            None => {
+                let grant = grant(leased, |target| *target == GrantTarget::Shard(slice.shard as u32))?;
+                let seal = Seal { digest: info.digest, length: info.length_bytes };
+                let bytes = self.fetch(&grant, &seal).await.map_err(|error| error.into_failure(None))?;
+                let shard = Arc::new(Shard::decode(&bytes).map_err(|_| Failure::Internal)?);
+                let mut shards = self.shards();
+                if shards.len() >= SHARDS_KEPT {
+                    shards.pop_first();
+                }
+                shards.insert(info.digest, Arc::clone(&shard));
+                shard
+            }
+        };
+        let batch = self.sampler.batch(&slice, &shard).map_err(|_| Failure::Internal)?;
+        Ok(Arc::new(batch))
+    }
+
+    /// An activation or gradient: `tokens x boundary width` finite numbers.
+    ///
+    /// # Errors
+    /// [`Failure::BadInput`] if it is missing, altered, of another shape or not finite.
+    pub async fn activation(&self, object: &ObjectRef, leased: &LeasedWork) -> Result<Arc<[f32]>, Failure> {
+        let bytes = self.object(object, leased).await?;
+        let [values] = decode(&bytes, [activation_spec(&self.description)], object.name)?;
+        if tensor::first_non_finite(&values).is_some() {
+            return Err(bad_input(object.name, Difference::NotFinite));
+        }
+        Ok(values.into())
+    }
+
+    /// The planes of a cell of so many elements. They may hold values that are not finite: merging leaves those out.
+    ///
+    /// # Errors
+    /// [`Failure::BadInput`] if it is missing, altered or of another shape.
+    pub async fn cell(
+        &self,
+        object: &ObjectRef,
+        elements: usize,
+        leased: &LeasedWork,
+    ) -> Result<CellPlanes, Failure> {
+        let bytes = self.object(object, leased).await?;
+        decode(&bytes, cell_spec(elements), object.name)
+    }
+
+    /// An object's bytes, which match its seal.
+    ///
+    /// # Errors
+    /// [`Failure::BadInput`] if it is missing or altered.
+    pub async fn object(&self, object: &ObjectRef, leased: &LeasedWork) -> Result<Bytes, Failure> {
+        let grant = object_grant(leased, object.name)?;
+        self.fetch(&grant, &object.seal).await.map_err(|error| error.into_failure(Some(object.name)))
+    }
+
+    /// Writes an object and says what was written.
+    ///
+    /// # Errors
+    /// [`Failure::StoreUnavailable`] if the store stays away or refuses.
+    pub async fn upload(&self, name: ObjectName, bytes: Bytes, leased: &LeasedWork) -> Result<Seal, Failure> {
+        let grant = object_grant(leased, name)?;
+        let seal = Seal { digest: Digest::of(&bytes), length: bytes.len() as u64 };
+        let result = patiently(|| self.client.upload(&grant, bytes.clone())).await;
+        match result {
+            // The key is nobody else's: if it is taken, an earlier try arrived although its answer was lost.
+            Ok(_) | Err(client::Error::Exists { .. }) => Ok(seal),
+            Err(error) => Err(Trouble(error).into_failure(None)),
+        }
+    }
+
+    async fn fetch(&self, grant: &Grant, seal: &Seal) -> Result<Bytes, Trouble> {
+        patiently(|| self.client.fetch(grant, seal)).await.map_err(Trouble)
+    }
+
+    fn shards(&self) -> std::sync::MutexGuard<'_, BTreeMap<Digest, Arc<Shard>>> {
+        // A cache stays true even if a thread died while it held the lock.
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A transfer that failed for good.
+struct Trouble(client::Error);
+
+impl Trouble {
+    /// With an object's name, what is wrong with the object is its producer's fault.
+    fn into_failure(self, object: Option<ObjectName>) -> Failure {
+        debug!(error = %self.0, "transfer failed");
+        let difference = match &self.0 {
+            client::Error::Missing { .. } => Difference::Missing,
+            client::Error::Digest { .. } | client::Error::Length { .. } => Difference::Digest,
+            _ => return Failure::StoreUnavailable,
+        };
+        object.map_or(Failure::Internal, |object| bad_input(object, difference))
+    }
+}
+
+async fn patiently<T, F>(mut call: impl FnMut() -> F) -> Result<T, client::Error>
+where
+    F: Future<Output = Result<T, client::Error>>,
+{
+    let mut wait = Duration::from_millis(100);
+    for _ in 1..TRIES {
+        match call().await {
+            Err(error) if error.is_transient() => debug!(%error, wait_ms = wait.as_millis(), "trying again"),
+            done => return done,
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(4));
+    }
+    call().await
+}
+
+fn decode<const N: usize>(
+    bytes: &[u8],
+    specs: [tensor::TensorSpec; N],
+    object: ObjectName,
+) -> Result<[Vec<f32>; N], Failure> {
+    let tensors = tensor::decode(bytes, &specs).map_err(|_| bad_input(object, Difference::Malformed))?;
+    tensors.try_into().map_err(|_| bad_input(object, Difference::Malformed))
+}
+
+const fn bad_input(object: ObjectName, difference: Difference) -> Failure {
+    Failure::BadInput { object, difference }
+}
+
+fn object_grant(leased: &LeasedWork, name: ObjectName) -> Result<Grant, Failure> {
+    grant(leased, |target| *target == GrantTarget::Object(name))
+}
+
+fn grant(leased: &LeasedWork, is_target: impl Fn(&GrantTarget) -> bool) -> Result<Grant, Failure> {
+    let found = leased.grants.iter().find(|grant| is_target(&grant.target));
+    // An orchestrator that leases work without the grants it needs cannot be helped from here.
+    found.map(crate::convert::grant).ok_or(Failure::Internal)
+}

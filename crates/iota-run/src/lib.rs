@@ -1,0 +1,162 @@
+//! What everybody who takes part in a run must know of it, and what follows from that.
+//!
+//! ```text
+//!                        ┌─ model, stages ──► shapes of activations, elements of each stage
+//!   Description (JSON) ──┼─ data, seed ─────► the tokens of a sample
+//!     from GetRun        └─ optimizer ──────► when a stage steps, and how
+//! ```
+//!
+//! The orchestrator makes a [`Description`] once and hands it out as it is; miners and validators derive the same
+//! shapes, sizes and batches from it. The orchestrator derives the sizes that the rules are given, so that it signs
+//! grants for objects of exactly the right length without knowing what a tensor is.
+//!
+//! It does not know how a stage computes (`iota-compute`), who does what (`iota-protocol`) or where objects are
+//! (`iota-store` is here for the lengths of encoded tensors only).
+
+mod objects;
+
+use iota_data::manifest::DataManifest;
+use iota_data::sampling::{Batch, SampleSlice, Sampler};
+use iota_model::{ModelConfig, PlanError, StagePlan};
+use iota_protocol::{RunId, SampleId};
+use serde::{Deserialize, Serialize};
+
+pub use objects::{ACTIVATION, CELL_PLANES, activation_spec, cell_elements, cell_spec};
+
+/// Version of the description's format; a peer refuses another.
+pub const VERSION: u32 = 1;
+
+/// A run as its participants see it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Which run.
+    pub run: RunId,
+    /// Initial weights and the order of the data derive from it.
+    pub seed: u64,
+    /// The model.
+    pub model: ModelConfig,
+    /// Into how many stages it is cut.
+    pub stages: u16,
+    /// Token sequences in a sample.
+    pub sequences: u32,
+    /// Backward passes per optimizer step.
+    pub backwards_per_step: u32,
+    /// The optimizer, without its learning rate, which comes with each backward pass.
+    pub optimizer: AdamW,
+    /// The training tokens.
+    pub data: DataManifest,
+}
+
+/// AdamW without its learning rate.
+///
+/// Source: Loshchilov & Hutter, arXiv 1711.05101; defaults as in Llama 3 but for the second beta's warm-up.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdamW {
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// Keeps the division finite.
+    pub epsilon: f32,
+    /// Decoupled decay of matrices, times the learning rate.
+    pub weight_decay: f32,
+    /// Largest gradient norm of the whole model; a stage's share goes by the root of its share of the parameters.
+    pub clip_norm: f32,
+}
+
+impl Default for AdamW {
+    fn default() -> Self {
+        Self { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, clip_norm: 1.0 }
+    }
+}
+
+/// A description that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Not the JSON that it should be.
+    #[error("the run's description cannot be read")]
+    Json(#[from] serde_json::Error),
+    /// Made by another version of this program.
+    #[error("the run's description has version {found}, this program knows version {VERSION}")]
+    Version {
+        /// What it has.
+        found: u32,
+    },
+    /// The model cannot be cut like this.
+    #[error(transparent)]
+    Model(#[from] PlanError),
+    /// The data cannot give samples like this.
+    #[error(transparent)]
+    Data(#[from] iota_data::Error),
+}
+
+impl Description {
+    /// Reads what [`to_json`](Self::to_json) wrote.
+    ///
+    /// # Errors
+    /// If it is not a description of this version, or model, stages and data do not fit together.
+    pub fn from_json(json: &[u8]) -> Result<Self, Error> {
+        #[derive(Deserialize)]
+        struct Version {
+            version: u32,
+        }
+        let Version { version: found } = serde_json::from_slice(json)?;
+        if found != VERSION {
+            return Err(Error::Version { found });
+        }
+        let description: Self = serde_json::from_slice(json)?;
+        description.plan()?;
+        description.sampler()?;
+        Ok(description)
+    }
+
+    /// As it travels.
+    ///
+    /// # Errors
+    /// Never in practice: every field can be written.
+    pub fn to_json(&self) -> Result<Vec<u8>, Error> {
+        Ok(serde_json::to_vec(self)?)
+    }
+
+    /// How the model is cut.
+    ///
+    /// # Errors
+    /// If the model cannot be cut into so many stages.
+    pub fn plan(&self) -> Result<StagePlan, Error> {
+        Ok(StagePlan::new(&self.model, usize::from(self.stages))?)
+    }
+
+    /// Which tokens belong to which sample.
+    ///
+    /// # Errors
+    /// If the data is too short for one sample.
+    pub fn sampler(&self) -> Result<Sampler, Error> {
+        Ok(Sampler::new(&self.data, self.seed, self.sequences as usize, self.model.context)?)
+    }
+
+    /// Tokens in one sample.
+    pub const fn sample_tokens(&self) -> usize {
+        self.sequences as usize * self.model.context
+    }
+
+    /// Length in bytes of the object that carries a sample across a boundary.
+    ///
+    /// # Errors
+    /// If the model cannot be cut.
+    pub fn activation_bytes(&self) -> Result<u64, Error> {
+        Ok(iota_store::tensor::encoded_length(&[activation_spec(self)]))
+    }
+}
+
+/// The slice of the data that a sample reads. The sample's number is its place in the order of the data.
+pub fn slice_of(sampler: &Sampler, sample: SampleId) -> SampleSlice {
+    sampler.slice(sample.get())
+}
+
+/// Inputs and targets of a slice.
+pub type Tokens = Batch;
