@@ -5,12 +5,14 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use iota_identity::Keypair;
 use iota_node::clock::Clock;
 use iota_node::shutdown::Shutdown;
 use iota_protocol::peer::{CallFailure, Effect, Peer, Stop};
 use iota_protocol::work::{Failure, Lease, Outcome, WorkKind};
 use iota_protocol::{LeaseId, Rejection, Role, Session, Timestamp};
-use iota_wire::{CallError, CallErrorKind, Client, Joined, LeasedWork, Polled};
+use iota_run::Description;
+use iota_wire::{CallError, CallErrorKind, Client, Joined, LeasedWork, WorkReply, WorkRequest};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, info, warn};
@@ -62,10 +64,39 @@ pub struct Participation {
 
 enum Input {
     Joined(Result<Joined, CallError>),
-    Polled(Session, Result<Polled, CallError>),
+    Polled(Session, Result<WorkReply, CallError>),
     Finished(LeaseId, Result<Outcome, Undone>),
     Reported(LeaseId, Result<bool, CallError>),
 }
+
+/// Connects to the orchestrator at `url` and learns what its run is about; tries for as long as it takes. None if
+/// `shutdown` came first.
+///
+/// # Errors
+/// If the address is none, or the run is one that this program cannot take part in.
+pub async fn connect(
+    url: &str,
+    keypair: Arc<Keypair>,
+    clock: Arc<dyn Clock>,
+    shutdown: &Shutdown,
+) -> Result<Option<(Client, Description)>, Error> {
+    let mut wait = CONNECT_WAIT_MIN;
+    loop {
+        let error = match Client::connect(url, Arc::clone(&keypair), Arc::clone(&clock)).await {
+            Ok((client, info)) => return Ok(Some((client, Description::from_json(&info.config)?))),
+            Err(error) if error.kind() == CallErrorKind::Retry => error,
+            Err(error) => return Err(error.into()),
+        };
+        info!(%url, %error, wait_ms = wait.as_millis(), "the orchestrator does not answer yet");
+        tokio::select! {
+            () = tokio::time::sleep(wait) => wait = (wait * 2).min(CONNECT_WAIT_MAX),
+            () = shutdown.wait() => return Ok(None),
+        }
+    }
+}
+
+const CONNECT_WAIT_MIN: Duration = Duration::from_millis(100);
+const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// Takes part in a run until it is over, the peer is refused, or `shutdown` is requested; then it has left.
 ///
@@ -159,7 +190,8 @@ impl<W: Worker> Driver<W> {
             }
             Effect::Poll { session, room, held } => {
                 let hold = self.participation.hold;
-                let poll = async move { Input::Polled(session, client.get_work(session, room, &held, hold).await) };
+                let request = WorkRequest { session, room, held, hold };
+                let poll = async move { Input::Polled(session, client.get_work(request).await) };
                 if let Some(earlier) = self.poll.replace(self.tasks.spawn(poll)) {
                     earlier.abort();
                 }
@@ -202,7 +234,7 @@ impl<W: Worker> Driver<W> {
                         .entry(leased.lease.id)
                         .or_insert_with(|| (Arc::new(leased), watch::Sender::new(false)));
                 }
-                self.peer.handle_polled(session, &ids, &polled.revoked, polled.run_over);
+                self.peer.handle_polled(session, &ids, &polled.revoked, polled.status.run_over);
             }
             Input::Finished(lease, Ok(outcome)) => self.peer.handle_finished(lease, Ok(outcome)),
             Input::Finished(lease, Err(Undone::Failed(failure))) => {
@@ -241,10 +273,10 @@ impl<W: Worker> Driver<W> {
 
 fn call_failure(error: &CallError) -> CallFailure {
     match error.kind() {
-        CallErrorKind::Retry { after } => CallFailure::Retry(after),
+        CallErrorKind::Retry => CallFailure::Retry(error.retry_after()),
         CallErrorKind::Rejoin => CallFailure::Rejoin,
-        CallErrorKind::RunOver => CallFailure::RunOver,
-        CallErrorKind::GiveUp => CallFailure::Refused,
+        CallErrorKind::GiveUp if error.rejection() == Some(Rejection::RunOver) => CallFailure::RunOver,
+        CallErrorKind::GiveUp | CallErrorKind::Drop | CallErrorKind::Fix => CallFailure::Refused,
     }
 }
 

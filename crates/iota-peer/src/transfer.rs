@@ -6,16 +6,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use iota_data::sampling::Sampler;
-use iota_data::shard::Shard;
+use iota_data::{Sampler, Shard};
 use iota_protocol::work::{Difference, Failure, ObjectName, ObjectRef, Seal};
 use iota_protocol::{Digest, SampleId};
-use iota_run::{Description, Tokens, activation_spec, cell_spec, slice_of};
-use iota_store::{Grant, GrantClient, client, tensor};
+use iota_run::{Description, Tokens, activation_spec, cell_spec};
+use iota_store::{ErrorKind, Grant, GrantClient, TensorSpec, tensor};
 use iota_wire::{GrantTarget, LeasedWork};
 use tracing::debug;
 
-use crate::Error;
+use crate::{Error, convert};
 use crate::engine::CellPlanes;
 
 /// Fetches and uploads what leases grant.
@@ -40,7 +39,7 @@ impl Transfer {
     /// If the run's data cannot give samples, or no HTTP client can be made.
     pub fn new(description: Arc<Description>) -> Result<Self, Error> {
         let sampler = description.sampler()?;
-        Ok(Self { description, sampler, client: GrantClient::new()?, shards: Mutex::default() })
+        Ok(Self { description, sampler, client: GrantClient::new(), shards: Mutex::default() })
     }
 
     /// Inputs and targets of a sample.
@@ -48,16 +47,16 @@ impl Transfer {
     /// # Errors
     /// [`Failure::StoreUnavailable`] or [`Failure::Internal`]: shards are the orchestrator's, nobody else is to blame.
     pub async fn tokens(&self, sample: SampleId, leased: &LeasedWork) -> Result<Arc<Tokens>, Failure> {
-        let slice = slice_of(&self.sampler, sample);
+        let slice = self.sampler.slice(sample);
         let info = &self.description.data.shards[slice.shard];
         let cached = self.shards().get(&info.digest).cloned();
         let shard = match cached {
             Some(shard) => shard,
             None => {
-                let grant = grant(leased, |target| *target == GrantTarget::Shard(slice.shard as u32))?;
+                let grant = grant(leased, |target| *target == GrantTarget::Shard { index: slice.shard as u32 })?;
                 let seal = Seal { digest: info.digest, length: info.length_bytes };
                 let bytes = self.fetch(&grant, &seal).await.map_err(|error| error.into_failure(None))?;
-                let shard = Arc::new(Shard::decode(&bytes).map_err(|_| Failure::Internal)?);
+                let shard = Arc::new(info.open(&bytes).map_err(|_| Failure::Internal)?);
                 let mut shards = self.shards();
                 if shards.len() >= SHARDS_KEPT {
                     shards.pop_first();
@@ -66,7 +65,7 @@ impl Transfer {
                 shard
             }
         };
-        let batch = self.sampler.batch(&slice, &shard).map_err(|_| Failure::Internal)?;
+        let batch = slice.read(&shard).map_err(|_| Failure::Internal)?;
         Ok(Arc::new(batch))
     }
 
@@ -116,7 +115,7 @@ impl Transfer {
         let result = patiently(|| self.client.upload(&grant, bytes.clone())).await;
         match result {
             // The key is nobody else's: if it is taken, an earlier try arrived although its answer was lost.
-            Ok(_) | Err(client::Error::Exists { .. }) => Ok(seal),
+            Ok(_) | Err(iota_store::Error::Exists { .. }) => Ok(seal),
             Err(error) => Err(Trouble(error).into_failure(None)),
         }
     }
@@ -132,29 +131,29 @@ impl Transfer {
 }
 
 /// A transfer that failed for good.
-struct Trouble(client::Error);
+struct Trouble(iota_store::Error);
 
 impl Trouble {
     /// With an object's name, what is wrong with the object is its producer's fault.
     fn into_failure(self, object: Option<ObjectName>) -> Failure {
         debug!(error = %self.0, "transfer failed");
         let difference = match &self.0 {
-            client::Error::Missing { .. } => Difference::Missing,
-            client::Error::Digest { .. } | client::Error::Length { .. } => Difference::Digest,
+            iota_store::Error::Missing { .. } => Difference::Missing,
+            iota_store::Error::Digest { .. } | iota_store::Error::Length { .. } => Difference::Digest,
             _ => return Failure::StoreUnavailable,
         };
         object.map_or(Failure::Internal, |object| bad_input(object, difference))
     }
 }
 
-async fn patiently<T, F>(mut call: impl FnMut() -> F) -> Result<T, client::Error>
+async fn patiently<T, F>(mut call: impl FnMut() -> F) -> Result<T, iota_store::Error>
 where
-    F: Future<Output = Result<T, client::Error>>,
+    F: Future<Output = Result<T, iota_store::Error>>,
 {
     let mut wait = Duration::from_millis(100);
     for _ in 1..TRIES {
         match call().await {
-            Err(error) if error.is_transient() => debug!(%error, wait_ms = wait.as_millis(), "trying again"),
+            Err(error) if error.kind() == ErrorKind::Retry => debug!(%error, wait_ms = wait.as_millis(), "trying again"),
             done => return done,
         }
         tokio::time::sleep(wait).await;
@@ -165,7 +164,7 @@ where
 
 fn decode<const N: usize>(
     bytes: &[u8],
-    specs: [tensor::TensorSpec; N],
+    specs: [TensorSpec; N],
     object: ObjectName,
 ) -> Result<[Vec<f32>; N], Failure> {
     let tensors = tensor::decode(bytes, &specs).map_err(|_| bad_input(object, Difference::Malformed))?;
@@ -183,5 +182,5 @@ fn object_grant(leased: &LeasedWork, name: ObjectName) -> Result<Grant, Failure>
 fn grant(leased: &LeasedWork, is_target: impl Fn(&GrantTarget) -> bool) -> Result<Grant, Failure> {
     let found = leased.grants.iter().find(|grant| is_target(&grant.target));
     // An orchestrator that leases work without the grants it needs cannot be helped from here.
-    found.map(crate::convert::grant).ok_or(Failure::Internal)
+    convert::grant(found.ok_or(Failure::Internal)?)
 }

@@ -15,10 +15,9 @@
 
 mod objects;
 
-use iota_data::manifest::DataManifest;
-use iota_data::sampling::{Batch, SampleSlice, Sampler};
+use iota_data::{Batch, BatchShape, DataManifest, Sampler};
 use iota_model::{ModelConfig, PlanError, StagePlan};
-use iota_protocol::{RunId, SampleId};
+use iota_protocol::RunId;
 use serde::{Deserialize, Serialize};
 
 pub use objects::{ACTIVATION, CELL_PLANES, activation_spec, cell_elements, cell_spec};
@@ -136,7 +135,12 @@ impl Description {
     /// # Errors
     /// If the data is too short for one sample.
     pub fn sampler(&self) -> Result<Sampler, Error> {
-        Ok(Sampler::new(&self.data, self.seed, self.sequences as usize, self.model.context)?)
+        Ok(Sampler::new(&self.data, self.shape(), self.seed)?)
+    }
+
+    /// Sequences in a sample and tokens in a sequence.
+    pub fn shape(&self) -> BatchShape {
+        BatchShape { sequences: self.sequences, context: u32::try_from(self.model.context).unwrap_or(u32::MAX) }
     }
 
     /// Tokens in one sample.
@@ -153,10 +157,5 @@ impl Description {
     }
 }
 
-/// The slice of the data that a sample reads. The sample's number is its place in the order of the data.
-pub fn slice_of(sampler: &Sampler, sample: SampleId) -> SampleSlice {
-    sampler.slice(sample.get())
-}
-
-/// Inputs and targets of a slice.
+/// Inputs and targets of a sample.
 pub type Tokens = Batch;

@@ -1,6 +1,6 @@
 //! The tensors in the objects that travel.
 
-use iota_store::tensor::{self, Dtype, TensorSpec};
+use iota_store::tensor::{self, TensorSpec};
 
 use crate::Description;
 
@@ -12,12 +12,12 @@ pub const CELL_PLANES: [&str; 3] = ["parameters", "first_moment", "second_moment
 
 /// The tensor at a stage boundary: `[tokens of a sample, boundary width]`, f32.
 pub fn activation_spec(description: &Description) -> TensorSpec {
-    TensorSpec::new(ACTIVATION, Dtype::F32, [description.sample_tokens(), description.model.boundary_width()])
+    TensorSpec::f32(ACTIVATION, [description.sample_tokens(), description.model.boundary_width()])
 }
 
 /// The tensors of a cell of so many elements: each `[elements]`, f32.
 pub fn cell_spec(elements: usize) -> [TensorSpec; 3] {
-    CELL_PLANES.map(|name| TensorSpec::new(name, Dtype::F32, [elements]))
+    CELL_PLANES.map(|name| TensorSpec::f32(name, [elements]))
 }
 
 /// How many elements the cell has whose object is so long; none if no cell's is.

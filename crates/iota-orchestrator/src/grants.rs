@@ -1,0 +1,165 @@
+//! The grants that go with a lease: exactly the objects that its work names, and nothing else.
+
+use std::time::Duration;
+
+use iota_data::Sampler;
+use iota_protocol::work::{Checkpoint, Lease, ObjectName, ObjectRef, Seal, SegmentSource, Work};
+use iota_protocol::{RunId, RunSettings, SampleId, StageIndex, Timestamp};
+use iota_run::Description;
+use iota_store::{Grants, Method, ObjectKey};
+use iota_wire::{Grant, GrantMethod, GrantTarget, LeasedWork};
+
+/// Grants outlive the lease by this, so that late work can still arrive.
+const GRACE: Duration = Duration::from_secs(120);
+
+/// Signs what leases need.
+#[derive(Debug)]
+pub(crate) struct Granter {
+    run: RunId,
+    tail: StageIndex,
+    settings: RunSettings,
+    shards: Vec<Seal>,
+    sampler: Sampler,
+    signer: Grants,
+}
+
+/// Collects the grants of one lease.
+struct Collector<'a> {
+    granter: &'a Granter,
+    ttl: Duration,
+    now: Timestamp,
+    grants: Vec<Grant>,
+}
+
+impl Granter {
+    pub(crate) fn new(
+        settings: RunSettings,
+        description: &Description,
+        signer: Grants,
+    ) -> Result<Self, iota_run::Error> {
+        let shards = description
+            .data
+            .shards
+            .iter()
+            .map(|shard| Seal { digest: shard.digest, length: shard.length_bytes })
+            .collect();
+        let sampler = description.sampler()?;
+        Ok(Self { run: settings.run, tail: settings.tail(), settings, shards, sampler, signer })
+    }
+
+    /// The lease with its grants.
+    pub(crate) fn grant(&self, lease: &Lease, now: Timestamp) -> LeasedWork {
+        let ttl = lease.deadline.since(now) + GRACE;
+        let mut collector = Collector { granter: self, ttl, now, grants: Vec::new() };
+        collector.work(&lease.work, lease.stage);
+        LeasedWork { lease: lease.clone(), grants: collector.grants }
+    }
+}
+
+impl Collector<'_> {
+    fn work(&mut self, work: &Work, stage: StageIndex) {
+        let settings = &self.granter.settings;
+        let cell_bytes = |elements: u64| settings.cell_overhead_bytes + elements * settings.cell_element_bytes;
+        match work {
+            Work::Forward { sample, input, output } => {
+                self.read_operation(*sample, input.as_ref(), None, stage);
+                self.write(*output, settings.activation_bytes);
+            }
+            Work::Backward { sample, input, output_gradient, gradient, .. } => {
+                self.read_operation(*sample, input.as_ref(), output_gradient.as_ref(), stage);
+                if let Some(gradient) = gradient {
+                    self.write(*gradient, settings.activation_bytes);
+                }
+            }
+            Work::Upload { cells, .. } => {
+                for cell in cells {
+                    self.write(cell.output, cell_bytes(cell.range.end - cell.range.start));
+                }
+            }
+            Work::Merge { range, inputs, output, .. } => {
+                for input in inputs {
+                    self.read(&input.object);
+                }
+                self.write(*output, cell_bytes(range.end - range.start));
+            }
+            Work::Install { checkpoint } => self.read_checkpoint(checkpoint),
+            Work::Replay { checkpoint, entries, .. } => {
+                self.read_checkpoint(checkpoint);
+                for entry in entries {
+                    match &entry.work {
+                        Work::Forward { sample, input, .. } => {
+                            self.read_operation(*sample, input.as_ref(), None, stage);
+                        }
+                        Work::Backward { sample, input, output_gradient, .. } => {
+                            self.read_operation(*sample, input.as_ref(), output_gradient.as_ref(), stage);
+                        }
+                        // The rules log operations of a stage only.
+                        _ => {}
+                    }
+                }
+            }
+            Work::Inspect { object, .. } => self.read(object),
+        }
+    }
+
+    fn read_operation(
+        &mut self,
+        sample: SampleId,
+        input: Option<&ObjectRef>,
+        output_gradient: Option<&ObjectRef>,
+        stage: StageIndex,
+    ) {
+        for object in input.into_iter().chain(output_gradient) {
+            self.read(object);
+        }
+        if stage.get() == 0 || stage == self.granter.tail {
+            let shard = self.granter.sampler.slice(sample).shard;
+            let target = GrantTarget::Shard { index: u32::try_from(shard).expect("a manifest has fewer shards") };
+            let seal = self.granter.shards[shard];
+            let key = ObjectKey::Shard { run: self.granter.run, digest: seal.digest };
+            self.add_read(target, &key, &seal);
+        }
+    }
+
+    fn read_checkpoint(&mut self, checkpoint: &Checkpoint) {
+        for segment in &checkpoint.segments {
+            if let SegmentSource::Merged { object, .. } = &segment.source {
+                self.read(object);
+            }
+        }
+    }
+
+    fn read(&mut self, object: &ObjectRef) {
+        let key = ObjectKey::Object { run: self.granter.run, name: object.name };
+        self.add_read(GrantTarget::Object(object.name), &key, &object.seal);
+    }
+
+    fn add_read(&mut self, target: GrantTarget, key: &ObjectKey, seal: &Seal) {
+        if !self.grants.iter().any(|grant| grant.target == target) {
+            let grant = self.granter.signer.get(key, seal, self.ttl, self.now);
+            self.grants.push(travelling(target, grant));
+        }
+    }
+
+    fn write(&mut self, name: ObjectName, length_bytes: u64) {
+        let key = ObjectKey::Object { run: self.granter.run, name };
+        let grant = self.granter.signer.put(&key, length_bytes, self.ttl, self.now);
+        self.grants.push(travelling(GrantTarget::Object(name), grant));
+    }
+}
+
+/// A grant as it travels.
+fn travelling(target: GrantTarget, grant: iota_store::Grant) -> Grant {
+    Grant {
+        target,
+        method: match grant.method {
+            Method::Get => GrantMethod::Get,
+            Method::Put => GrantMethod::Put,
+        },
+        url: grant.url.into(),
+        headers: grant.headers,
+        length_bytes: grant.length_bytes,
+        digest: grant.digest,
+        expires_at: Timestamp::from_millis(grant.expires_at_ms),
+    }
+}

@@ -1,0 +1,179 @@
+//! From what an operator wants to what the rules, the peers and the store are given.
+
+use bytes::Bytes;
+use iota_data::{BatchShape, Corpus, DataManifest, Evaluation, Preparation, Split, Tokenizer};
+use iota_model::{ModelConfig, PlanError, UnknownPreset, preset};
+use iota_protocol::settings::InvalidSetting;
+use iota_protocol::{PeerId, RunId, RunSettings};
+use iota_run::{Description, VERSION, cell_spec};
+use iota_store::{ObjectKey, Store, tensor};
+
+use crate::Error;
+use crate::options::RunOptions;
+
+/// A run that cannot be set up as wanted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SetupError {
+    /// No such model.
+    #[error(transparent)]
+    Preset(#[from] UnknownPreset),
+    /// The model cannot be cut like this.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The corpus cannot be used.
+    #[error(transparent)]
+    Data(#[from] iota_data::Error),
+    /// A setting is out of range.
+    #[error(transparent)]
+    Setting(#[from] InvalidSetting),
+    /// The pieces do not fit together.
+    #[error(transparent)]
+    Description(#[from] iota_run::Error),
+    /// The operating system gives no randomness.
+    #[error("the operating system gives no randomness: {0}")]
+    Randomness(String),
+}
+
+/// Everything that a run begins with.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    settings: RunSettings,
+    description: Description,
+    held_out: DataManifest,
+    shards: Vec<(ObjectKey, Bytes)>,
+}
+
+/// Who takes part, as far as the operator decides it.
+#[derive(Debug, Clone, Default)]
+pub struct Participants {
+    /// Miners that every stage needs before training starts.
+    pub miners_to_start: u32,
+    /// Who may join as a validator.
+    pub validators: Vec<PeerId>,
+}
+
+/// Miners that a stage takes at most (IOTA's number).
+const MINERS_PER_STAGE_MAX: u32 = 50;
+/// Tokens in a shard, about: small enough to be fetched in an instant, large enough that few are needed.
+const SHARD_TOKENS: usize = 1 << 18;
+
+impl Setup {
+    /// Loads the corpus, cuts the model, checks every setting. Blocks for as long as it takes to read the corpus.
+    ///
+    /// # Errors
+    /// Says which option cannot be used and why.
+    pub fn new(options: &RunOptions, participants: Participants) -> Result<Self, SetupError> {
+        let model = preset(&options.preset)?;
+        Self::with_model(model, options, participants)
+    }
+
+    /// As [`new`](Self::new), with a model that has no name.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn with_model(
+        model: ModelConfig,
+        options: &RunOptions,
+        participants: Participants,
+    ) -> Result<Self, SetupError> {
+        let training = &options.training;
+        let plan = iota_model::StagePlan::new(&model, usize::from(options.stages))?;
+        let run = RunId::from_bytes(random()?);
+        let corpus = match options.corpus_path() {
+            Some(path) => Corpus::load(&path)?,
+            None => Corpus::bundled(),
+        };
+        let parts = corpus.split(training.held_out)?;
+        let shape = shape(training.sequences, &model);
+        let mut shards = Vec::new();
+        let mut prepare = |corpus: &Corpus, split: Split| -> Result<DataManifest, SetupError> {
+            // A shard's tokens are read in whole samples, so a multiple of one wastes none.
+            let sample_tokens = usize::try_from(shape.tokens()).unwrap_or(usize::MAX).max(1);
+            let shard_tokens = SHARD_TOKENS.next_multiple_of(sample_tokens);
+            let mut preparation = Preparation::new(corpus, Tokenizer::default(), split, shard_tokens)?;
+            for shard in &mut preparation {
+                shards.push((ObjectKey::shard(run, shard.entry.digest), shard.bytes.into()));
+            }
+            Ok(preparation.finish())
+        };
+        let data = prepare(&parts.training, Split::Training)?;
+        let held_out = prepare(&parts.held_out, Split::HeldOut)?;
+        Evaluation::new(&held_out, shape)?;
+        let description = Description {
+            version: VERSION,
+            run,
+            seed: options.seed,
+            model,
+            stages: options.stages,
+            sequences: training.sequences,
+            backwards_per_step: training.backwards_per_step,
+            optimizer: training.adamw(),
+            data,
+        };
+        description.sampler()?;
+        let cell_bytes = |elements| tensor::encoded_length(&cell_spec(elements));
+        let stage_parameters: Vec<u64> =
+            (0..usize::from(options.stages)).map(|stage| plan.layout(stage).elements() as u64).collect();
+        let miners_to_start = participants.miners_to_start;
+        let in_flight = match training.samples_in_flight {
+            0 => 3 * miners_to_start.max(1) * u32::from(options.stages),
+            samples => samples,
+        };
+        let settings = RunSettings {
+            run,
+            secret: random()?,
+            stage_parameters,
+            activation_bytes: description.activation_bytes()?,
+            cell_element_bytes: cell_bytes(2) - cell_bytes(1),
+            cell_overhead_bytes: cell_bytes(1) - (cell_bytes(2) - cell_bytes(1)),
+            sample_tokens: description.sample_tokens() as u64,
+            epochs: training.epochs,
+            samples_per_epoch: training.samples_per_epoch,
+            samples_in_flight: in_flight,
+            backwards_per_step: training.backwards_per_step,
+            miners_to_start,
+            miners_per_stage_max: MINERS_PER_STAGE_MAX.max(miners_to_start),
+            validators: participants.validators,
+            audit_every_epochs: training.audit_every_epochs,
+            learning_rate: training.schedule(),
+            timing: options.timing.into(),
+        };
+        settings.validate()?;
+        Ok(Self { settings, description, held_out, shards })
+    }
+
+    /// What the rules are given.
+    pub const fn settings(&self) -> &RunSettings {
+        &self.settings
+    }
+
+    /// What everybody is told.
+    pub const fn description(&self) -> &Description {
+        &self.description
+    }
+
+    /// The text that is never trained on.
+    pub const fn held_out(&self) -> &DataManifest {
+        &self.held_out
+    }
+
+    /// Writes the data to the store.
+    pub(crate) async fn publish(self, store: &Store) -> Result<(RunSettings, Description), Error> {
+        for (key, bytes) in self.shards {
+            store.put(&key, bytes).await?;
+        }
+        Ok((self.settings, self.description))
+    }
+}
+
+/// The shape of a sample.
+fn shape(sequences: u32, model: &ModelConfig) -> BatchShape {
+    BatchShape { sequences, context: u32::try_from(model.context).unwrap_or(u32::MAX) }
+}
+
+fn random<const N: usize>() -> Result<[u8; N], SetupError> {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).map_err(|error| SetupError::Randomness(error.to_string()))?;
+    Ok(bytes)
+}
