@@ -1,0 +1,232 @@
+//! The one table between our errors and gRPC's.
+//!
+//! | reason | code | also sent |
+//! |---|---|---|
+//! | `NOT_REGISTERED`, `RUN_OVER`, `STALE_EPOCH` | `FAILED_PRECONDITION` | |
+//! | `BANNED`, `NOT_A_VALIDATOR` | `PERMISSION_DENIED` | |
+//! | `FULL` | `RESOURCE_EXHAUSTED` | |
+//! | `UNKNOWN_LEASE`, `SUPERSEDED` | `ABORTED` | |
+//! | `WRONG_OUTCOME`, `WRONG_LENGTH`, `ORDINAL_USED`, `NOT_FINITE`, `OUT_OF_BOUNDS` | `INVALID_ARGUMENT` | |
+//! | `AUTH_..` | `UNAUTHENTICATED` | the server's clock with `AUTH_STALE` |
+//! | `INVALID_REQUEST` | `INVALID_ARGUMENT` | `BadRequest`: the field and what is wrong with it |
+//! | `REQUEST_TOO_LARGE` | `INVALID_ARGUMENT` | the bound |
+//! | `RATE_LIMITED` | `RESOURCE_EXHAUSTED` | `RetryInfo` |
+//! | `UNAVAILABLE` | `UNAVAILABLE` | `RetryInfo` |
+//! | `INTERNAL` | `INTERNAL` | |
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use iota_protocol::{Rejection, Timestamp};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::error::{ApiError, AuthFailure, CallError};
+
+impl From<ApiError> for Status {
+    fn from(error: ApiError) -> Self {
+        let mut metadata = HashMap::new();
+        let mut details = ErrorDetails::new();
+        let (code, reason) = match &error {
+            ApiError::Rejected(rejection) => (rejection_code(*rejection), rejection.code()),
+            ApiError::Unauthenticated(failure) => {
+                if let AuthFailure::Stale { server_time } = failure {
+                    metadata.insert(
+                        SERVER_TIME_MS.to_owned(),
+                        server_time.as_millis().to_string(),
+                    );
+                }
+                (Code::Unauthenticated, failure.code())
+            }
+            ApiError::Invalid(problem) => {
+                details.add_bad_request_violation(problem.path(), problem.problem());
+                (Code::InvalidArgument, INVALID_REQUEST)
+            }
+            ApiError::TooLarge { bytes_max } => {
+                metadata.insert(BYTES_MAX.to_owned(), bytes_max.to_string());
+                (Code::InvalidArgument, REQUEST_TOO_LARGE)
+            }
+            ApiError::RateLimited { retry_after } => {
+                details.set_retry_info(Some(*retry_after));
+                (Code::ResourceExhausted, RATE_LIMITED)
+            }
+            ApiError::Unavailable { retry_after } => {
+                details.set_retry_info(Some(*retry_after));
+                (Code::Unavailable, UNAVAILABLE)
+            }
+            ApiError::Internal => (Code::Internal, INTERNAL),
+        };
+        details.set_error_info(reason, DOMAIN, metadata);
+        Self::with_error_details(code, error.to_string(), details)
+    }
+}
+
+/// The reason that the server sent; for a status without one (the transport's, a proxy's), by its code.
+impl From<Status> for CallError {
+    fn from(status: Status) -> Self {
+        let details = status.get_error_details();
+        let retry_after = details.retry_info().and_then(|info| info.retry_delay);
+        let problem = status.message().to_owned();
+        if let Some(info) = details.error_info().filter(|info| info.domain == DOMAIN) {
+            let number = |key| {
+                info.metadata
+                    .get(key)
+                    .and_then(|text| text.parse().ok())
+                    .unwrap_or_default()
+            };
+            let server_time = Timestamp::from_millis(number(SERVER_TIME_MS));
+            match info.reason.as_str() {
+                INVALID_REQUEST => {
+                    let violation = details
+                        .bad_request()
+                        .and_then(|bad| bad.field_violations.first());
+                    return Self::Invalid {
+                        problem: violation.map_or(problem, |field| {
+                            format!("{}: {}", field.field, field.description)
+                        }),
+                    };
+                }
+                REQUEST_TOO_LARGE => {
+                    return Self::TooLarge {
+                        bytes_max: number(BYTES_MAX),
+                    };
+                }
+                reason => {
+                    if let Some(rejection) = Rejection::from_code(reason) {
+                        return Self::Rejected(rejection);
+                    }
+                    if let Some(failure) = AuthFailure::from_code(reason, server_time) {
+                        return Self::Unauthenticated(failure);
+                    }
+                }
+            }
+        }
+        match status.code() {
+            Code::Unavailable => Self::Unavailable {
+                retry_after,
+                problem,
+            },
+            Code::ResourceExhausted => Self::RateLimited {
+                retry_after: retry_after.unwrap_or(RETRY_AFTER_DEFAULT),
+            },
+            // tonic answers Cancelled when the deadline passes on our side, DeadlineExceeded on the other.
+            Code::DeadlineExceeded | Code::Cancelled => Self::TimedOut,
+            Code::Internal => Self::Internal,
+            Code::Unimplemented => Self::Unsupported,
+            Code::InvalidArgument => Self::Invalid { problem },
+            code => Self::Other { code, problem },
+        }
+    }
+}
+
+const fn rejection_code(rejection: Rejection) -> Code {
+    match rejection {
+        Rejection::Banned | Rejection::NotAValidator => Code::PermissionDenied,
+        Rejection::Full => Code::ResourceExhausted,
+        Rejection::UnknownLease | Rejection::Superseded => Code::Aborted,
+        Rejection::WrongOutcome
+        | Rejection::WrongLength
+        | Rejection::OrdinalUsed
+        | Rejection::NotFinite
+        | Rejection::OutOfBounds => Code::InvalidArgument,
+        // NotRegistered, RunOver, StaleEpoch, and whatever the rules add: the state of the run is in the way.
+        _ => Code::FailedPrecondition,
+    }
+}
+
+/// `google.rpc.ErrorInfo.domain` of all our errors.
+const DOMAIN: &str = "iota";
+
+const INVALID_REQUEST: &str = "INVALID_REQUEST";
+const REQUEST_TOO_LARGE: &str = "REQUEST_TOO_LARGE";
+const RATE_LIMITED: &str = "RATE_LIMITED";
+const UNAVAILABLE: &str = "UNAVAILABLE";
+const INTERNAL: &str = "INTERNAL";
+
+/// Keys of `google.rpc.ErrorInfo.metadata`.
+const SERVER_TIME_MS: &str = "server_time_ms";
+const BYTES_MAX: &str = "bytes_max";
+
+/// When a proxy refuses without saying for how long.
+const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ConversionError;
+
+    fn across(error: impl Into<ApiError>) -> CallError {
+        Status::from(error.into()).into()
+    }
+
+    #[test]
+    fn every_rejection_crosses_the_wire_with_its_code() {
+        for rejection in Rejection::ALL {
+            let status = Status::from(ApiError::from(rejection));
+            let info = status.get_details_error_info().unwrap();
+            assert_eq!(
+                (info.reason.as_str(), info.domain.as_str()),
+                (rejection.code(), "iota")
+            );
+            assert_ne!(status.code(), Code::Ok);
+            assert_eq!(CallError::from(status).rejection(), Some(rejection));
+        }
+    }
+
+    #[test]
+    fn every_authentication_failure_crosses_the_wire() {
+        for failure in AuthFailure::all(Timestamp::from_millis(1234)) {
+            assert_eq!(across(failure), CallError::Unauthenticated(failure));
+        }
+    }
+
+    #[test]
+    fn the_other_errors_keep_what_the_caller_needs() {
+        let retry_after = Duration::from_millis(1500);
+        assert_eq!(
+            across(ApiError::RateLimited { retry_after }),
+            CallError::RateLimited { retry_after }
+        );
+        assert_eq!(
+            across(ApiError::Unavailable { retry_after }).retry_after(),
+            Some(retry_after)
+        );
+        assert_eq!(
+            across(ApiError::TooLarge { bytes_max: 9 }),
+            CallError::TooLarge { bytes_max: 9 }
+        );
+        assert_eq!(across(ApiError::Internal), CallError::Internal);
+        let problem = "lease.id: is missing".to_owned();
+        assert_eq!(
+            across(ConversionError::new("lease.id", "is missing")),
+            CallError::Invalid { problem }
+        );
+    }
+
+    #[test]
+    fn a_status_of_another_origin_is_understood_by_its_code() {
+        assert_eq!(
+            CallError::from(Status::cancelled("Timeout expired")),
+            CallError::TimedOut
+        );
+        assert_eq!(
+            CallError::from(Status::unimplemented("")),
+            CallError::Unsupported
+        );
+        let problem = "connection refused".to_owned();
+        assert_eq!(
+            CallError::from(Status::unavailable(problem.clone())),
+            CallError::Unavailable {
+                retry_after: None,
+                problem
+            }
+        );
+        let foreign = ErrorDetails::with_error_info("BANNED", "example.org", HashMap::new());
+        let foreign = Status::with_error_details(Code::NotFound, "", foreign);
+        assert_eq!(
+            CallError::from(foreign).rejection(),
+            None,
+            "another domain's reason is not ours"
+        );
+    }
+}
