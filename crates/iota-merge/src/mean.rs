@@ -17,7 +17,7 @@
 //! forgives anything below one part in 2^25. For the same reason the mean never leaves the range of its inputs.
 //!
 //! Source: IOTA primer (arXiv 2507.17766), butterfly all-reduce. IOTA's published code computes the same quotient in
-//! f32, with 1 + the backward passes of a miner as its weight.
+//! f32 and rounds it to bf16, with 1 + the backward passes of a miner as its weight.
 
 use crate::error::Error;
 use crate::quarantine::{Quarantined, first_non_finite};

@@ -13,7 +13,7 @@ fn tensor(elements: impl Into<prop::collection::SizeRange>) -> impl Strategy<Val
 
 fn finite(bits: u32) -> f32 {
     match f32::from_bits(bits) {
-        _ if bits % 32 == 0 => f32::from_bits(bits & 0x8000_0000),
+        _ if bits.is_multiple_of(32) => f32::from_bits(bits & 0x8000_0000),
         _ if bits % 32 == 1 => f32::MAX.copysign(f32::from_bits(bits)),
         x if x.is_finite() => x,
         _ => f32::from_bits(bits & 0x807f_ffff),
@@ -56,7 +56,7 @@ fn bits(elements: &[f32]) -> Vec<u32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     /// The definition, written once more without chunks, slices or shortcuts.
     #[test]
