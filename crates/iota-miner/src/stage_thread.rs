@@ -148,7 +148,7 @@ impl Job {
             }
             Self::Upload(epoch, cells, learning_rate, reply) => {
                 drop(reply.send(is_current(epoch, engine).and_then(|()| {
-                    engine.finish(learning_rate);
+                    engine.finish(learning_rate)?;
                     let encoded = cells.iter().map(|cell| engine.cell(&cell.range)).collect::<Result<_, _>>()?;
                     Ok(Uploaded { cells: encoded, optimizer_steps: engine.optimizer_steps() })
                 })));

@@ -95,7 +95,11 @@ impl MinerWorker {
             .stage
             .backward(*session, *epoch, *sample, input, job)
             .await
-            .map_err(|error| failure(&error))?;
+            .map_err(|error| match failure(&error) {
+                // Gradients or weights have blown up, and the pass is in them.
+                Undone::Failed(Failure::NotFinite) => Undone::Tainted,
+                undone => undone,
+            })?;
         // From here on the gradient is in: what cannot be reported has to be undone by joining again.
         let sealed = match (gradient, result.gradient) {
             (None, None) => None,

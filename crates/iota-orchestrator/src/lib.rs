@@ -36,10 +36,10 @@ use std::time::Duration;
 use iota_identity::Keypair;
 use iota_node::clock::{Clock, SystemClock};
 use iota_node::shutdown::Shutdown;
-use iota_protocol::{Command, State};
+use iota_protocol::{Command, State, Timestamp};
 use iota_store::server::{Limits, S3Server};
 use iota_store::{Credentials, Grants, Store};
-use iota_wire::{Authenticator, RunInfo};
+use iota_wire::{AuthSettings, Authenticator, RunInfo, RunStatus};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
@@ -47,7 +47,7 @@ use tracing::{info, warn};
 pub use journal::{Journal, NoJournal, Record};
 pub use options::{RunOptions, TimingOptions, TrainingOptions};
 pub use setup::{Participants, Setup, SetupError};
-pub use status::status;
+pub use status::StatusTracker;
 
 use api::Api;
 use grants::Granter;
@@ -118,6 +118,7 @@ pub struct Orchestrator {
     run: iota_protocol::RunId,
     owner: OwnerHandle,
     state: watch::Receiver<Arc<State>>,
+    status: watch::Receiver<RunStatus>,
     store: Store,
     shutdown: Shutdown,
     serving: JoinHandle<Result<(), Error>>,
@@ -154,6 +155,11 @@ impl Orchestrator {
     /// The run's state, copied a few times a second.
     pub fn state(&self) -> watch::Receiver<Arc<State>> {
         self.state.clone()
+    }
+
+    /// How the run is doing, several times a second.
+    pub fn status(&self) -> watch::Receiver<RunStatus> {
+        self.status.clone()
     }
 
     /// All objects of the run.
@@ -281,11 +287,22 @@ impl OrchestratorBuilder {
             protocol_version: iota_wire::PROTOCOL_VERSION,
             config: description.to_json().map_err(SetupError::from)?,
         };
-        let authenticator = Authenticator::new(run, keypair.peer_id(), Arc::clone(&self.clock));
-        let api = Api { owner: handle.clone(), state: readers.clone(), info, clock: Arc::clone(&self.clock) };
+        let floor = Timestamp::default(); // a new run: there are no earlier requests to it
+        let authenticator = Authenticator::new(AuthSettings::new(run, keypair.peer_id()), floor);
+        let now = Arc::clone(&self.clock);
+        let clock = iota_wire::Clock::new(move || now.now());
+        let status = follow_status(readers.clone(), Arc::clone(&self.clock));
+        let api = Api {
+            owner: handle.clone(),
+            state: readers.clone(),
+            status: status.clone(),
+            info,
+            clock: Arc::clone(&self.clock),
+        };
+        let service = iota_wire::service(Arc::new(api), Arc::new(authenticator), clock).await;
         let ended = shutdown.wait();
         let serving = tokio::spawn(async move {
-            iota_wire::serve(listener, Arc::new(api), authenticator, ended)
+            iota_wire::serve(listener, service.routes, ended)
                 .await
                 .map_err(|error| Error::Serve(error.to_string()))
         });
@@ -297,6 +314,7 @@ impl OrchestratorBuilder {
             run,
             owner: handle,
             state: readers,
+            status,
             store,
             shutdown,
             serving,
@@ -305,6 +323,20 @@ impl OrchestratorBuilder {
             store_server,
         })
     }
+}
+
+/// Makes every new snapshot of the state into a status, until there are no more.
+fn follow_status(mut state: watch::Receiver<Arc<State>>, clock: Arc<dyn Clock>) -> watch::Receiver<RunStatus> {
+    let mut tracker = StatusTracker::new(clock.now());
+    let first = tracker.status(&state.borrow_and_update(), clock.now());
+    let (sender, receiver) = watch::channel(first);
+    tokio::spawn(async move {
+        while state.changed().await.is_ok() {
+            let snapshot = Arc::clone(&state.borrow_and_update());
+            sender.send_replace(tracker.status(&snapshot, clock.now()));
+        }
+    });
+    receiver
 }
 
 fn flatten(result: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(), Error> {

@@ -64,14 +64,12 @@ pub async fn merge(transfer: &Transfer, gate: &Gate, leased: &LeasedWork) -> Res
         .await??;
     }
     let bytes: Bytes = blocking(move || {
-        let merged = planes.map(Accumulator::finish);
-        let [Ok(parameters), Ok(first), Ok(second)] = merged else {
+        let [Ok(parameters), Ok(first), Ok(second)] = planes.map(Accumulator::finish) else {
             // Every upload was quarantined: there is nothing to average.
             return Err(Failure::NotFinite);
         };
-        let specs = cell_spec(elements);
-        tensor::encode(&[(&specs[0], &parameters[..]), (&specs[1], &first[..]), (&specs[2], &second[..])])
-            .map_err(|_| Failure::Internal)
+        let [a, b, c] = cell_spec(elements);
+        Ok(tensor::encode(&[(a, &parameters.elements), (b, &first.elements), (c, &second.elements)]))
     })
     .await??;
     let merged = transfer.upload(*output, bytes, leased).await?;

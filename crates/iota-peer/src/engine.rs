@@ -9,10 +9,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use iota_compute::{Input, Saved, Stage, StageOptions};
+use iota_compute::{Input, OptimizerSettings, Saved, Stage, StageOptions};
 use iota_protocol::work::{Checkpoint, ObjectName, SegmentSource};
 use iota_protocol::{Digest, Epoch, SampleId, StageIndex};
-use iota_run::{Description, Tokens, activation_spec, cell_spec};
+use iota_run::{AdamW, Description, Tokens, activation_spec, cell_spec};
 use iota_store::tensor::{self, TensorSpec};
 
 use crate::Error;
@@ -72,7 +72,9 @@ impl Engine {
     /// If the run has no such stage.
     pub fn new(description: Arc<Description>, index: StageIndex, threads: usize) -> Result<Self, Error> {
         let plan = description.plan()?;
-        let options = StageOptions { threads, optimizer: description.optimizer.clone(), ..StageOptions::default() };
+        let AdamW { beta1, beta2, epsilon, weight_decay, clip_norm } = description.optimizer;
+        let optimizer = OptimizerSettings { beta1, beta2, epsilon, weight_decay, clip_norm };
+        let options = StageOptions { threads, optimizer };
         let stage = Stage::new(&plan, usize::from(index.get()), options)?;
         let activation = activation_spec(&description);
         Ok(Self { description, activation, index, stage, epoch: None, ordinal: 0, pending: 0, kept: BTreeMap::new() })
@@ -109,15 +111,17 @@ impl Engine {
         cells: &BTreeMap<ObjectName, CellPlanes>,
     ) -> Result<Digest, Error> {
         self.epoch = None;
-        self.kept.clear();
+        for (_, kept) in std::mem::take(&mut self.kept) {
+            self.stage.discard(kept.saved);
+        }
         self.ordinal = 0;
         self.pending = 0;
-        self.stage.reset_gradients();
-        let elements = self.stage.elements() as u64;
+        self.stage.zero_gradients()?;
+        let elements = self.elements() as u64;
         let mut next = 0;
         // Initial weights are the same for every range of genesis, so they are made once, below what is merged.
         if checkpoint.segments.iter().any(|segment| segment.source == SegmentSource::Genesis) {
-            self.stage.initialise(self.description.seed);
+            self.stage.initialise(self.description.seed)?;
         }
         for segment in &checkpoint.segments {
             if segment.range.start != next || segment.range.end > elements || segment.range.is_empty() {
@@ -128,8 +132,9 @@ impl Engine {
             let planes = cells.get(&object.name).ok_or(Error::Checkpoint("a cell of it was not given"))?;
             let target = segment.range.start as usize..segment.range.end as usize;
             let source = *offset as usize..*offset as usize + target.len();
-            let mut state = self.stage.state_mut();
-            for (plane, values) in state.planes_mut().into_iter().zip(planes) {
+            let state = self.stage.state_mut();
+            for (plane, values) in [state.parameters, state.first_moment, state.second_moment].into_iter().zip(planes)
+            {
                 let values = values.get(source.clone()).ok_or(Error::Checkpoint("a segment exceeds its cell"))?;
                 plane[target.clone()].copy_from_slice(values);
             }
@@ -137,7 +142,7 @@ impl Engine {
         if next != elements {
             return Err(Error::Checkpoint("its segments do not cover the stage"));
         }
-        self.stage.set_optimizer_steps(checkpoint.optimizer_steps);
+        *self.stage.state_mut().optimizer_steps = checkpoint.optimizer_steps;
         self.epoch = Some(checkpoint.epoch);
         Ok(Digest::from_bytes(self.stage.digest()))
     }
@@ -150,10 +155,10 @@ impl Engine {
     pub fn forward(&mut self, sample: SampleId, input: &OperationInput) -> Result<(u32, Bytes), Error> {
         let (output, saved) = self.stage.forward(stage_input(self.is_head(), input)?)?;
         let digest = input.activation.as_ref().map(|(digest, _)| *digest);
-        self.kept.insert(sample, Kept { input: digest, saved });
-        let bytes = tensor::encode(&[(&self.activation, &output)])?;
-        self.stage.recycle(output);
-        Ok((self.next_ordinal(), bytes))
+        if let Some(earlier) = self.kept.insert(sample, Kept { input: digest, saved }) {
+            self.stage.discard(earlier.saved);
+        }
+        Ok((self.next_ordinal(), tensor::encode(&[(self.activation.clone(), &output)])))
     }
 
     /// Carries a sample's gradient back, adds to the stage's gradients, and steps the optimizer if it is time. At the
@@ -171,7 +176,13 @@ impl Engine {
     ) -> Result<BackwardResult, Error> {
         let is_head = self.is_head();
         let digest = input.activation.as_ref().map(|(digest, _)| *digest);
-        let kept = self.kept.remove(&sample).filter(|kept| !recompute && kept.input == digest);
+        let kept = match self.kept.remove(&sample) {
+            Some(kept) if recompute || kept.input != digest => {
+                self.stage.discard(kept.saved);
+                None
+            }
+            kept => kept,
+        };
         let recomputed = kept.is_none();
         let (loss, gradient) = match output_gradient {
             None if self.is_tail() => {
@@ -183,34 +194,36 @@ impl Engine {
             Some(output_gradient) if !self.is_tail() => {
                 let saved = match kept {
                     Some(kept) => kept.saved,
-                    None => {
-                        let (output, saved) = self.stage.forward(stage_input(is_head, input)?)?;
-                        self.stage.recycle(output);
-                        saved
-                    }
+                    None => self.stage.forward(stage_input(is_head, input)?)?.1,
                 };
                 (None, self.stage.backward(saved, output_gradient)?)
             }
             _ => return Err(Error::Input("the tail starts from the loss, every other stage from a gradient")),
         };
-        let gradient = gradient.map(|gradient| tensor::encode(&[(&self.activation, &gradient)])).transpose()?;
+        let gradient = gradient.map(|gradient| tensor::encode(&[(self.activation.clone(), &gradient)]));
         self.pending += 1;
         if self.pending >= self.description.backwards_per_step {
-            self.step(learning_rate);
+            self.step(learning_rate)?;
         }
         Ok(BackwardResult { ordinal: self.next_ordinal(), recomputed, gradient, loss })
     }
 
     /// Takes the optimizer step that is pending, if one is: the end of an epoch's training.
-    pub fn finish(&mut self, learning_rate: f32) {
-        if self.pending > 0 {
-            self.step(learning_rate);
-        }
+    ///
+    /// # Errors
+    /// If the gradients are not finite; nothing has been stepped then.
+    pub fn finish(&mut self, learning_rate: f32) -> Result<(), Error> {
+        if self.pending > 0 { self.step(learning_rate) } else { Ok(()) }
     }
 
     /// Optimizer steps that lie behind its weights.
     pub fn optimizer_steps(&self) -> u64 {
-        self.stage.optimizer_steps()
+        self.stage.state().optimizer_steps
+    }
+
+    /// Elements of the stage's flat parameters.
+    pub fn elements(&self) -> usize {
+        self.stage.state().parameters.len()
     }
 
     /// The object that holds a range of parameters and optimizer state.
@@ -219,23 +232,27 @@ impl Engine {
     /// If the range exceeds the stage.
     pub fn cell(&self, range: &Range<u64>) -> Result<Bytes, Error> {
         let range = range.start as usize..range.end as usize;
-        if range.is_empty() || range.end > self.stage.elements() {
+        if range.is_empty() || range.end > self.elements() {
             return Err(Error::Checkpoint("a cell exceeds the stage"));
         }
-        let specs = cell_spec(range.len());
-        let planes = self.stage.state().planes();
-        let tensors: Vec<_> = specs.iter().zip(planes).map(|(spec, plane)| (spec, &plane[range.clone()])).collect();
-        Ok(tensor::encode(&tensors)?)
+        let state = self.stage.state();
+        let planes = [state.parameters, state.first_moment, state.second_moment];
+        let tensors: Vec<_> =
+            cell_spec(range.len()).into_iter().zip(planes.map(|plane| &plane[range.clone()])).collect();
+        Ok(tensor::encode(&tensors))
     }
 
     /// Forgets what the forward of a sample has left: its result was not accepted, so it never happened.
     pub fn discard(&mut self, sample: SampleId) {
-        self.kept.remove(&sample);
+        if let Some(kept) = self.kept.remove(&sample) {
+            self.stage.discard(kept.saved);
+        }
     }
 
-    fn step(&mut self, learning_rate: f32) {
-        self.stage.step(learning_rate, self.pending);
+    fn step(&mut self, learning_rate: f32) -> Result<(), Error> {
+        self.stage.step(learning_rate, self.pending)?;
         self.pending = 0;
+        Ok(())
     }
 
     fn next_ordinal(&mut self) -> u32 {

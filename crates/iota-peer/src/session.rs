@@ -12,7 +12,7 @@ use iota_protocol::peer::{CallFailure, Effect, Peer, Stop};
 use iota_protocol::work::{Failure, Lease, Outcome, WorkKind};
 use iota_protocol::{LeaseId, Rejection, Role, Session, Timestamp};
 use iota_run::Description;
-use iota_wire::{CallError, CallErrorKind, Client, Joined, LeasedWork, WorkReply, WorkRequest};
+use iota_wire::{CallError, CallErrorKind, Client, ConnectOptions, Joined, LeasedWork, WorkReply, WorkRequest};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, info, warn};
@@ -82,7 +82,10 @@ pub async fn connect(
 ) -> Result<Option<(Client, Description)>, Error> {
     let mut wait = CONNECT_WAIT_MIN;
     loop {
-        let error = match Client::connect(url, Arc::clone(&keypair), Arc::clone(&clock)).await {
+        let now = Arc::clone(&clock);
+        let options =
+            ConnectOptions { clock: iota_wire::Clock::new(move || now.now()), ..ConnectOptions::default() };
+        let error = match Client::connect_with(url, Arc::clone(&keypair), options).await {
             Ok((client, info)) => return Ok(Some((client, Description::from_json(&info.config)?))),
             Err(error) if error.kind() == CallErrorKind::Retry => error,
             Err(error) => return Err(error.into()),

@@ -160,7 +160,7 @@ fn redo(
 }
 
 fn uploads_equal(engine: &mut Engine, upload: &UploadRecord) -> Result<bool, Error> {
-    engine.finish(upload.learning_rate);
+    engine.finish(upload.learning_rate)?;
     if engine.optimizer_steps() != upload.optimizer_steps || upload.cells.len() != upload.seals.len() {
         return Ok(false);
     }
