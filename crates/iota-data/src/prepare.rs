@@ -137,8 +137,9 @@ impl Iterator for Preparation<'_> {
         }
         let last = waiting <= 2 * self.shard_tokens;
         let advance = if last { waiting - 1 } else { self.shard_tokens };
-        let shard = Shard::new(&self.pending[self.taken..=self.taken + advance], self.manifest.vocabulary)
-            .expect("a tokenizer stays in its vocabulary, and a shard twice as long as asked for is not too long");
+        let tokens = &self.pending[self.taken..=self.taken + advance];
+        let shard = Shard::new(tokens, self.manifest.vocabulary)
+            .expect("a tokenizer stays in its vocabulary, and `new` checked twice the length");
         self.taken += advance;
 
         let bytes = shard.encode();

@@ -121,7 +121,7 @@ pub fn weighted_mean_into(
 /// Merges copies that come one after the other, holding none of them.
 ///
 /// Gives the bits of [`weighted_mean`] over the same copies in the same order. Takes 8 bytes per element however many
-/// copies there are.
+/// copies there are, and moves several times the memory, for the sums do not stay in cache from one copy to the next.
 ///
 /// ```
 /// use iota_merge::Accumulator;

@@ -284,3 +284,27 @@ fn an_empty_range_merges_to_an_empty_range() {
         })
     );
 }
+
+/// M3 across machines: `tests/mean.py` computes the same merge without this crate and prints this hash.
+#[test]
+fn the_bits_are_those_of_another_implementation() {
+    const ELEMENTS: usize = 5000;
+    let weights = [3, 17, 1, (1_u64 << 53) + 1, 250];
+    let mut state = 1_u64;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        f32::from_bits((state >> 32) as u32 & 0xbfff_ffff)
+    };
+    let copies =
+        weights.map(|weight| ((0..ELEMENTS).map(|_| next()).collect::<Vec<f32>>(), weight));
+    let merged = weighted_mean(&borrowed(&copies)).unwrap().elements;
+    let fnv = merged
+        .iter()
+        .flat_map(|x| x.to_le_bytes())
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        });
+    assert_eq!(fnv, 0x3b060b85841ec920);
+}
