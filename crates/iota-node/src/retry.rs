@@ -14,6 +14,7 @@
 //! Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015 (full jitter).
 
 use std::fmt;
+use std::future::Future;
 use std::time::Duration;
 
 use tracing::debug;
@@ -159,11 +160,16 @@ impl<'a> Retry<'a> {
     ///
     /// # Errors
     /// The last attempt's error.
-    pub async fn run<T, E: std::error::Error + 'static>(
+    pub async fn run<T, E, F>(
         &self,
-        mut operation: impl AsyncFnMut(u32) -> Result<T, E>,
+        mut operation: impl FnMut(u32) -> F,
         mut decide: impl FnMut(&E) -> Decision,
-    ) -> Result<T, RetryError<E>> {
+    ) -> Result<T, RetryError<E>>
+    where
+        E: std::error::Error + 'static,
+        // An `AsyncFnMut` would read better, but its futures cannot be spawned: "`Send` is not general enough".
+        F: Future<Output = Result<T, E>>,
+    {
         let mut backoff = Backoff::new(&self.policy, self.seed);
         let last_start = self.clock.now() + self.policy.elapsed_max;
         let mut attempts = 0;
@@ -206,6 +212,9 @@ impl<'a> Retry<'a> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use iota_protocol::Timestamp;
 
     use super::*;
@@ -233,7 +242,10 @@ mod tests {
     ) -> RetryError<Failed> {
         let retry = Retry::new(policy, 7, clock, &Shutdown::new());
         retry
-            .run(async |attempt| Err::<(), _>(Failed(attempt)), |_| decision)
+            .run(
+                |attempt| async move { Err::<(), _>(Failed(attempt)) },
+                |_| decision,
+            )
             .await
             .expect_err("it always fails")
     }
@@ -244,7 +256,7 @@ mod tests {
         let retry = Retry::new(POLICY, 7, &clock, &Shutdown::new());
         let third = retry
             .run(
-                async |attempt| {
+                |attempt| async move {
                     if attempt < 3 {
                         Err(Failed(attempt))
                     } else {
@@ -327,8 +339,9 @@ mod tests {
         let clock = ManualClock::new(Timestamp::from_millis(0));
         let shutdown = Shutdown::new();
         let retry = Retry::new(POLICY, 7, &clock, &shutdown);
-        let attempt = async |attempt| {
-            shutdown.request();
+        let stops = &shutdown;
+        let attempt = |attempt| async move {
+            stops.request();
             tokio::task::yield_now().await;
             Err::<(), _>(Failed(attempt))
         };
@@ -340,6 +353,33 @@ mod tests {
             (error.attempts, error.stopped, error.source),
             (1, Stopped::Shutdown, Failed(1))
         );
+    }
+
+    #[tokio::test]
+    async fn a_retry_may_run_in_a_task_of_its_own() {
+        let clock: Arc<dyn Clock> = Arc::new(clock());
+        let (calls, shutdown) = (Arc::new(AtomicU32::new(0)), Shutdown::new());
+        let counted = Arc::clone(&calls);
+        let task = tokio::spawn(async move {
+            let message = String::from("a request that every attempt borrows");
+            let retry = Retry::new(POLICY, 7, &*clock, &shutdown);
+            let (message, counted) = (&message, &counted);
+            let call = |attempt| async move {
+                tokio::task::yield_now().await;
+                counted.fetch_add(1, Ordering::Relaxed);
+                if attempt < 2 {
+                    Err(Failed(attempt))
+                } else {
+                    Ok(message.len())
+                }
+            };
+            retry
+                .run(call, |_| Decision::Retry)
+                .await
+                .map_err(|error| error.stopped)
+        });
+        assert_eq!(task.await.expect("the task does not panic"), Ok(36));
+        assert_eq!(calls.load(Ordering::Relaxed), 2);
     }
 
     #[test]

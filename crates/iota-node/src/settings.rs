@@ -8,7 +8,8 @@
 //! ```
 //!
 //! A setting's *key* is its path with dots: `run.epochs`. In the environment the dots are `__` and the letters are
-//! capitals. Lists are replaced whole; tables are merged key by key.
+//! capitals. Lists are replaced whole; tables are merged key by key, unless a variable holds a whole table
+//! (`IOTA_OPTIMIZER='{ muon = { momentum = 0.9 } }'`), which then replaces the one below.
 //!
 //! A settings type is plain serde data; [`Layers::load`] reads it with a deserializer that knows where every value
 //! came from. The type's own fields are the known keys, whether or not it says `deny_unknown_fields`, so a misspelt
@@ -159,7 +160,7 @@ pub struct Loaded<T> {
 impl<T> Loaded<T> {
     /// Where the value of this key came from. `None` if no layer has it: the type filled it in.
     pub fn origin(&self, key: &str) -> Option<&Origin> {
-        self.origins.get(key)
+        origin_of(key, &self.origins)
     }
 
     /// The settings as a TOML file that loads to the same settings, every line with the origin of its value.
@@ -189,6 +190,12 @@ fn join(parent: &str, name: &str) -> String {
     } else {
         format!("{parent}.{name}")
     }
+}
+
+/// The origin of `key`, or of the table around it if that came as one piece, as a variable may bring it.
+fn origin_of<'a>(key: &str, origins: &'a BTreeMap<String, Origin>) -> Option<&'a Origin> {
+    let shorter = std::iter::successors(Some(key), |key| Some(key.rsplit_once('.')?.0));
+    shorter.filter_map(|key| origins.get(key)).next()
 }
 
 /// The variable that sets this key.

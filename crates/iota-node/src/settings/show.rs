@@ -39,7 +39,9 @@ fn collect(
                 collect(&key, &written, inner, origins, lines)
             }
             value => {
-                let origin = origins.get(&key).cloned().unwrap_or(Origin::Default);
+                let origin = super::origin_of(&key, origins)
+                    .cloned()
+                    .unwrap_or(Origin::Default);
                 lines.push((format!("{written} = {value}"), origin));
             }
         }

@@ -197,6 +197,9 @@ fn a_variable_may_hold_a_whole_table() {
         loaded.settings.optimizer,
         Optimizer::Muon { momentum: 0.25 }
     );
+    let from = Origin::Variable("IOTA_OPTIMIZER".to_owned());
+    assert_eq!(loaded.origin("optimizer.muon.momentum"), Some(&from));
+    assert!(loaded.show().unwrap().contains("# IOTA_OPTIMIZER\n"));
 }
 
 #[test]
