@@ -7,7 +7,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::plan::{Stage, StagePlan};
+use crate::plan::{StagePlan, StageSpan};
 
 /// One tensor of a model. Prints as its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -150,7 +150,7 @@ pub struct StageLayout {
 }
 
 impl StageLayout {
-    pub(crate) fn new(plan: &StagePlan, stage: &Stage) -> Self {
+    pub(crate) fn new(plan: &StagePlan, stage: &StageSpan) -> Self {
         let config = plan.config();
         let (width, feed_forward, key_value) =
             (config.width, config.feed_forward, config.key_value_width());

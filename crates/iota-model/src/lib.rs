@@ -48,5 +48,5 @@ pub mod presets;
 
 pub use config::{InvalidModel, ModelConfig, Rope, RopeScaling};
 pub use layout::{BlockTensor, Initialisation, StageLayout, TensorId, TensorLayout};
-pub use plan::{PlanError, Stage, StagePlan, StageRole};
+pub use plan::{PlanError, StagePlan, StageRole, StageSpan};
 pub use presets::{UnknownPreset, preset};

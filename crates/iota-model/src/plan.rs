@@ -32,7 +32,7 @@ impl StageRole {
 
 /// The stretch of a model that a miner holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stage {
+pub struct StageSpan {
     /// What it does at its ends.
     pub role: StageRole,
     /// Its blocks. Never empty.
@@ -48,7 +48,7 @@ pub struct StagePlan {
     config: ModelConfig,
     /// A boundary at `i` lies before block `i`.
     boundaries: Vec<usize>,
-    stages: Vec<Stage>,
+    stages: Vec<StageSpan>,
 }
 
 /// A model that cannot be cut like that.
@@ -152,7 +152,7 @@ impl StagePlan {
                     (false, false) => StageRole::Body,
                     (false, true) => StageRole::Tail,
                 };
-                Stage {
+                StageSpan {
                     role,
                     blocks: start..end,
                 }
@@ -200,7 +200,7 @@ impl StagePlan {
     }
 
     /// The stages from head to tail. Never empty.
-    pub fn stages(&self) -> &[Stage] {
+    pub fn stages(&self) -> &[StageSpan] {
         &self.stages
     }
 
@@ -338,7 +338,7 @@ mod tests {
         let plan = StagePlan::new(&preset("testnet").unwrap(), 1).unwrap();
         assert_eq!(
             plan.stages(),
-            [Stage {
+            [StageSpan {
                 role: StageRole::Whole,
                 blocks: 0..6
             }]

@@ -1,0 +1,334 @@
+//! Matrix products with the same bits on every CPU.
+//!
+//! Each element of a product is *defined* as follows. The sum is cut into stretches of [`STRETCH`] terms; each stretch is
+//! a chain of fused multiply-adds from zero, in order; the stretches are added to the element in order. The `gemm` crate
+//! computes just that for a stretch, as long as its register tiles are used: it never cuts a sum of at most 512 terms,
+//! whereas longer ones it cuts by the sizes of the CPU's caches. Where it would take another path (thin or very small
+//! products, which it sums across vector lanes; CPUs for which it has no fused kernels), the chain is written out here.
+#![expect(
+    unsafe_code,
+    reason = "the gemm crate takes pointers, and kernels are compiled for several instruction sets"
+)]
+
+use gemm::Parallelism;
+
+use super::instructions::{InstructionSet, vectorised};
+
+/// Terms that are summed before the partial sum is rounded into the result. `gemm` leaves sums of this length whole.
+const STRETCH: usize = 512;
+
+/// Up to so many elements `gemm` would compute by sums across lanes.
+const SMALL_PRODUCT: usize = 16 * 16;
+
+/// A matrix somewhere in a slice: element `(i, j)` is at `i * row_stride + j * column_stride`.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    pub(super) data: &'a [f32],
+    pub(super) row_stride: usize,
+    pub(super) column_stride: usize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows one after the other, `row_stride` apart.
+    pub(super) const fn rows(data: &'a [f32], row_stride: usize) -> Self {
+        Self {
+            data,
+            row_stride,
+            column_stride: 1,
+        }
+    }
+
+    /// The transpose of a matrix whose rows lie `row_stride` apart.
+    pub(super) const fn transposed(data: &'a [f32], row_stride: usize) -> Self {
+        Self {
+            data,
+            row_stride: 1,
+            column_stride: row_stride,
+        }
+    }
+
+    fn assert_holds(&self, rows: usize, columns: usize) {
+        let last = (rows - 1) * self.row_stride + (columns - 1) * self.column_stride;
+        assert!(
+            last < self.data.len(),
+            "a {rows} x {columns} matrix exceeds its slice"
+        );
+    }
+}
+
+/// Rows of the result, its columns, and the terms of each sum.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Size {
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) inner: usize,
+}
+
+/// `out = a b`, or `out += a b` if `add`; `out`'s rows lie `out_stride` apart.
+///
+/// # Panics
+/// If a matrix exceeds its slice, or rows of `out` overlap.
+pub(super) fn matmul(
+    instructions: InstructionSet,
+    parallelism: Parallelism,
+    size: Size,
+    (out, out_stride): (&mut [f32], usize),
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    add: bool,
+) {
+    let Size {
+        rows,
+        columns,
+        inner,
+    } = size;
+    if rows == 0 || columns == 0 {
+        return;
+    }
+    assert!(
+        columns <= out_stride && (rows - 1) * out_stride + columns <= out.len(),
+        "the result exceeds its slice"
+    );
+    if inner == 0 {
+        if !add {
+            out.chunks_mut(out_stride)
+                .take(rows)
+                .for_each(|row| row[..columns].fill(0.0));
+        }
+        return;
+    }
+    a.assert_holds(rows, inner);
+    b.assert_holds(inner, columns);
+
+    let across_lanes = a.column_stride == 1 && b.row_stride == 1 && rows * columns <= SMALL_PRODUCT;
+    let thin = rows == 1 || columns == 1;
+    for start in (0..inner).step_by(STRETCH) {
+        let terms = STRETCH.min(inner - start);
+        let add = add || start > 0;
+        let a = Matrix {
+            data: &a.data[start * a.column_stride..],
+            ..a
+        };
+        let b = Matrix {
+            data: &b.data[start * b.row_stride..],
+            ..b
+        };
+        if across_lanes || thin || terms <= 2 || !instructions.has_fused_gemm() {
+            chain(
+                instructions,
+                out,
+                out_stride,
+                a,
+                b,
+                rows,
+                columns,
+                terms,
+                add,
+            );
+            continue;
+        }
+        // SAFETY: the assertions above hold for all of `inner`, hence for each stretch: every element that gemm reads
+        // of `a` and `b`, and reads or writes of `out`, is inside the slice. `out` is borrowed mutably, so it overlaps
+        // neither, and its rows are disjoint because `columns <= out_stride`.
+        unsafe {
+            gemm::gemm(
+                rows,
+                columns,
+                terms,
+                out.as_mut_ptr(),
+                1,
+                out_stride as isize,
+                add,
+                a.data.as_ptr(),
+                a.column_stride as isize,
+                a.row_stride as isize,
+                b.data.as_ptr(),
+                b.column_stride as isize,
+                b.row_stride as isize,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                parallelism,
+            );
+        }
+    }
+}
+
+vectorised! {
+    /// One stretch by its definition, a tile of columns at a time.
+    fn chain(
+        out: &mut [f32],
+        out_stride: usize,
+        a: Matrix<'_>,
+        b: Matrix<'_>,
+        rows: usize,
+        columns: usize,
+        terms: usize,
+        add: bool,
+    ) {
+        const TILE: usize = 64;
+        for row in 0..rows {
+            for first in (0..columns).step_by(TILE) {
+                let tile = TILE.min(columns - first);
+                let mut sums = [0.0_f32; TILE];
+                for term in 0..terms {
+                    let factor = a.data[row * a.row_stride + term * a.column_stride];
+                    let start = term * b.row_stride + first * b.column_stride;
+                    if b.column_stride == 1 {
+                        for (sum, &value) in sums[..tile].iter_mut().zip(&b.data[start..start + tile]) {
+                            *sum = factor.mul_add(value, *sum);
+                        }
+                    } else {
+                        for (sum, value) in sums[..tile].iter_mut().zip(b.data[start..].iter().step_by(b.column_stride)) {
+                            *sum = factor.mul_add(*value, *sum);
+                        }
+                    }
+                }
+                let out = &mut out[row * out_stride + first..][..tile];
+                for (out, sum) in out.iter_mut().zip(sums) {
+                    *out = if add { *out + sum } else { sum };
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn values(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(2_654_435_761).max(1);
+        (0..count)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 17;
+                state ^= state << 5;
+                (state >> 8) as f32 / 8_388_608.0 - 1.0
+            })
+            .collect()
+    }
+
+    /// The definition, element by element.
+    fn defined(size: Size, out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, add: bool) {
+        for row in 0..size.rows {
+            for column in 0..size.columns {
+                let element = &mut out[row * size.columns + column];
+                for start in (0..size.inner).step_by(STRETCH) {
+                    let mut sum = 0.0_f32;
+                    for term in start..size.inner.min(start + STRETCH) {
+                        let left = a.data[row * a.row_stride + term * a.column_stride];
+                        sum = left
+                            .mul_add(b.data[term * b.row_stride + column * b.column_stride], sum);
+                    }
+                    *element = if add || start > 0 {
+                        *element + sum
+                    } else {
+                        sum
+                    };
+                }
+            }
+        }
+    }
+
+    fn check(rows: usize, columns: usize, inner: usize) {
+        let size = Size {
+            rows,
+            columns,
+            inner,
+        };
+        let (left, right) = (values(rows * inner, 1), values(inner * columns, 2));
+        let lefts = [Matrix::rows(&left, inner), Matrix::transposed(&left, rows)];
+        let rights = [
+            Matrix::rows(&right, columns),
+            Matrix::transposed(&right, inner),
+        ];
+        for a in lefts {
+            for b in rights {
+                for add in [false, true] {
+                    let before = values(rows * columns, 3);
+                    let mut expected = before.clone();
+                    defined(size, &mut expected, a, b, add);
+                    for instructions in InstructionSet::available() {
+                        for parallelism in [Parallelism::None, Parallelism::Rayon(3)] {
+                            let mut out = before.clone();
+                            matmul(
+                                instructions,
+                                parallelism,
+                                size,
+                                (&mut out, columns),
+                                a,
+                                b,
+                                add,
+                            );
+                            let same = out
+                                .iter()
+                                .zip(&expected)
+                                .all(|(x, y)| x.to_bits() == y.to_bits());
+                            assert!(same, "{size:?} {instructions:?} {parallelism:?} add: {add}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_equal_their_definition_where_gemm_changes_its_ways() {
+        for (rows, columns, inner) in [
+            (1, 40, 70),
+            (40, 1, 70),
+            (16, 16, 64),
+            (17, 16, 64),
+            (70, 33, 1),
+            (70, 33, 2),
+            (20, 30, 513),
+            (65, 129, 1100),
+        ] {
+            check(rows, columns, inner);
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn products_equal_their_definition(rows in 1..90_usize, columns in 1..90_usize, inner in 1..150_usize) {
+            check(rows, columns, inner);
+        }
+    }
+
+    #[test]
+    fn an_empty_sum_is_zero() {
+        let empty = Matrix::rows(&[], 0);
+        let mut out = [1.0; 4];
+        let size = Size {
+            rows: 2,
+            columns: 2,
+            inner: 0,
+        };
+        matmul(
+            InstructionSet::detect(),
+            Parallelism::None,
+            size,
+            (&mut out, 2),
+            empty,
+            empty,
+            true,
+        );
+        assert_eq!(out, [1.0; 4]);
+        matmul(
+            InstructionSet::detect(),
+            Parallelism::None,
+            size,
+            (&mut out, 2),
+            empty,
+            empty,
+            false,
+        );
+        assert_eq!(out, [0.0; 4]);
+    }
+}

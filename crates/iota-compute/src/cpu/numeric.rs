@@ -1,0 +1,116 @@
+//! Scalar functions and reductions that give the same bits whatever vector instructions they are compiled for.
+//!
+//! All are inlined into kernels, where the compiler turns loops over them into vector code.
+
+/// Partial sums of a reduction. Sixteen fill one 512-bit register, or two of 256 bits.
+pub(super) const LANES: usize = 16;
+
+/// `e^x` to within two units in the last place; 0 below -87, and finite above 88.
+///
+/// The usual way: `x = n ln 2 + r` with `|r| <= ln 2 / 2`, a polynomial for `e^r` (coefficients of Cephes' `expf`), and
+/// `2^n` by its bits. `ln 2` is split in two parts, so that `r` keeps its low bits.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    // Adding and subtracting 1.5 * 2^23 rounds to the nearest integer, ties to even.
+    const ROUND: f32 = 12_582_912.0;
+    // 2^-126 is the smallest that the exponent's bits can say.
+    const LOWEST: f32 = -87.0;
+    const HIGHEST: f32 = 88.0;
+
+    let clamped = x.clamp(LOWEST, HIGHEST);
+    let n = clamped.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, clamped));
+    let mut polynomial = 1.987_569_1e-4_f32;
+    polynomial = polynomial.mul_add(r, 1.398_199_9e-3);
+    polynomial = polynomial.mul_add(r, 8.333_452e-3);
+    polynomial = polynomial.mul_add(r, 4.166_579_6e-2);
+    polynomial = polynomial.mul_add(r, 1.666_666_5e-1);
+    polynomial = polynomial.mul_add(r, 5.000_000_1e-1);
+    let mantissa = (polynomial * r).mul_add(r, r) + 1.0;
+    // |n| <= 127, so the cast neither saturates nor wraps, and 2^n is a normal number.
+    let power = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    if x < LOWEST { 0.0 } else { mantissa * power }
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(super) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// Sum of `term(0) .. term(count - 1)`, by lanes: lane `l` adds up terms `l`, `l + 16`, and so on.
+#[inline(always)]
+pub(super) fn sum(count: usize, term: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let whole = count - count % LANES;
+    let mut start = 0;
+    while start < whole {
+        for (lane, partial) in lanes.iter_mut().enumerate() {
+            *partial += term(start + lane);
+        }
+        start += LANES;
+    }
+    let mut total = 0.0;
+    for partial in lanes {
+        total += partial;
+    }
+    for index in whole..count {
+        total += term(index);
+    }
+    total
+}
+
+/// The largest element; negative infinity if there is none.
+#[inline(always)]
+pub(super) fn max(values: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (largest, &value) in lanes.iter_mut().zip(chunk) {
+            *largest = if value > *largest { value } else { *largest };
+        }
+    }
+    lanes
+        .iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |largest, &value| {
+            if value > largest { value } else { largest }
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_units_in_the_last_place() {
+        let mut x = -86.9_f32;
+        while x < 88.0 {
+            let exact = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - exact).abs() / exact;
+            assert!(
+                error < 2.0 * f64::from(f32::EPSILON),
+                "e^{x} is off by {error:e}"
+            );
+            x += 0.003_7;
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert!(exp(1000.0).is_finite());
+    }
+
+    #[test]
+    fn sums_and_maxima_take_every_element_once() {
+        for count in [0, 1, 15, 16, 17, 100] {
+            assert_eq!(
+                sum(count, |index| index as f32),
+                (count * count.saturating_sub(1) / 2) as f32
+            );
+            let values: Vec<f32> = (0..count).map(|index| ((index * 7) % 101) as f32).collect();
+            let largest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            assert_eq!(max(&values), largest);
+        }
+    }
+}

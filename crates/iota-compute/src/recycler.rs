@@ -1,0 +1,49 @@
+//! Buffers that are used again.
+
+use std::collections::BTreeMap;
+
+use crate::backend::Backend;
+use crate::error::Result;
+
+/// Keeps buffers that are done with, by their length, so that a pass after the first allocates nothing large. It grows to
+/// what was in use at one time, at most.
+#[derive(Debug)]
+pub(crate) struct Recycler<B: Backend> {
+    free: BTreeMap<usize, Vec<B::Buffer>>,
+}
+
+impl<B: Backend> Recycler<B> {
+    pub(crate) const fn new() -> Self {
+        Self {
+            free: BTreeMap::new(),
+        }
+    }
+
+    /// A buffer of this length. What it holds is left over from somewhere.
+    pub(crate) fn take(&mut self, backend: &B, elements: usize) -> Result<B::Buffer> {
+        match self.free.get_mut(&elements).and_then(Vec::pop) {
+            Some(buffer) => Ok(buffer),
+            None => backend.allocate(elements),
+        }
+    }
+
+    pub(crate) fn give(&mut self, backend: &B, buffer: B::Buffer) {
+        self.free
+            .entry(backend.elements(&buffer))
+            .or_default()
+            .push(buffer);
+    }
+
+    /// Frees what is not in use.
+    pub(crate) fn clear(&mut self) {
+        self.free.clear();
+    }
+
+    /// Elements that are kept for later.
+    pub(crate) fn elements(&self) -> usize {
+        self.free
+            .iter()
+            .map(|(elements, buffers)| elements * buffers.len())
+            .sum()
+    }
+}

@@ -1,0 +1,281 @@
+//! The same model as a plain composition of candle's tensor operations, with candle's autograd.
+//!
+//! It is slow and short, and made of operations that have a gradient in candle (many fast ones of `candle-nn` silently have
+//! none). Tests hold the stage to it; users can read it as the definition of the model, or start experiments from it.
+
+use std::collections::BTreeMap;
+
+use candle_core::{D, DType, Device, Tensor, Var};
+use iota_model::{BlockTensor, StageLayout, StagePlan, TensorId};
+
+use crate::error::{Error, Result};
+use crate::stage::Input;
+
+/// A stage as candle variables.
+#[derive(Debug)]
+pub struct Reference {
+    plan: StagePlan,
+    layout: StageLayout,
+    blocks: std::ops::Range<usize>,
+    variables: BTreeMap<TensorId, Var>,
+    dtype: DType,
+}
+
+
+impl Reference {
+    /// From a stage's flat parameters. With [`DType::F64`], rounding is out of the way of comparisons.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchStage`]; [`Error::Length`] if these are not the stage's parameters.
+    pub fn new(plan: &StagePlan, stage: usize, parameters: &[f32], dtype: DType) -> Result<Self> {
+        let stages = plan.stages().len();
+        let span = plan.stages().get(stage).ok_or(Error::NoSuchStage {
+            index: stage,
+            stages,
+        })?;
+        let layout = plan.layout(stage);
+        if layout.elements() != parameters.len() {
+            let (expected, actual) = (layout.elements(), parameters.len());
+            return Err(Error::Length {
+                what: "the list of parameters",
+                expected,
+                actual,
+            });
+        }
+        let variables = layout
+            .tensors()
+            .iter()
+            .map(|tensor| {
+                let values = Tensor::from_slice(
+                    &parameters[tensor.range()],
+                    tensor.shape.as_slice(),
+                    &Device::Cpu,
+                )?;
+                Ok((tensor.id, Var::from_tensor(&values.to_dtype(dtype)?)?))
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            plan: plan.clone(),
+            blocks: span.blocks.clone(),
+            layout,
+            variables,
+            dtype,
+        })
+    }
+
+    /// What the stage sends on, `[sequences, tokens, boundary_width]`. An activation comes in as a [`Var`] if its
+    /// gradient is wanted.
+    ///
+    /// # Errors
+    /// [`Error::Reference`].
+    pub fn output(&self, input: &Tensor) -> Result<Tensor> {
+        let mut x = match self.variables.get(&TensorId::Embedding) {
+            Some(embedding) => {
+                let (sequences, tokens) = input.dims2()?;
+                embedding.index_select(&input.flatten_all()?, 0)?.reshape((
+                    sequences,
+                    tokens,
+                    (),
+                ))?
+            }
+            None => input.clone(),
+        };
+        for block in self.blocks.clone() {
+            x = self.block(block, &x)?;
+        }
+        Ok(x)
+    }
+
+    /// The last stage's mean loss in nats per token. `targets`: `[sequences, tokens]`.
+    ///
+    /// # Errors
+    /// [`Error::Reference`].
+    pub fn loss(&self, input: &Tensor, targets: &Tensor) -> Result<Tensor> {
+        let x = self.norm(&self.output(input)?, TensorId::FinalNorm)?;
+        let logits = self.linear(&x, TensorId::Projection)?.flatten_to(1)?;
+        let targets = targets.flatten_all()?.unsqueeze(1)?;
+        let log_shares = candle_nn::ops::log_softmax(&logits, D::Minus1)?;
+        Ok(log_shares.gather(&targets, 1)?.mean_all()?.neg()?)
+    }
+
+    /// The input as a tensor: tokens as `[sequences, tokens]`, an activation as a variable
+    /// `[sequences, tokens, boundary_width]`.
+    ///
+    /// # Errors
+    /// [`Error::Reference`].
+    pub fn input(&self, input: Input<'_>) -> Result<Tensor> {
+        let context = self.plan.config().context;
+        match input {
+            Input::Tokens(tokens) => Ok(Tensor::from_slice(
+                tokens,
+                (tokens.len().div_ceil(context), tokens.len().min(context)),
+                &Device::Cpu,
+            )?),
+            Input::Activation(values) => {
+                let width = self.plan.boundary_width();
+                let rows = values.len() / width;
+                let shape = (rows.div_ceil(context), rows.min(context), width);
+                let values =
+                    Tensor::from_slice(values, shape, &Device::Cpu)?.to_dtype(self.dtype)?;
+                Ok(Var::from_tensor(&values)?.into_inner())
+            }
+        }
+    }
+
+    /// The gradients of all parameters as a stage lays them out, and that of the input if it is a variable.
+    ///
+    /// # Errors
+    /// [`Error::MissingGradient`] if candle has no gradient for a parameter.
+    pub fn gradients(
+        &self,
+        objective: &Tensor,
+        input: &Tensor,
+    ) -> Result<(Vec<f32>, Option<Vec<f32>>)> {
+        let store = objective.backward()?;
+        let flat = |gradient: &Tensor| {
+            gradient
+                .to_dtype(DType::F32)?
+                .flatten_all()?
+                .to_vec1::<f32>()
+        };
+        let mut gradients = Vec::with_capacity(self.layout.elements());
+        for tensor in self.layout.tensors() {
+            let gradient =
+                store
+                    .get(&self.variables[&tensor.id])
+                    .ok_or_else(|| Error::MissingGradient {
+                        tensor: tensor.name(),
+                    })?;
+            gradients.extend(flat(gradient)?);
+        }
+        let input_gradient = store.get(input).map(flat).transpose()?;
+        Ok((gradients, input_gradient))
+    }
+
+    fn block(&self, block: usize, received: &Tensor) -> Result<Tensor> {
+        let id = |tensor| TensorId::Block { block, tensor };
+        let (width, bottleneck) = (self.plan.config().width, self.plan.boundary_width());
+        let behind_boundary = self.plan.receives_bottleneck(block);
+
+        let x = if behind_boundary {
+            self.linear(received, id(BlockTensor::Decoder))?.relu()?
+        } else {
+            received.clone()
+        };
+        let attended = self.attention(block, &self.norm(&x, id(BlockTensor::AttentionNorm))?)?;
+        let x = if behind_boundary {
+            let carried = (attended.narrow(2, 0, bottleneck)? + received)?;
+            Tensor::cat(
+                &[
+                    &carried,
+                    &attended.narrow(2, bottleneck, width - bottleneck)?,
+                ],
+                2,
+            )?
+        } else {
+            (x + attended)?
+        };
+
+        let normed = self.norm(&x, id(BlockTensor::FeedForwardNorm))?;
+        let gate = self.linear(&normed, id(BlockTensor::Gate))?.silu()?;
+        let hidden = (gate * self.linear(&normed, id(BlockTensor::Up))?)?;
+        let fed = self.linear(&hidden, id(BlockTensor::Down))?;
+        if self.plan.sends_bottleneck(block) {
+            let encoded = self.linear(&fed.silu()?, id(BlockTensor::Encoder))?;
+            Ok((encoded + x.narrow(2, 0, bottleneck)?)?)
+        } else {
+            Ok((x + fed)?)
+        }
+    }
+
+    fn attention(&self, block: usize, x: &Tensor) -> Result<Tensor> {
+        let config = self.plan.config();
+        let (sequences, tokens, width) = x.dims3()?;
+        let shared_by = config.heads / config.key_value_heads;
+        let heads = |tensor, heads: usize| {
+            let all = self.linear(x, TensorId::Block { block, tensor })?;
+            Ok::<_, Error>(
+                all.reshape((sequences, tokens, heads, ()))?
+                    .transpose(1, 2)?
+                    .contiguous()?,
+            )
+        };
+        let repeat = |shared: Tensor| {
+            let (_, _, _, head_width) = shared.dims4()?;
+            let shape = (
+                sequences,
+                config.key_value_heads,
+                shared_by,
+                tokens,
+                head_width,
+            );
+            shared.unsqueeze(2)?.expand(shape)?.reshape((
+                sequences,
+                config.heads,
+                tokens,
+                head_width,
+            ))
+        };
+        let queries = self.rotate(&heads(BlockTensor::Query, config.heads)?)?;
+        let keys = repeat(self.rotate(&heads(BlockTensor::Key, config.key_value_heads)?)?)?;
+        let values = repeat(heads(BlockTensor::Value, config.key_value_heads)?)?;
+
+        let scores = (queries.matmul(&keys.t()?)? * (config.head_width() as f64).powf(-0.5))?;
+        let later: Vec<f32> = (0..tokens)
+            .flat_map(|query| {
+                (0..tokens).map(move |key| if key > query { f32::NEG_INFINITY } else { 0.0 })
+            })
+            .collect();
+        let later =
+            Tensor::from_vec(later, (tokens, tokens), &Device::Cpu)?.to_dtype(self.dtype)?;
+        let weights = candle_nn::ops::softmax(&scores.broadcast_add(&later)?, D::Minus1)?;
+        let attended = weights
+            .matmul(&values)?
+            .transpose(1, 2)?
+            .contiguous()?
+            .reshape((sequences, tokens, width))?;
+        self.linear(
+            &attended,
+            TensorId::Block {
+                block,
+                tensor: BlockTensor::AttentionOutput,
+            },
+        )
+    }
+
+    /// `x`: `[sequences, heads, tokens, head_width]`.
+    fn rotate(&self, x: &Tensor) -> Result<Tensor> {
+        let (_, _, tokens, head_width) = x.dims4()?;
+        let frequencies = self.plan.config().rope_frequencies();
+        let angles: Vec<f64> = (0..tokens)
+            .flat_map(|position| frequencies.iter().map(move |f| position as f64 * f))
+            .collect();
+        let angles = Tensor::from_vec(angles, (tokens, head_width / 2), &Device::Cpu)?;
+        let (cosines, sines) = (
+            angles.cos()?.to_dtype(self.dtype)?,
+            angles.sin()?.to_dtype(self.dtype)?,
+        );
+        let (first, second) = (
+            x.narrow(3, 0, head_width / 2)?,
+            x.narrow(3, head_width / 2, head_width / 2)?,
+        );
+        let turned = (first.broadcast_mul(&cosines)? - second.broadcast_mul(&sines)?)?;
+        let other = (second.broadcast_mul(&cosines)? + first.broadcast_mul(&sines)?)?;
+        Ok(Tensor::cat(&[turned, other], 3)?)
+    }
+
+    fn norm(&self, x: &Tensor, scale: TensorId) -> Result<Tensor> {
+        let mean_square = x.sqr()?.mean_keepdim(D::Minus1)?;
+        let root = (mean_square + f64::from(self.plan.config().norm_epsilon))?.sqrt()?;
+        Ok(x.broadcast_div(&root)?
+            .broadcast_mul(&self.variables[&scale])?)
+    }
+
+    fn linear(&self, x: &Tensor, weight: TensorId) -> Result<Tensor> {
+        let (sequences, tokens, inputs) = x.dims3()?;
+        let rows = x
+            .reshape((sequences * tokens, inputs))?
+            .matmul(&self.variables[&weight].t()?)?;
+        Ok(rows.reshape((sequences, tokens, ()))?)
+    }
+}

@@ -1,0 +1,47 @@
+//! What a stage has learned, as flat slices.
+
+/// A stage's parameters and optimizer state, to read. The slices have one length, and the stage's layout is their map.
+#[derive(Debug, Clone, Copy)]
+pub struct State<'a> {
+    /// Steps that the optimizer has taken.
+    pub optimizer_steps: u64,
+    /// f32 master weights.
+    pub parameters: &'a [f32],
+    /// AdamW's running mean of the gradient.
+    pub first_moment: &'a [f32],
+    /// AdamW's running mean of the squared gradient.
+    pub second_moment: &'a [f32],
+}
+
+/// A stage's parameters and optimizer state, to write: by a merge, or a checkpoint.
+#[derive(Debug)]
+pub struct StateMut<'a> {
+    /// Steps that the optimizer has taken.
+    pub optimizer_steps: &'a mut u64,
+    /// f32 master weights.
+    pub parameters: &'a mut [f32],
+    /// AdamW's running mean of the gradient.
+    pub first_moment: &'a mut [f32],
+    /// AdamW's running mean of the squared gradient.
+    pub second_moment: &'a mut [f32],
+}
+
+impl State<'_> {
+    /// BLAKE3 over the steps (u64) and the three slices (f32), all little-endian.
+    pub fn digest(&self) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.optimizer_steps.to_le_bytes());
+        let mut bytes = Vec::with_capacity(4 * HASHED_AT_A_TIME);
+        for slice in [self.parameters, self.first_moment, self.second_moment] {
+            for chunk in slice.chunks(HASHED_AT_A_TIME) {
+                bytes.clear();
+                bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
+                hasher.update(&bytes);
+            }
+        }
+        hasher.finalize().into()
+    }
+}
+
+/// 64 KiB, which keeps all of BLAKE3's vector lanes busy.
+const HASHED_AT_A_TIME: usize = 16 * 1024;
