@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 8 bytes            header length n, little endian
-//! n bytes            {"weight":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}, padded with spaces to 8
+//! n bytes            {"weight":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}, padded with spaces to 512
 //! 24 bytes           the elements, little endian, row by row
 //! ```
 //!
@@ -251,6 +251,11 @@ pub fn first_non_finite(values: &[f32]) -> Option<usize> {
         })
 }
 
+/// Headers are padded to a multiple of this. Those of a few tensors are then equally long whatever their sizes, so that
+/// an object's length is a linear function of its elements, which the rules of a run rely on; and the elements are aligned
+/// if the whole is.
+const HEADER_BYTES: usize = 512;
+
 /// The header of an encoding and where each tensor starts after it.
 struct Layout {
     /// Length field, JSON and padding.
@@ -291,8 +296,7 @@ impl Layout {
             );
         }
         json.push('}');
-        // So that the elements are aligned if the whole is.
-        let padded_bytes = json.len().next_multiple_of(8);
+        let padded_bytes = (8 + json.len()).next_multiple_of(HEADER_BYTES) - 8;
         let mut header = (padded_bytes as u64).to_le_bytes().to_vec();
         header.extend_from_slice(json.as_bytes());
         header.resize(8 + padded_bytes, b' ');

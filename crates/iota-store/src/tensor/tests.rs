@@ -66,7 +66,7 @@ proptest! {
     }
 
     #[test]
-    fn the_bytes_are_those_of_the_safetensors_crate_in_any_order(
+    fn the_bytes_are_those_of_the_safetensors_crate_but_for_the_padding_in_any_order(
         tensors in any_tensors(),
         rotation in 0_usize..4,
     ) {
@@ -93,7 +93,13 @@ proptest! {
             };
             (&spec.name, TensorView::new(dtype, spec.shape.clone(), raw).unwrap())
         });
-        prop_assert_eq!(&encoded[..], &safetensors::serialize(views, None).unwrap()[..]);
+        let theirs = safetensors::serialize(views, None).unwrap();
+        let parts = |bytes: &[u8]| {
+            let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let json = String::from_utf8(bytes[8..header].to_vec()).unwrap();
+            (json.trim_end().to_owned(), bytes[header..].to_vec())
+        };
+        prop_assert_eq!(parts(&encoded), parts(&theirs));
     }
 
     #[test]
@@ -193,12 +199,12 @@ fn the_same_tensor_in_another_spelling_is_refused() {
     let canonical = encode(&[(spec.clone(), &[1.0, 2.0])]);
     let text = String::from_utf8(canonical[8..canonical.len() - 8].to_vec()).unwrap();
     assert!(
-        text.ends_with("}}  "),
+        text.ends_with("}}  ") && encoded_length(&[spec.clone()]) == 512 + 8,
         "the padding is what gives room for another spelling: {text:?}"
     );
     let mut respelled = canonical.to_vec();
     let body = respelled.len() - 8;
-    let other = text.replace("}}  ", "} } ");
+    let other = text.replacen("}}  ", "} } ", 1);
     respelled[8..body].copy_from_slice(other.as_bytes());
     assert!(SafeTensors::deserialize(&respelled).is_ok());
     assert_eq!(decode(&respelled, &[spec]), Err(TensorError::NotCanonical));

@@ -1,0 +1,73 @@
+//! The run folder.
+
+use std::path::{Path, PathBuf};
+
+use crate::Error;
+
+/// Makes `path` an empty folder that can be written. An earlier run in it is moved aside, to `path.1`, `path.2` and so on.
+/// Returns where it went, if there was one.
+///
+/// # Errors
+/// If the folder holds something else than a run, or cannot be written; nothing has been changed then.
+pub fn prepare(path: &Path) -> Result<Option<PathBuf>, Error> {
+    let trouble = |source| Error::Folder { path: path.to_owned(), source };
+    let moved = match std::fs::read_dir(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(trouble(error)),
+        Ok(mut entries) => {
+            if entries.next().is_none() {
+                None
+            } else if RUN_FILES.iter().any(|name| path.join(name).exists()) {
+                let aside = (1..)
+                    .map(|number| PathBuf::from(format!("{}.{number}", path.display())))
+                    .find(|candidate| !candidate.exists())
+                    .expect("some number is free");
+                std::fs::rename(path, &aside).map_err(trouble)?;
+                Some(aside)
+            } else {
+                return Err(Error::NotARunFolder { path: path.to_owned() });
+            }
+        }
+    };
+    std::fs::create_dir_all(path).map_err(trouble)?;
+    Ok(moved)
+}
+
+/// Any of these says that a folder holds a run.
+const RUN_FILES: [&str; 3] = ["report.json", "metrics.jsonl", "store"];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_earlier_run_is_moved_aside_and_never_lost() {
+        let parent = tempfile::tempdir().unwrap();
+        let path = parent.path().join("run");
+        assert_eq!(prepare(&path).unwrap(), None);
+        for number in 1..=2 {
+            std::fs::write(path.join("report.json"), format!("run {number}")).unwrap();
+            let aside = parent.path().join(format!("run.{number}"));
+            assert_eq!(prepare(&path).unwrap(), Some(aside.clone()));
+            assert_eq!(std::fs::read_to_string(aside.join("report.json")).unwrap(), format!("run {number}"));
+        }
+        assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_folder_with_something_else_in_it_is_left_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("thesis.tex"), "do not touch").unwrap();
+        assert!(matches!(prepare(folder.path()), Err(Error::NotARunFolder { .. })));
+        assert!(folder.path().join("thesis.tex").exists());
+    }
+
+    #[test]
+    fn a_file_in_the_way_is_an_error_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run");
+        std::fs::write(&path, "a file").unwrap();
+        let error = prepare(&path).unwrap_err();
+        assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+    }
+}

@@ -1,0 +1,203 @@
+//! The miners and validators of a testnet: as tasks of this process, or as processes of their own.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use iota_identity::Keypair;
+use iota_miner::{Behaviour, Miner};
+use iota_node::shutdown::Shutdown;
+use iota_peer::Gate;
+use iota_validator::Validator;
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+use tracing::{info, warn};
+
+use crate::Error;
+use crate::settings::TestnetSettings;
+
+/// One miner or validator to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Recruit {
+    pub(crate) kind: Kind,
+    /// A name for logs and files, such as `miner-3`.
+    pub(crate) name: String,
+    pub(crate) keypair: Keypair,
+}
+
+/// As what it joins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Miner(Behaviour),
+    Validator,
+}
+
+/// Leases that a miner holds at a time: one in the works, one on its way in, one on its way out, one to spare.
+const MINER_CAPACITY: u32 = 4;
+/// How long processes have to leave after they were asked to.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Everybody whom the settings ask for. Keys derive from the seed, so that two runs of one seed have the same peers.
+pub(crate) fn recruits(settings: &TestnetSettings) -> Vec<Recruit> {
+    let key = |role: &str, number: u32| {
+        let material = format!("iota testnet key {role} {number} of seed {}", settings.seed);
+        Keypair::from_seed(*iota_protocol::Digest::of(material.as_bytes()).as_bytes())
+    };
+    let miners = (0..settings.miners()).map(|number| {
+        // Cheaters are spread over the stages, from the last miner backwards: joining fills stages in turn.
+        let honest = settings.miners() - settings.cheaters;
+        let behaviour = if number < honest { Behaviour::Honest } else { Behaviour::WrongTensors };
+        let name = format!("miner-{number}");
+        Recruit { kind: Kind::Miner(behaviour), name, keypair: key("miner", number) }
+    });
+    let validators = (0..settings.validators).map(|number| {
+        let name = format!("validator-{number}");
+        Recruit { kind: Kind::Validator, name, keypair: key("validator", number) }
+    });
+    miners.chain(validators).collect()
+}
+
+/// Peers at work.
+#[derive(Debug)]
+pub(crate) enum Peers {
+    Tasks(JoinSet<(String, Result<(), Error>)>),
+    Processes(Vec<(String, Child)>),
+}
+
+impl Peers {
+    /// Starts everybody in this process. As many stages compute at a time as the machine has cores, each with one
+    /// thread: that wastes least.
+    pub(crate) fn start_tasks(recruits: Vec<Recruit>, url: &str, cores: usize, shutdown: &Shutdown) -> Self {
+        let gate = Gate::new(cores);
+        let mut tasks = JoinSet::new();
+        for Recruit { kind, name, keypair } in recruits {
+            let (gate, shutdown, url) = (gate.clone(), shutdown.child(), url.to_owned());
+            tasks.spawn(async move {
+                let stopped = match kind {
+                    Kind::Miner(behaviour) => {
+                        Miner::builder(url)
+                            .with_keypair(keypair)
+                            .with_capacity(MINER_CAPACITY)
+                            .with_threads(1)
+                            .with_gate(gate)
+                            .with_behaviour(behaviour)
+                            .run(shutdown)
+                            .await
+                    }
+                    Kind::Validator => {
+                        Validator::builder(url)
+                            .with_keypair(keypair)
+                            .with_threads(1)
+                            .with_gate(gate)
+                            .run(shutdown)
+                            .await
+                    }
+                };
+                let stopped = stopped.map(|why| info!(%name, ?why, "peer stopped")).map_err(Error::Peer);
+                (name, stopped)
+            });
+        }
+        Self::Tasks(tasks)
+    }
+
+    /// Starts everybody as a process of the real programs, which lie beside this one. Their logs go to the run folder.
+    pub(crate) fn start_processes(recruits: Vec<Recruit>, url: &str, folder: &Path) -> Result<Self, Error> {
+        let (keys, logs) = (folder.join("keys"), folder.join("logs"));
+        for path in [&keys, &logs] {
+            std::fs::create_dir_all(path).map_err(|source| Error::Folder { path: path.clone(), source })?;
+        }
+        let mut children = Vec::new();
+        for Recruit { kind, name, keypair } in recruits {
+            let key = keys.join(format!("{name}.json"));
+            iota_identity::save(&key, &keypair)?;
+            let program = match kind {
+                Kind::Miner(_) => sibling("iota-miner")?,
+                Kind::Validator => sibling("iota-validator")?,
+            };
+            let log_path = logs.join(format!("{name}.log"));
+            let log = std::fs::File::create(&log_path)
+                .map_err(|source| Error::Folder { path: log_path.clone(), source })?;
+            let mut command = Command::new(&program);
+            command.args(["run", "--orchestrator", url, "--threads", "1", "--key"]).arg(&key);
+            if kind == Kind::Miner(Behaviour::WrongTensors) {
+                command.arg("--cheat");
+            }
+            let child = command
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(log)
+                .kill_on_drop(true)
+                .spawn()
+                .map_err(|source| Error::Program { path: program, source })?;
+            info!(%name, pid = child.id(), log = %log_path.display(), "started");
+            children.push((name, child));
+        }
+        Ok(Self::Processes(children))
+    }
+
+    /// Process ids by name, if they are processes.
+    pub(crate) fn pids(&self) -> Vec<(String, u32)> {
+        match self {
+            Self::Tasks(_) => Vec::new(),
+            Self::Processes(children) => {
+                children.iter().filter_map(|(name, child)| Some((name.clone(), child.id()?))).collect()
+            }
+        }
+    }
+
+    /// Notices peers that ended by themselves while the run goes on. The run copes; a person may want to know.
+    pub(crate) async fn watch(&mut self) -> Result<(), Error> {
+        match self {
+            Self::Tasks(tasks) => {
+                while let Some(ended) = tasks.join_next().await {
+                    let (name, result) = ended.map_err(|error| Error::Panicked(error.to_string()))?;
+                    if let Err(error) = result {
+                        warn!(%name, error = &error as &dyn std::error::Error, "peer failed");
+                    }
+                }
+            }
+            Self::Processes(children) => {
+                while !children.is_empty() {
+                    for index in (0..children.len()).rev() {
+                        let (name, child) = &mut children[index];
+                        match child.try_wait() {
+                            Ok(Some(status)) => {
+                                if status.success() {
+                                    info!(%name, "process ended");
+                                } else {
+                                    warn!(%name, %status, "process died");
+                                }
+                                children.swap_remove(index);
+                            }
+                            Ok(None) => {}
+                            Err(error) => warn!(%name, %error, "cannot ask after a process"),
+                        }
+                    }
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until everybody has left, which the end of the run or a shutdown tells them to.
+    pub(crate) async fn join(mut self) -> Result<(), Error> {
+        if tokio::time::timeout(LEAVE_WITHIN, self.watch()).await.is_err() {
+            warn!("some peers did not leave in time");
+        }
+        Ok(())
+    }
+}
+
+/// A program in the folder of this one.
+fn sibling(name: &str) -> Result<PathBuf, Error> {
+    let this = std::env::current_exe()
+        .map_err(|source| Error::Program { path: PathBuf::from(name), source })?;
+    let path = this.with_file_name(name).with_extension(std::env::consts::EXE_EXTENSION);
+    if path.is_file() {
+        Ok(path)
+    } else {
+        let source = std::io::Error::from(std::io::ErrorKind::NotFound);
+        Err(Error::Program { path, source })
+    }
+}

@@ -1,0 +1,117 @@
+//! What can be set about a testnet.
+
+use std::path::PathBuf;
+
+use iota_orchestrator::{RunOptions, TimingOptions, TrainingOptions};
+use serde::{Deserialize, Serialize};
+
+/// A testnet as a person describes it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TestnetSettings {
+    /// Into how many stages the model is cut.
+    pub stages: u16,
+    /// Miners of each stage.
+    pub miners_per_stage: u32,
+    /// Validators.
+    pub validators: u32,
+    /// Miners that submit wrong tensors.
+    pub cheaters: u32,
+    /// Name of the model.
+    pub preset: String,
+    /// A UTF-8 file, or a folder of such; `bundled` is the text that comes with the program.
+    pub corpus: String,
+    /// The run folder.
+    pub out: PathBuf,
+    /// Initial weights, the order of the data and the miners' keys derive from it.
+    pub seed: u64,
+    /// Run every miner and validator as a process of its own.
+    pub processes: bool,
+    /// Also train the same model uncut in this process, for comparison.
+    pub baseline: bool,
+    /// Where peers call; port 0 takes a free one.
+    pub listen: std::net::SocketAddr,
+    /// Where the embedded store listens; port 0 takes a free one.
+    pub store_listen: std::net::SocketAddr,
+    /// How it trains.
+    pub training: TrainingOptions,
+    /// How long things may take.
+    pub timing: TimingOptions,
+}
+
+impl Default for TestnetSettings {
+    fn default() -> Self {
+        let RunOptions { preset, stages, corpus, seed, training, timing } = RunOptions::default();
+        let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+        Self {
+            stages,
+            miners_per_stage: 2,
+            validators: 1,
+            cheaters: 0,
+            preset,
+            corpus,
+            out: PathBuf::from("iota-run"),
+            seed,
+            processes: false,
+            baseline: false,
+            listen: loopback,
+            store_listen: loopback,
+            training,
+            timing,
+        }
+    }
+}
+
+/// Processes or tasks that a testnet starts at most: what one machine can be asked to bear.
+const PEERS_MAX: u32 = 256;
+
+/// A setting that makes no testnet.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{setting}: {problem}")]
+pub struct InvalidTestnet {
+    /// Which.
+    pub setting: &'static str,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl TestnetSettings {
+    /// Miners of all stages.
+    pub const fn miners(&self) -> u32 {
+        self.stages as u32 * self.miners_per_stage
+    }
+
+    /// Checks what concerns the network; the run's own settings are checked when it is set up.
+    ///
+    /// # Errors
+    /// Names the first setting that is out of range.
+    pub fn validate(&self) -> Result<(), InvalidTestnet> {
+        let invalid = |setting, problem: String| Err(InvalidTestnet { setting, problem });
+        if self.stages == 0 {
+            return invalid("stages", "a model has at least one stage".to_owned());
+        }
+        if self.miners_per_stage == 0 {
+            return invalid("miners_per_stage", "every stage needs a miner".to_owned());
+        }
+        let peers = u64::from(self.stages) * u64::from(self.miners_per_stage) + u64::from(self.validators);
+        if peers > u64::from(PEERS_MAX) {
+            return invalid("miners_per_stage", format!("{peers} peers are more than the {PEERS_MAX} of a testnet"));
+        }
+        if self.cheaters >= self.miners() {
+            return invalid("cheaters", format!("of {} miners at least one has to be honest", self.miners()));
+        }
+        Ok(())
+    }
+
+    /// The part that concerns the run.
+    pub fn run_options(&self) -> RunOptions {
+        RunOptions {
+            preset: self.preset.clone(),
+            stages: self.stages,
+            corpus: self.corpus.clone(),
+            seed: self.seed,
+            training: self.training.clone(),
+            timing: self.timing,
+        }
+    }
+}
