@@ -3,9 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::command::Role;
-use crate::id::{CellIndex, Digest, Epoch, LeaseId, PeerId, SampleId, Session, StageIndex};
+use crate::id::{AuditId, CellIndex, Digest, Epoch, LeaseId, PeerId, SampleId, Session, StageIndex};
+use crate::rejection::Rejection;
 use crate::time::Timestamp;
-use crate::work::{Checkpoint, Failure, Lease, Outcome, Verdict};
+use crate::work::{Checkpoint, Difference, Failure, Lease, ObjectName, ObjectRef, Outcome, Verdict};
 
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -58,8 +59,10 @@ pub enum LeaseEnd {
     SessionOver,
     /// The phase or epoch it belonged to ended.
     EpochClosed,
-    /// Somebody else's late result came first.
+    /// Somebody else's late result came first. The holder's result will be logged but not credited.
     Superseded,
+    /// What it was to read turned out bad or its holder's replica did, so that the result would be worth nothing.
+    Withdrawn,
 }
 
 /// How a cell was settled.
@@ -77,4 +80,365 @@ pub enum CellResult {
     Single,
     /// Nobody delivered: the epoch's starting values stay.
     CarriedForward,
+}
+
+/// Which way a piece of a sample's work goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    /// Towards the tail.
+    Forward,
+    /// Towards the head; at the tail it begins with that stage's forward and the loss.
+    Backward,
+}
+
+/// One piece of a sample's way: a stage in one direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Piece {
+    /// Where.
+    pub stage: StageIndex,
+    /// Which way.
+    pub direction: Direction,
+}
+
+/// Why a sample went back to its tokens, or was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartReason {
+    /// One piece of it failed too often; what it was made from may be at fault.
+    TooManyAttempts,
+    /// The epoch ended without it; it counts towards the next.
+    Carried,
+}
+
+/// Why the phase changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PhaseReason {
+    /// Every stage has enough miners that installed the checkpoint.
+    Gathered,
+    /// The epoch's samples are all trained on.
+    QuotaTrained,
+    /// The epoch's last samples took too long; they are carried to the next epoch.
+    DrainTimedOut,
+    /// Everybody who was waited for is done.
+    AllDone,
+    /// Enough are done for the time that has passed.
+    Quorum,
+    /// The phase's time is up.
+    TimedOut,
+    /// Every merge of the run is done.
+    LastEpochMerged,
+    /// No audit is left.
+    AuditsSettled,
+    /// The operator said so.
+    Stopped,
+}
+
+/// Why a peer is banned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reason")]
+pub enum BanReason {
+    /// A replay of its work came to another result.
+    Audit {
+        /// Which audit.
+        audit: AuditId,
+        /// The epoch of the work.
+        epoch: Epoch,
+        /// The first operation that differs; none for the upload.
+        ordinal: Option<u32>,
+        /// How.
+        difference: Difference,
+    },
+    /// Its merged cell was not what two others made of the same uploads.
+    Merge {
+        /// The epoch that was merged.
+        epoch: Epoch,
+        /// Of which stage.
+        stage: StageIndex,
+        /// Which cell.
+        cell: CellIndex,
+    },
+    /// A validator found that an object which it committed to is missing or bad.
+    Inspection {
+        /// Which audit.
+        audit: AuditId,
+        /// The object.
+        object: ObjectName,
+        /// How.
+        difference: Difference,
+    },
+}
+
+/// Why an upload is left out of a merge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExclusionReason {
+    /// Its author was banned.
+    Banned,
+    /// Owners could not read it, and there is no validator to ask.
+    Accused,
+}
+
+/// Why an audit ends without a verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AbandonReason {
+    /// Its subject is banned already.
+    SubjectBanned,
+    /// No validator took it for many epochs; what it would read is no longer kept.
+    TooOld,
+    /// Validators gave it back too often; something that it would read is gone.
+    TooManyAttempts,
+    /// The run is over.
+    RunOver,
+}
+
+/// One change of a run's state, with its reason.
+///
+/// Applying the events of a run in order, each at its time, to a fresh state gives the run's state
+/// ([`State::apply`](crate::State::apply)).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "event")]
+pub enum Event {
+    /// A peer is there.
+    SessionJoined {
+        /// Its stay.
+        session: Session,
+        /// As what.
+        role: Role,
+        /// Which stage it holds; none for a validator.
+        stage: Option<StageIndex>,
+        /// Leases that it can hold at a time.
+        capacity: u32,
+    },
+    /// A stay is over. Its leases have ended before.
+    SessionEnded {
+        /// Whose.
+        session: Session,
+        /// Why.
+        why: SessionEnd,
+    },
+    /// A session takes further leases.
+    RoomOffered {
+        /// Which.
+        session: Session,
+        /// How many more.
+        room: u32,
+    },
+    /// A sample begins its way.
+    SampleOpened {
+        /// Which.
+        sample: SampleId,
+    },
+    /// A piece of work was given to a session.
+    Leased(Lease),
+    /// A lease ended without a result that counts.
+    LeaseEnded {
+        /// Which.
+        lease: LeaseId,
+        /// Whose it was.
+        session: Session,
+        /// Why.
+        why: LeaseEnd,
+    },
+    /// A session did what it was leased.
+    Completed {
+        /// Under which lease.
+        lease: LeaseId,
+        /// Which session.
+        session: Session,
+        /// What it says.
+        outcome: Outcome,
+        /// False if somebody else had done it meanwhile: then it only goes into the session's log, because the session's
+        /// weights contain it, and the session is to be answered [`Rejection::Superseded`].
+        credited: bool,
+    },
+    /// A piece no longer waits for the session that would suit it best; any other may take it.
+    PreferenceLapsed {
+        /// Whose piece.
+        sample: SampleId,
+    },
+    /// What a piece produced cannot be used; it is done again by somebody else.
+    PieceUndone {
+        /// Of which sample.
+        sample: SampleId,
+        /// Which piece.
+        piece: Piece,
+        /// Whose result it was.
+        producer: Session,
+        /// Who could not use it.
+        accuser: Session,
+        /// What is wrong with it, as the accuser says.
+        difference: Difference,
+    },
+    /// A sample's gradient has reached the head: every stage has learned from it once.
+    SampleCompleted {
+        /// Which.
+        sample: SampleId,
+        /// Mean loss over its tokens, in nats.
+        loss: f32,
+        /// Who did the backward pass, by stage from the head.
+        path: Vec<Session>,
+    },
+    /// A sample goes back to its tokens.
+    SampleRestarted {
+        /// Which.
+        sample: SampleId,
+        /// Why.
+        why: RestartReason,
+    },
+    /// A sample is given up because the run ends.
+    SampleDropped {
+        /// Which.
+        sample: SampleId,
+    },
+    /// The run stands elsewhere now.
+    PhaseChanged {
+        /// Where.
+        phase: Phase,
+        /// In which epoch.
+        epoch: Epoch,
+        /// When it ends at the latest; none if it may wait for miners.
+        deadline: Option<Timestamp>,
+        /// Why.
+        why: PhaseReason,
+    },
+    /// Who uploads, and so into which cells the stage is cut and who owns them.
+    RosterFixed {
+        /// Of which stage.
+        stage: StageIndex,
+        /// The sessions, in order.
+        roster: Vec<Session>,
+    },
+    /// Half the time for merging is over: owners that have not begun are no longer waited for.
+    OwnersRelaxed,
+    /// An owner could not read an upload.
+    UploadAccused {
+        /// Of which stage.
+        stage: StageIndex,
+        /// Whose upload.
+        producer: Session,
+        /// Who says so.
+        accuser: Session,
+        /// What is wrong with it.
+        difference: Difference,
+    },
+    /// An upload is left out; the stage's cells are merged again without it.
+    UploadExcluded {
+        /// Of which stage.
+        stage: StageIndex,
+        /// Whose.
+        session: Session,
+        /// Why.
+        why: ExclusionReason,
+    },
+    /// Owners agree that a copy holds values that are not finite. Its author earns nothing in this epoch.
+    UploadQuarantined {
+        /// Of which stage.
+        stage: StageIndex,
+        /// In which cell.
+        cell: CellIndex,
+        /// Whose.
+        session: Session,
+    },
+    /// A cell's values for the next epoch are known.
+    CellSettled {
+        /// Of which stage.
+        stage: StageIndex,
+        /// Which cell.
+        cell: CellIndex,
+        /// How.
+        result: CellResult,
+        /// The merged cell; none if the old values stay.
+        merged: Option<ObjectRef>,
+    },
+    /// What a stage starts the next epoch from.
+    CheckpointCommitted(Checkpoint),
+    /// A session holds the epoch's weights, and the same ones as the others of its stage.
+    Installed {
+        /// Which.
+        session: Session,
+        /// Of which stage.
+        stage: StageIndex,
+        /// Of which epoch.
+        epoch: Epoch,
+        /// Digest of parameters and optimizer state.
+        state: Digest,
+    },
+    /// Sessions of a stage that installed the same checkpoint ended up with different bits.
+    ReplicasDiffer {
+        /// Of which stage.
+        stage: StageIndex,
+        /// Of which epoch.
+        epoch: Epoch,
+        /// Those that are not as most are; they install again.
+        odd: Vec<Session>,
+    },
+    /// Work of a miner was drawn for replay.
+    AuditDrawn {
+        /// The audit.
+        audit: AuditId,
+        /// Whose work.
+        subject: Session,
+        /// Which stage it held.
+        stage: StageIndex,
+        /// Operations to redo, from the first on.
+        operations: u32,
+        /// Operations that the miner did. If all are to be redone, its upload is compared too.
+        of: u32,
+    },
+    /// A validator is to look at an object that one peer says another got wrong.
+    DisputeOpened {
+        /// The audit.
+        audit: AuditId,
+        /// The object.
+        object: ObjectRef,
+        /// Of which stage.
+        stage: StageIndex,
+        /// Who wrote it.
+        producer: Session,
+        /// Who complained.
+        accuser: Session,
+    },
+    /// An audit has a verdict.
+    AuditSettled {
+        /// Which.
+        audit: AuditId,
+        /// Whose work.
+        subject: Session,
+        /// What was found.
+        verdict: Verdict,
+        /// By whom.
+        auditor: Session,
+    },
+    /// An audit ends without a verdict.
+    AuditAbandoned {
+        /// Which.
+        audit: AuditId,
+        /// Whose work.
+        subject: Session,
+        /// Why.
+        why: AbandonReason,
+    },
+    /// A peer was found cheating. Its session has ended or ends now.
+    PeerBanned {
+        /// Who.
+        peer: PeerId,
+        /// On what grounds.
+        why: BanReason,
+    },
+}
+
+impl Event {
+    /// What to answer the sender of the command that led to this event, if it is not simply "done".
+    ///
+    /// A superseded result changes the state (it is logged), so it comes as an event and not as an error of
+    /// [`State::handle`](crate::State::handle). Sent again, it is an error like any other.
+    pub const fn refusal(&self) -> Option<Rejection> {
+        match self {
+            Self::Completed { credited: false, .. } => Some(Rejection::Superseded),
+            _ => None,
+        }
+    }
 }

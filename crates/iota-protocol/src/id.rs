@@ -158,6 +158,10 @@ number_id!(
     LeaseId, u64, "lse_"
 );
 number_id!(
+    /// A validator's look at some of a miner's work.
+    AuditId, u64, "adt_"
+);
+number_id!(
     /// Training phase and merge; the number that every artefact is stamped with. Epoch 0 starts from the seed.
     Epoch, u64, "epoch_"
 );

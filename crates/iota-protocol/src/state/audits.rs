@@ -1,0 +1,43 @@
+//! Audits that are not settled yet. They keep what they need, so an epoch can close over them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{AuditId, Epoch, LeaseId, Session, StageIndex};
+use crate::work::Work;
+
+/// An audit without a verdict.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Audit {
+    /// Whose work is looked at; of a dispute, the producer.
+    pub subject: Session,
+    /// Which stage it held.
+    pub stage: StageIndex,
+    /// The epoch of the work.
+    pub epoch: Epoch,
+    /// What a validator is to do: [`Work::Replay`] or [`Work::Inspect`].
+    pub work: Work,
+    /// Whether the subject's upload has to be in before anybody can begin.
+    pub awaits_upload: bool,
+    /// The lease that it is done under, if it is.
+    pub lease: Option<LeaseId>,
+    /// Leases of it that ended in vain.
+    pub attempts: u32,
+}
+
+/// The audits of a run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Audits {
+    pub(crate) pending: BTreeMap<AuditId, Audit>,
+    pub(crate) next: AuditId,
+    pub(crate) passed: u64,
+    pub(crate) failed: u64,
+}
+
+impl Audits {
+    pub(crate) fn open(&mut self, id: AuditId, audit: Audit) {
+        self.pending.insert(id, audit);
+        self.next = id.next();
+    }
+}

@@ -1,0 +1,186 @@
+//! Samples on their way, and where each of them waits.
+//!
+//! A sample has exactly one piece of work at any time: the next one of its chain. The piece waits, is leased to one
+//! session, or is done, which makes the next piece the sample's (P1). Waiting pieces are indexed by whom they wait for.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Direction, Piece};
+use crate::id::{LeaseId, SampleId, Session, StageIndex};
+use crate::time::Timestamp;
+use crate::work::ObjectRef;
+
+/// One done piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hop {
+    /// By whom.
+    pub(crate) session: Session,
+    /// What came out; none from the last backward pass.
+    pub(crate) object: Option<ObjectRef>,
+}
+
+/// Whom a waiting piece waits for.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct Preference {
+    /// Only this one, because it keeps what the piece needs.
+    pub(crate) only: Option<Session>,
+    /// Anybody but these, because they failed it.
+    pub(crate) avoid: BTreeSet<Session>,
+}
+
+/// Where a sample's present piece is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "holder")]
+pub(crate) enum Holder {
+    /// It waits; until `lapses_at` for whom it prefers.
+    Waits { preference: Preference, lapses_at: Option<Timestamp> },
+    /// It is leased.
+    Leased { lease: LeaseId },
+    /// Nothing is left to do.
+    Done,
+}
+
+/// A sample on its way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SampleState {
+    /// Done forward passes, from the head.
+    pub(crate) forwards: Vec<Hop>,
+    /// Done backward passes, from the tail.
+    pub(crate) backwards: Vec<Hop>,
+    pub(crate) loss: Option<f32>,
+    pub(crate) holder: Holder,
+    /// How often the present piece was leased in vain.
+    pub(crate) attempts: u32,
+    /// Who leased it in vain.
+    pub(crate) failed_by: BTreeSet<Session>,
+}
+
+impl SampleState {
+    /// The piece to do next; none if the gradient has reached the head.
+    pub(crate) fn next_piece(&self, tail: StageIndex) -> Option<Piece> {
+        let (forwards, backwards) = (self.forwards.len() as u16, self.backwards.len() as u16);
+        if forwards < tail.get() && backwards == 0 {
+            return Some(Piece { stage: StageIndex::new(forwards), direction: Direction::Forward });
+        }
+        let stage = tail.get().checked_sub(backwards)?;
+        Some(Piece { stage: StageIndex::new(stage), direction: Direction::Backward })
+    }
+
+    /// What the forward pass of this stage reads.
+    pub(crate) fn input_of(&self, stage: StageIndex) -> Option<ObjectRef> {
+        self.forwards.get(usize::from(stage.get()).checked_sub(1)?)?.object
+    }
+}
+
+/// A sample that every stage has learned from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CompletedSample {
+    /// Mean loss over its tokens, in nats.
+    pub loss: f32,
+    /// Who did the backward pass, by stage from the head.
+    pub path: Vec<Session>,
+}
+
+/// How many samples went which way, over the whole run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SampleCounts {
+    /// Begun.
+    pub opened: u64,
+    /// Trained on by every stage.
+    pub completed: u64,
+    /// Pieces that were leased again after a lease ended in vain.
+    pub re_leased: u64,
+    /// Samples that went back to their tokens.
+    pub restarted: u64,
+    /// Samples that were on their way when the run ended.
+    pub lost: u64,
+}
+
+/// All samples of a run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Samples {
+    pub(crate) flying: BTreeMap<SampleId, SampleState>,
+    /// Waiting pieces that anybody (or anybody but a few) may take, oldest first.
+    #[serde(with = "crate::pairs")]
+    pub(crate) open: BTreeMap<Piece, BTreeSet<SampleId>>,
+    /// Waiting pieces that wait for one session.
+    #[serde(with = "crate::pairs")]
+    pub(crate) bound: BTreeMap<Session, BTreeSet<SampleId>>,
+    /// When waiting pieces stop preferring.
+    pub(crate) lapses: BTreeSet<(Timestamp, SampleId)>,
+    pub(crate) next: SampleId,
+    /// Opened in this epoch or carried into it.
+    pub(crate) opened_in_epoch: u64,
+    /// Completed in this epoch.
+    pub(crate) completed: BTreeMap<SampleId, CompletedSample>,
+    /// Since when the epoch's last samples are being waited for.
+    pub(crate) drains_since: Option<Timestamp>,
+    pub(crate) counts: SampleCounts,
+}
+
+impl Samples {
+    /// Puts a sample's next piece among the waiting ones.
+    pub(crate) fn wait(
+        &mut self,
+        sample: SampleId,
+        tail: StageIndex,
+        preference: Preference,
+        at: Timestamp,
+        patience: Duration,
+    ) {
+        self.unindex(sample, tail);
+        let Some(state) = self.flying.get_mut(&sample) else { return };
+        let Some(piece) = state.next_piece(tail) else {
+            state.holder = Holder::Done;
+            return;
+        };
+        let picky = preference.only.is_some() || !preference.avoid.is_empty();
+        let lapses_at = picky.then(|| at + patience);
+        match preference.only {
+            Some(session) => self.bound.entry(session).or_default().insert(sample),
+            None => self.open.entry(piece).or_default().insert(sample),
+        };
+        if let Some(lapses_at) = lapses_at {
+            self.lapses.insert((lapses_at, sample));
+        }
+        state.holder = Holder::Waits { preference, lapses_at };
+    }
+
+    /// Takes a sample's piece from the waiting ones: it is leased now.
+    pub(crate) fn lease(&mut self, sample: SampleId, tail: StageIndex, lease: LeaseId) {
+        self.unindex(sample, tail);
+        if let Some(state) = self.flying.get_mut(&sample) {
+            self.counts.re_leased += u64::from(state.attempts > 0);
+            state.holder = Holder::Leased { lease };
+        }
+    }
+
+    /// Forgets where a sample waits, before its chain or its holder changes.
+    pub(crate) fn unindex(&mut self, sample: SampleId, tail: StageIndex) {
+        let Some(state) = self.flying.get(&sample) else { return };
+        let Holder::Waits { preference, lapses_at } = &state.holder else { return };
+        if let Some(lapses_at) = lapses_at {
+            self.lapses.remove(&(*lapses_at, sample));
+        }
+        match preference.only {
+            Some(session) => remove(&mut self.bound, &session, sample),
+            None => {
+                let piece = state.next_piece(tail).expect("what waits has a piece to do");
+                remove(&mut self.open, &piece, sample);
+            }
+        }
+    }
+}
+
+/// Takes a sample out of an index, and the index's entry with its last sample.
+fn remove<K: Ord>(index: &mut BTreeMap<K, BTreeSet<SampleId>>, key: &K, sample: SampleId) {
+    if let Some(samples) = index.get_mut(key) {
+        samples.remove(&sample);
+        if samples.is_empty() {
+            index.remove(key);
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Peers and their stays.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use crate::command::Role;
+use crate::id::{Digest, Epoch, LeaseId, PeerId, Session, StageIndex};
+use crate::score::Ledger;
+use crate::time::Timestamp;
+use crate::work::{LogEntry, Outcome, WorkKind};
+
+/// Leases that a session may hold at a time, at most.
+pub const CAPACITY_MAX: u32 = 64;
+
+/// Answered and lapsed leases that are remembered per session, for retries and late results. A peer has no more than
+/// [`CAPACITY_MAX`] requests under way, so what is older is never asked for by an honest one.
+pub(crate) const REMEMBERED_LEASES: usize = 128;
+
+/// Peers that a run remembers. Whoever makes up identities fills this table and not the machine's memory.
+pub(crate) const PEERS_MAX: usize = 65_536;
+
+/// What a run remembers of a peer, beyond its stays.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerRecord {
+    /// As what it joined last.
+    pub role: Role,
+    /// Which stage it held last.
+    pub stage: Option<StageIndex>,
+    /// Its stays so far.
+    pub generations: u32,
+    /// Its present stay.
+    pub live: Option<Session>,
+    /// What it did and what that is worth.
+    pub ledger: Ledger,
+}
+
+/// A checkpoint that a session says it holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Installation {
+    /// Of which epoch.
+    pub epoch: Epoch,
+    /// Digest of parameters and optimizer state.
+    pub state: Digest,
+    /// Whether it is like that of the others in the stage. An odd one gets no work until it is installed again.
+    pub odd: bool,
+}
+
+/// How a lease was answered; a retry gets the same answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "answer")]
+pub(crate) enum Answer {
+    Accepted { outcome: Outcome },
+    Superseded { outcome: Outcome },
+    GivenBack,
+}
+
+/// A stay of a peer, while it lasts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SessionState {
+    /// As what.
+    pub role: Role,
+    /// Which stage it holds; none for a validator.
+    pub stage: Option<StageIndex>,
+    /// Leases that it can hold at a time.
+    pub capacity: u32,
+    /// Leases that it takes beyond those it holds.
+    pub room: u32,
+    /// When it joined.
+    pub joined_at: Timestamp,
+    /// When it was last heard of (to an eighth of the session timeout).
+    pub last_contact: Timestamp,
+    /// The checkpoint that it holds.
+    pub installation: Option<Installation>,
+    /// Credited backward passes since it installed its checkpoint: the weight of its upload.
+    pub backwards: u64,
+    /// What its stage has done since it installed its checkpoint, in the order in which it reported it.
+    pub(crate) log: Vec<LogEntry>,
+    pub(crate) ordinals: BTreeSet<u32>,
+    pub(crate) held: BTreeSet<LeaseId>,
+    pub(crate) lapsed: BTreeSet<LeaseId>,
+    pub(crate) answered: BTreeMap<LeaseId, Answer>,
+    /// Work given to it so far, in expected microseconds: who has least is next (interleaved weighted round-robin).
+    pub(crate) given_us: u64,
+    /// Moving average of its measured durations, in microseconds.
+    pub(crate) pace_us: BTreeMap<WorkKind, u64>,
+}
+
+impl SessionState {
+    pub(crate) fn new(role: Role, stage: Option<StageIndex>, capacity: u32, given_us: u64, at: Timestamp) -> Self {
+        Self {
+            role,
+            stage,
+            capacity,
+            room: 0,
+            joined_at: at,
+            last_contact: at,
+            installation: None,
+            backwards: 0,
+            log: Vec::new(),
+            ordinals: BTreeSet::new(),
+            held: BTreeSet::new(),
+            lapsed: BTreeSet::new(),
+            answered: BTreeMap::new(),
+            given_us,
+            pace_us: BTreeMap::new(),
+        }
+    }
+
+    /// Whether it holds this epoch's checkpoint as the others of its stage do, and so may do the stage's work.
+    pub fn is_installed(&self, epoch: Epoch) -> bool {
+        self.installation.is_some_and(|installation| installation.epoch == epoch && !installation.odd)
+    }
+
+    /// What its stage has done since it installed its checkpoint, in the order in which it was reported.
+    pub fn log(&self) -> &[LogEntry] {
+        &self.log
+    }
+
+    /// Moving average of its measured durations of this kind of work, in microseconds.
+    pub fn pace_us(&self, kind: WorkKind) -> Option<u64> {
+        self.pace_us.get(&kind).copied()
+    }
+
+    /// Remembers how a lease was answered, forgetting the oldest answer if there are many.
+    pub(crate) fn remember(&mut self, lease: LeaseId, answer: Answer) {
+        self.answered.insert(lease, answer);
+        if self.answered.len() > REMEMBERED_LEASES {
+            self.answered.pop_first();
+        }
+    }
+
+    /// Takes a measured duration into the pace. A quarter of the new, three of the old: a change shows within a few
+    /// pieces, a hiccup does not.
+    pub(crate) fn measure(&mut self, kind: WorkKind, duration_us: u64) {
+        let pace = self.pace_us.entry(kind).or_insert(duration_us);
+        *pace = (*pace / 4 * 3).saturating_add(duration_us / 4).max(1);
+    }
+
+    /// A new epoch, or a second start of one: what was done before is not in these weights.
+    pub(crate) fn begin_epoch(&mut self) {
+        self.backwards = 0;
+        self.log.clear();
+        self.ordinals.clear();
+    }
+}
+
+/// Every peer that ever joined and every stay that lasts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Sessions {
+    pub(crate) peers: BTreeMap<PeerId, PeerRecord>,
+    #[serde(with = "crate::pairs")]
+    pub(crate) live: BTreeMap<Session, SessionState>,
+    /// The live miners of each stage, from the head.
+    pub(crate) miners: Vec<BTreeSet<Session>>,
+    pub(crate) validators: BTreeSet<Session>,
+}
+
+impl Sessions {
+    pub(crate) fn new(stages: u16) -> Self {
+        Self {
+            peers: BTreeMap::new(),
+            live: BTreeMap::new(),
+            miners: vec![BTreeSet::new(); stages.into()],
+            validators: BTreeSet::new(),
+        }
+    }
+
+    pub(crate) fn get(&self, session: Session) -> Option<&SessionState> {
+        self.live.get(&session)
+    }
+
+    pub(crate) fn get_mut(&mut self, session: Session) -> Option<&mut SessionState> {
+        self.live.get_mut(&session)
+    }
+
+    /// The live miners of a stage.
+    pub(crate) fn miners_of(&self, stage: StageIndex) -> impl Iterator<Item = (Session, &SessionState)> {
+        self.miners[usize::from(stage.get())].iter().map(|session| (*session, &self.live[session]))
+    }
+
+    /// The live miners of a stage that may do its work.
+    pub(crate) fn installed(&self, stage: StageIndex, epoch: Epoch) -> impl Iterator<Item = (Session, &SessionState)> {
+        self.miners_of(stage).filter(move |(_, state)| state.is_installed(epoch))
+    }
+
+    pub(crate) fn is_banned(&self, peer: PeerId) -> bool {
+        self.peers.get(&peer).is_some_and(|record| record.ledger.banned.is_some())
+    }
+
+    pub(crate) fn ledger_mut(&mut self, peer: PeerId) -> Option<&mut Ledger> {
+        self.peers.get_mut(&peer).map(|record| &mut record.ledger)
+    }
+
+    pub(crate) fn join(&mut self, session: Session, state: SessionState) {
+        let record = self.peers.entry(session.peer).or_insert_with(|| PeerRecord {
+            role: state.role,
+            stage: None,
+            generations: 0,
+            live: None,
+            ledger: Ledger::default(),
+        });
+        record.role = state.role;
+        record.stage = state.stage;
+        record.generations = session.generation;
+        record.live = Some(session);
+        match state.stage {
+            Some(stage) => self.miners[usize::from(stage.get())].insert(session),
+            None => self.validators.insert(session),
+        };
+        self.live.insert(session, state);
+    }
+
+    pub(crate) fn end(&mut self, session: Session) {
+        let Some(state) = self.live.remove(&session) else { return };
+        match state.stage {
+            Some(stage) => self.miners[usize::from(stage.get())].remove(&session),
+            None => self.validators.remove(&session),
+        };
+        if let Some(record) = self.peers.get_mut(&session.peer) {
+            record.live = None;
+        }
+    }
+}

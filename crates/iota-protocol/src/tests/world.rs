@@ -1,0 +1,273 @@
+//! A small network driven by hand: sessions that do what they are leased, when they are told to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::command::{Command, Role};
+use crate::event::{Event, Phase};
+use crate::id::{Digest, Epoch, LeaseId, PeerId, RunId, Session, StageIndex};
+use crate::invariants::check_all;
+use crate::rejection::Rejection;
+use crate::settings::{LearningRate, RunSettings, Timing};
+use crate::state::State;
+use crate::time::Timestamp;
+use crate::work::{Checkpoint, Failure, Lease, Outcome, Seal, Verdict, Work, WorkKind};
+
+/// Settings of a small run: `stages` stages of 12 parameters, 2 epochs of 4 samples, no validator.
+pub(super) fn settings(stages: u16) -> RunSettings {
+    RunSettings {
+        run: RunId::from_bytes([7; 16]),
+        secret: [42; 32],
+        stage_parameters: vec![12; stages.into()],
+        activation_bytes: 100,
+        cell_element_bytes: 4,
+        cell_overhead_bytes: 8,
+        sample_tokens: 16,
+        epochs: 2,
+        samples_per_epoch: 4,
+        samples_in_flight: 3,
+        backwards_per_step: 2,
+        miners_to_start: 1,
+        miners_per_stage_max: 8,
+        validators: Vec::new(),
+        audit_every_epochs: 1,
+        learning_rate: LearningRate { peak: 0.001, warmup_samples: 2, final_fraction: 0.1 },
+        timing: Timing {
+            lease_initial: Duration::from_secs(20),
+            lease_min: Duration::from_secs(5),
+            lease_factor: 4,
+            session_timeout: Duration::from_secs(30),
+            affinity: Duration::from_secs(10),
+            phase_max: Duration::from_secs(120),
+            quorum_relaxes_after: Duration::from_secs(30),
+        },
+    }
+}
+
+pub(super) fn peer(name: u8) -> PeerId {
+    PeerId::from_bytes([name; 32])
+}
+
+pub(super) fn seal(content: impl AsRef<[u8]>, length: u64) -> Seal {
+    Seal { digest: Digest::of(content.as_ref()), length }
+}
+
+/// A run and the time, with every event so far. After each command the invariants are checked, and a state that only
+/// the events made is compared to the run's.
+pub(super) struct World {
+    pub(super) state: State,
+    pub(super) now: Timestamp,
+    pub(super) events: Vec<Event>,
+    replica: State,
+    ordinals: BTreeMap<Session, u32>,
+}
+
+impl World {
+    pub(super) fn new(settings: RunSettings) -> Self {
+        let now = Timestamp::from_millis(1_000);
+        let state = State::new(settings, now).unwrap();
+        Self { replica: state.clone(), state, now, events: Vec::new(), ordinals: BTreeMap::new() }
+    }
+
+    /// One command, with everything that must hold after it.
+    pub(super) fn command(&mut self, command: &Command) -> Result<Vec<Event>, Rejection> {
+        let before = self.state.clone();
+        let result = self.state.handle(command, self.now);
+        match &result {
+            Ok(events) => {
+                for event in events {
+                    self.replica.apply(self.now, event);
+                }
+                self.events.extend_from_slice(events);
+                assert_eq!(self.replica, self.state, "events replay to another state after {command:?}");
+                if let Some(deadline) = self.state.next_deadline() {
+                    assert!(deadline > self.now, "a timer in the past after {command:?}");
+                }
+            }
+            Err(_) => assert_eq!(before, self.state, "a refused command changed the state: {command:?}"),
+        }
+        check_all(&self.state).unwrap_or_else(|violation| panic!("{violation} after {command:?}"));
+        result
+    }
+
+    pub(super) fn join(&mut self, name: u8) -> Session {
+        self.join_as(name, Role::Miner, 2)
+    }
+
+    pub(super) fn join_as(&mut self, name: u8, role: Role, capacity: u32) -> Session {
+        let peer = peer(name);
+        self.command(&Command::Join { peer, role, capacity }).unwrap();
+        let session = self.state.session_of(peer).unwrap();
+        self.ordinals.insert(session, 0);
+        session
+    }
+
+    pub(super) fn offer(&mut self, session: Session, room: u32) -> Vec<Event> {
+        self.command(&Command::OfferRoom { session, room }).unwrap()
+    }
+
+    pub(super) fn leases(&self, session: Session) -> Vec<Lease> {
+        self.state.leases_of(session).cloned().collect()
+    }
+
+    /// The only lease that a session holds.
+    pub(super) fn lease(&self, session: Session) -> Lease {
+        let leases = self.leases(session);
+        assert_eq!(leases.len(), 1, "{session:?} holds {leases:?}");
+        leases[0].clone()
+    }
+
+    pub(super) fn complete(&mut self, session: Session, lease: LeaseId, outcome: Outcome) -> Result<Vec<Event>, Rejection> {
+        self.command(&Command::Complete { session, lease, outcome })
+    }
+
+    pub(super) fn fail(&mut self, session: Session, lease: LeaseId, failure: Failure) -> Result<Vec<Event>, Rejection> {
+        self.command(&Command::Fail { session, lease, failure })
+    }
+
+    /// What an honest session says of this work. Draws its next ordinal.
+    pub(super) fn honest(&mut self, lease: &Lease) -> Outcome {
+        let mut ordinal = || {
+            let next = self.ordinals.entry(lease.session).or_default();
+            *next += 1;
+            *next - 1
+        };
+        match &lease.work {
+            Work::Forward { sample, .. } => {
+                Outcome::Forward { ordinal: ordinal(), output: seal(format!("forward {sample} {}", lease.stage), 100) }
+            }
+            Work::Backward { sample, gradient, output_gradient, .. } => Outcome::Backward {
+                ordinal: ordinal(),
+                recomputed: output_gradient.is_none(),
+                gradient: gradient.map(|_| seal(format!("backward {sample} {}", lease.stage), 100)),
+                loss: output_gradient.is_none().then_some(2.5),
+            },
+            Work::Upload { cells, .. } => Outcome::Upload {
+                cells: cells.iter().map(|cell| seal(format!("upload {}", cell.cell), 8 + 4 * (cell.range.end - cell.range.start))).collect(),
+                optimizer_steps: 3,
+            },
+            Work::Merge { range, inputs, .. } => {
+                let content: String = inputs.iter().map(|input| input.object.seal.digest.to_string()).collect();
+                Outcome::Merge { merged: seal(content, 8 + 4 * (range.end - range.start)), quarantined: Vec::new() }
+            }
+            Work::Install { checkpoint } => {
+                self.ordinals.insert(lease.session, 0);
+                Outcome::Install { state: installed(checkpoint) }
+            }
+            Work::Replay { entries, .. } => {
+                Outcome::Audit { verdict: Verdict::Agrees { operations: entries.len() as u32 } }
+            }
+            Work::Inspect { .. } => Outcome::Audit { verdict: Verdict::Agrees { operations: 1 } },
+        }
+    }
+
+    /// Does one lease honestly.
+    pub(super) fn work(&mut self, lease: &Lease) -> Vec<Event> {
+        let outcome = self.honest(lease);
+        self.complete(lease.session, lease.id, outcome).unwrap()
+    }
+
+    /// Every live session but the `idle` ones offers room and does its leases, one after another, until nobody has any.
+    pub(super) fn settle_without(&mut self, idle: &[Session]) {
+        loop {
+            let sessions: Vec<(Session, u32)> =
+                self.state.sessions().map(|(session, state)| (session, state.capacity)).collect();
+            let mut busy = false;
+            for (session, capacity) in sessions {
+                if idle.contains(&session) || self.state.session(session).is_none() {
+                    continue;
+                }
+                self.offer(session, capacity);
+                if let Some(lease) = self.leases(session).first().cloned() {
+                    self.work(&lease);
+                    busy = true;
+                }
+            }
+            if !busy {
+                return;
+            }
+        }
+    }
+
+    /// As [`settle_without`](Self::settle_without), but stops as soon as the run is in this phase.
+    pub(super) fn work_until(&mut self, phase: Phase, idle: &[Session]) {
+        for _ in 0..10_000 {
+            let sessions: Vec<(Session, u32)> =
+                self.state.sessions().map(|(session, state)| (session, state.capacity)).collect();
+            for (session, capacity) in sessions {
+                if self.state.phase() == phase {
+                    return;
+                }
+                if idle.contains(&session) || self.state.session(session).is_none() {
+                    continue;
+                }
+                self.offer(session, capacity);
+                if self.state.phase() == phase {
+                    return;
+                }
+                if let Some(lease) = self.leases(session).first().cloned() {
+                    self.work(&lease);
+                }
+            }
+        }
+        panic!("never reached {phase:?}, stuck in {:?}", self.state.phase());
+    }
+
+    /// Lets time pass, with a tick at every deadline on the way; the `awake` sessions show that they live.
+    pub(super) fn pass(&mut self, duration: Duration, awake: &[Session]) {
+        let end = self.now + duration;
+        while self.now < end {
+            let step = self.now + Duration::from_secs(5);
+            let next = self.state.next_deadline().unwrap_or(end).min(step).min(end);
+            self.now = next;
+            for session in awake {
+                if let Some(room) = self.state.session(*session).map(|state| state.room) {
+                    self.offer(*session, room);
+                }
+            }
+            self.command(&Command::Tick).unwrap();
+        }
+    }
+
+    pub(super) fn saw(&self, matches: impl Fn(&Event) -> bool) -> usize {
+        self.events.iter().filter(|event| matches(event)).count()
+    }
+
+    /// Joins one miner per name and installs the checkpoint in all of them.
+    pub(super) fn gather(&mut self, names: std::ops::Range<u8>) -> Vec<Session> {
+        let sessions: Vec<Session> = names.map(|name| self.join(name)).collect();
+        for session in &sessions {
+            self.offer(*session, 1);
+        }
+        for session in &sessions {
+            let lease = self.lease(*session);
+            assert_eq!(lease.work.kind(), WorkKind::Install);
+            self.work(&lease);
+        }
+        sessions
+    }
+
+    pub(super) fn stage_of(&self, session: Session) -> StageIndex {
+        self.state.session(session).unwrap().stage.unwrap()
+    }
+
+    pub(super) fn epoch(&self) -> Epoch {
+        self.state.epoch()
+    }
+
+    /// The live miners of a stage.
+    pub(super) fn miners(&self, stage: u16) -> Vec<Session> {
+        let held = Some(StageIndex::new(stage));
+        self.state.sessions().filter(|(_, state)| state.stage == held).map(|(session, _)| session).collect()
+    }
+}
+
+/// What an honest miner says it installed.
+pub(super) fn installed(checkpoint: &Checkpoint) -> Digest {
+    Digest::of(format!("{checkpoint:?}").as_bytes())
+}
+
+/// Names of distinct sessions, for sets in assertions.
+pub(super) fn set(sessions: &[Session]) -> BTreeSet<Session> {
+    sessions.iter().copied().collect()
+}
