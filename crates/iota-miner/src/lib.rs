@@ -14,19 +14,19 @@
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use iota_identity::Keypair;
 //! use iota_miner::Miner;
-//! use iota_node::shutdown::Shutdown;
+//! use iota_node::Shutdown;
 //!
 //! let why = Miner::builder("http://127.0.0.1:7400")
 //!     .with_keypair(Keypair::generate())
 //!     .with_threads(2)
-//!     .run(Shutdown::on_signals())
+//!     .run(Shutdown::on_signals()?)
 //!     .await?;
 //! println!("stopped: {why:?}");
 //! # Ok(())
 //! # }
 //! ```
 //!
-//! It does not know who else is in the run, which sample comes next, or what its work is worth: it does what it is
+//! It does *not* know who else is in the run, which sample comes next, or what its work is worth: it does what it is
 //! leased. It holds no storage credentials.
 
 mod behaviour;
@@ -37,12 +37,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iota_identity::Keypair;
-use iota_node::clock::{Clock, SystemClock};
-use iota_node::shutdown::Shutdown;
+use iota_node::{Clock, Shutdown, SystemClock};
+use iota_peer::session::connect;
 use iota_peer::{Gate, Participation, participate};
 use iota_protocol::Role;
-use iota_run::Description;
-use iota_wire::Client;
 
 pub use behaviour::Behaviour;
 pub use iota_peer::Error;
@@ -77,7 +75,7 @@ impl Miner {
             threads: std::thread::available_parallelism().map_or(1, usize::from),
             gate: None,
             behaviour: Behaviour::Honest,
-            clock: Arc::new(SystemClock),
+            clock: Arc::new(SystemClock::new()),
         }
     }
 }
@@ -132,12 +130,9 @@ impl MinerBuilder {
     /// If the orchestrator's run cannot be taken part in: another version, or a model that this program cannot build.
     pub async fn run(self, shutdown: Shutdown) -> Result<Stop, Error> {
         let keypair = Arc::new(self.keypair.unwrap_or_else(Keypair::generate));
-        let Some((client, description)) =
-            iota_peer::session::connect(&self.orchestrator, keypair, &self.clock, &shutdown).await?
-        else {
-            return Ok(Stop::Shutdown);
-        };
-        let description: Arc<Description> = Arc::new(description);
+        let connected = connect(&self.orchestrator, keypair, Arc::clone(&self.clock), &shutdown).await?;
+        let Some((client, description)) = connected else { return Ok(Stop::Shutdown) };
+        let description = Arc::new(description);
         let gate = self.gate.unwrap_or_else(|| Gate::new(1));
         let stage = StageThread::start(self.capacity as usize, gate.clone()).map_err(|_| Error::StageGone)?;
         let worker = Arc::new(MinerWorker::new(description, stage, gate, self.threads, self.behaviour)?);
@@ -148,8 +143,3 @@ impl MinerBuilder {
 
 /// How long a poll may be held: well below the session timeout, since a poll is the sign of life.
 const HOLD: Duration = Duration::from_secs(10);
-
-const _: fn() = || {
-    fn is_send<T: Send>() {}
-    is_send::<Client>();
-};

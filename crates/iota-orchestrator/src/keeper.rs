@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use iota_protocol::event::Event;
+use iota_protocol::event::{Event, Phase};
 use iota_protocol::work::{Checkpoint, Purpose};
 use iota_protocol::{Epoch, RunId, Timestamp};
 use iota_store::{KeyPrefix, ObjectKey, Store};
@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
+use crate::course::Course;
 use crate::Error;
 use crate::owner::Batch;
 
@@ -34,7 +35,9 @@ pub(crate) struct Keeper {
     store: Store,
     metrics: std::io::BufWriter<std::fs::File>,
     metrics_path: PathBuf,
+    course: Course,
     epoch: Epoch,
+    over: bool,
     /// Audits that may still read an epoch's objects, by epoch.
     unsettled: BTreeMap<iota_protocol::AuditId, Epoch>,
     /// The first epoch whose objects have not been deleted.
@@ -51,26 +54,30 @@ impl Keeper {
             store,
             metrics: std::io::BufWriter::new(metrics),
             metrics_path,
+            course: Course::default(),
             epoch: Epoch::default(),
+            over: false,
             unsettled: BTreeMap::new(),
             oldest: Epoch::default(),
         })
     }
 
-    /// Follows the run until its owner is gone.
+    /// Follows the run until its owner is gone; returns how it went.
     ///
     /// # Errors
     /// If metrics or a manifest cannot be written: a run whose results are not kept is better stopped.
-    pub(crate) async fn run(mut self, mut batches: mpsc::Receiver<Batch>) -> Result<(), Error> {
+    pub(crate) async fn run(mut self, mut batches: mpsc::Receiver<Batch>) -> Result<Course, Error> {
         while let Some(batch) = batches.recv().await {
             for record in batch.iter() {
                 self.keep(record.at, &record.event).await?;
             }
         }
-        self.flush()
+        self.flush()?;
+        Ok(self.course)
     }
 
     async fn keep(&mut self, at: Timestamp, event: &Event) -> Result<(), Error> {
+        self.course.follow(at, event);
         let (at_ms, epoch) = (at.as_millis(), self.epoch.get());
         match event {
             Event::RoomOffered { .. } | Event::Leased(_) | Event::Completed { .. } | Event::SampleOpened { .. } => {
@@ -80,7 +87,10 @@ impl Keeper {
                 let path = path.iter().map(|session| session.peer.short()).collect();
                 return self.write(&Metric::Sample { at_ms, sample: sample.get(), epoch, loss: *loss, path });
             }
-            Event::PhaseChanged { epoch, .. } => self.epoch = *epoch,
+            Event::PhaseChanged { epoch, phase, .. } => {
+                self.epoch = *epoch;
+                self.over = *phase == Phase::Over;
+            }
             Event::AuditDrawn { audit, .. } => {
                 self.unsettled.insert(*audit, self.epoch);
             }
@@ -111,7 +121,8 @@ impl Keeper {
     /// Deletes the activations and uploads of epochs that neither training nor an audit can need.
     async fn clean(&mut self) {
         let current = self.epoch.get();
-        let first_needed = self.unsettled.values().map(|epoch| epoch.get()).chain([current.saturating_sub(1)]).min();
+        let needed = if self.over { current + 1 } else { current.saturating_sub(1) };
+        let first_needed = self.unsettled.values().map(|epoch| epoch.get()).chain([needed]).min();
         while Some(self.oldest.get()) < first_needed {
             for purpose in [Purpose::Activation, Purpose::Gradient, Purpose::Upload] {
                 let prefix = KeyPrefix::Epoch(self.run, purpose, self.oldest);

@@ -14,12 +14,13 @@
 //!                                      └──► keeper: metrics, manifests, retention
 //! ```
 //!
-//! One task owns the state ([`owner`](crate)); everybody else sends it commands. What it has decided is written to the
+//! One task owns the state ([`owner`); everybody else sends it commands. What it has decided is written to the
 //! [`Journal`] before anybody is told.
 //!
 //! It does not know what a tensor is: sizes come in with the [`Setup`]. It never links the compute engine.
 
 mod api;
+mod course;
 mod grants;
 mod journal;
 mod keeper;
@@ -37,13 +38,14 @@ use iota_identity::Keypair;
 use iota_node::clock::{Clock, SystemClock};
 use iota_node::shutdown::Shutdown;
 use iota_protocol::{Command, State, Timestamp};
-use iota_store::server::{Limits, S3Server};
-use iota_store::{Credentials, Grants, Store};
+use iota_store::server::{S3Server, ServerSettings};
+use iota_store::{Credentials, Store};
 use iota_wire::{AuthSettings, Authenticator, RunInfo, RunStatus};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{info, warn};
 
+pub use course::Course;
 pub use journal::{Journal, NoJournal, Record};
 pub use options::{RunOptions, TimingOptions, TrainingOptions};
 pub use setup::{Participants, Setup, SetupError};
@@ -54,10 +56,6 @@ use grants::Granter;
 use keeper::Keeper;
 use owner::{Owner, OwnerHandle};
 
-/// Name of the bucket in the embedded store: its folder below the store's root.
-const BUCKET: &str = "iota";
-/// The embedded store has no regions; S3's signatures want one.
-const REGION: &str = "local";
 /// Batches of events that the keeper may lag behind. When it is full the owner waits: what cannot be kept in time slows
 /// the run down rather than filling memory.
 const KEEPER_LAG: usize = 4096;
@@ -123,7 +121,7 @@ pub struct Orchestrator {
     shutdown: Shutdown,
     serving: JoinHandle<Result<(), Error>>,
     owning: JoinHandle<Result<(), Error>>,
-    keeping: JoinHandle<Result<(), Error>>,
+    keeping: JoinHandle<Result<Course, Error>>,
     store_server: S3Server,
 }
 
@@ -175,43 +173,44 @@ impl Orchestrator {
         }
     }
 
-    /// Waits until the run is over, then shuts down what serves it; returns the last state.
+    /// Waits until the run is over, then shuts down what serves it; returns the last state and how the run went.
     ///
     /// # Errors
-    /// If serving, the journal or the store failed; the run ended with it.
-    pub async fn finish(mut self) -> Result<Arc<State>, Error> {
-        let mut outcome = Ok(());
+    /// If serving, the journal, the store or the metrics failed; the run ended with it.
+    pub async fn finish(mut self) -> Result<(Arc<State>, Course), Error> {
+        let mut failed = Ok(());
         tokio::select! {
-            _ = self.state.wait_for(|state| state.is_over()) => {}
-            result = &mut self.serving => outcome = flatten(result),
-            result = &mut self.keeping => outcome = flatten(result),
+            // An error means that the owner is gone; its own result says why.
+            _ = self.state.wait_for(|state| state.is_over()) => {
+                // Peers learn from their next poll that the run is over; those that are gone cannot hold us up.
+                tokio::time::sleep(FAREWELL).await;
+            }
+            result = &mut self.serving => failed = flatten(result),
+            () = self.keeping_failed() => {}
         }
-        // Peers learn from their next poll that the run is over; those that are gone cannot hold us up.
-        if outcome.is_ok() {
-            let mut state = self.state.clone();
-            let all_gone = state.wait_for(|state| state.sessions().next().is_none());
-            drop(tokio::time::timeout(FAREWELL, all_gone).await);
-            tokio::time::sleep(LAST_ANSWERS).await;
-        }
-        self.shutdown.request();
         let last = Arc::clone(&self.state.borrow());
+        self.shutdown.request();
         if !self.serving.is_finished() {
-            outcome = outcome.and(flatten((&mut self.serving).await));
+            failed = failed.and(flatten((&mut self.serving).await));
         }
         drop(self.owner);
-        outcome = outcome.and(flatten(self.owning.await));
-        if !self.keeping.is_finished() {
-            outcome = outcome.and(flatten(self.keeping.await));
+        failed = failed.and(flatten(self.owning.await));
+        let course = flatten(self.keeping.await);
+        self.store_server.shutdown(FAREWELL).await;
+        failed?;
+        Ok((last, course?))
+    }
+
+    /// The keeper outlives the owner unless it fails.
+    async fn keeping_failed(&self) {
+        while !self.keeping.is_finished() {
+            tokio::time::sleep(FAREWELL).await;
         }
-        self.store_server.shutdown().await;
-        outcome.map(|()| last)
     }
 }
 
-/// How long the end of a run waits for its peers to notice.
-const FAREWELL: Duration = Duration::from_secs(2);
-/// Answers to calls that are being made when the run ends.
-const LAST_ANSWERS: Duration = Duration::from_millis(300);
+/// How long the end of a run waits for its peers to hear of it.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 impl OrchestratorBuilder {
     /// Where to listen for calls; port 0 takes a free one.
@@ -255,18 +254,17 @@ impl OrchestratorBuilder {
     /// If the folder, an address or the setup cannot be used; nothing is left running then.
     pub async fn start(self, shutdown: &Shutdown) -> Result<Orchestrator, Error> {
         let shutdown = shutdown.child();
-        let store_root = self.folder.join("store");
-        let bucket = store_root.join(BUCKET);
-        std::fs::create_dir_all(&bucket).map_err(|source| Error::Folder { path: bucket.clone(), source })?;
-        let store = Store::in_folder(&bucket)?;
-        let (settings, description) = self.setup.publish(&store).await?;
+        let settings = self.setup.settings().clone();
         let run = settings.run;
-
+        // The run's own secret: whoever reads the folder can do without the store's credentials anyway.
         let credentials = Credentials::new("iota", hex(&settings.secret));
+        let store_root = self.folder.join("store");
         let store_server =
-            S3Server::bind(self.store_listen, &store_root, credentials.clone(), Limits::default()).await?;
-        let signer = Grants::new(&store_server.url(), BUCKET, REGION, &credentials)?;
-        let granter = Granter::new(settings.clone(), &description, signer).map_err(SetupError::from)?;
+            S3Server::bind(self.store_listen, store_root, credentials, ServerSettings::default()).await?;
+        let store = store_server.store()?;
+        let description = self.setup.publish(&store).await?;
+        let granter =
+            Granter::new(settings.clone(), &description, store_server.grants()).map_err(SetupError::from)?;
 
         let state = State::new(settings, self.clock.now()).map_err(SetupError::from)?;
         let (followers, batches) = mpsc::channel(KEEPER_LAG);
@@ -308,7 +306,7 @@ impl OrchestratorBuilder {
         });
         let owning = tokio::spawn(owner.run());
         let keeping = tokio::spawn(keeper.run(batches));
-        info!(%run, %address, store = %store_server.url(), "serving");
+        info!(%run, %address, store = %store_server.local_address(), "serving");
         Ok(Orchestrator {
             url: format!("http://{address}"),
             run,
@@ -339,7 +337,7 @@ fn follow_status(mut state: watch::Receiver<Arc<State>>, clock: Arc<dyn Clock>) 
     receiver
 }
 
-fn flatten(result: Result<Result<(), Error>, tokio::task::JoinError>) -> Result<(), Error> {
+fn flatten<T>(result: Result<Result<T, Error>, tokio::task::JoinError>) -> Result<T, Error> {
     result.unwrap_or_else(|error| {
         warn!(%error, "a task ended early");
         Err(Error::Panicked(error.to_string()))

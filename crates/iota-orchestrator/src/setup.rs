@@ -159,11 +159,11 @@ impl Setup {
     }
 
     /// Writes the data to the store.
-    pub(crate) async fn publish(self, store: &Store) -> Result<(RunSettings, Description), Error> {
+    pub(crate) async fn publish(self, store: &Store) -> Result<Description, Error> {
         for (key, bytes) in self.shards {
             store.put(&key, bytes).await?;
         }
-        Ok((self.settings, self.description))
+        Ok(self.description)
     }
 }
 

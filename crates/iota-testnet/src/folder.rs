@@ -33,6 +33,17 @@ pub fn prepare(path: &Path) -> Result<Option<PathBuf>, Error> {
     Ok(moved)
 }
 
+/// Writes the process ids of child processes, a line each, so that a person can look them up (and kill one, to see
+/// that the run copes).
+pub(crate) fn write_pids(folder: &Path, pids: &[(String, u32)]) -> Result<(), Error> {
+    if pids.is_empty() {
+        return Ok(());
+    }
+    let path = folder.join("processes.txt");
+    let lines: String = pids.iter().map(|(name, pid)| format!("{pid} {name}\n")).collect();
+    std::fs::write(&path, lines).map_err(|source| Error::Folder { path, source })
+}
+
 /// Any of these says that a folder holds a run.
 const RUN_FILES: [&str; 3] = ["report.json", "metrics.jsonl", "store"];
 

@@ -1,1 +1,239 @@
-//! A whole network in one process or in child processes.
+//! A whole network in one process or in child processes: for people, examples and tests.
+//!
+//! ```text
+//!   TestnetSettings ──► run folder ──► orchestrator + embedded store (this process, loopback)
+//!                                         ▲     ▲                       │
+//!                        miners, validators (tasks, or child processes) │ statuses
+//!                                                                       ▼
+//!   report.json, summary ◄── evaluation on held-out text ◄── last checkpoint   view on the terminal
+//! ```
+//!
+//! Everything that takes part is the real thing: the same crates, calls, signatures and grants as between machines.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), iota_testnet::Error> {
+//! use iota_node::Shutdown;
+//! use iota_testnet::{Testnet, TestnetSettings, summary};
+//!
+//! let settings = TestnetSettings { out: "my-run".into(), ..TestnetSettings::default() };
+//! let report = Testnet::new(settings)?.run(&Shutdown::new()).await?;
+//! print!("{}", summary(&report));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! It does *not* know how anything is decided, moved or computed; it starts those who do, and sums up.
+
+pub mod folder;
+mod peers;
+pub mod report;
+mod settings;
+mod summary;
+mod view;
+mod whole;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use iota_node::Shutdown;
+use iota_orchestrator::{Orchestrator, Participants, Setup, SetupError};
+use iota_protocol::State;
+use tokio::sync::watch;
+use tracing::info;
+
+pub use report::Report;
+pub use settings::{InvalidTestnet, TestnetSettings};
+pub use summary::summary;
+
+use peers::{Kind, Peers, Recruit, recruits};
+use report::Loss;
+use whole::{HeldOut, Whole, last_checkpoints, train_baseline};
+
+/// Why a testnet could not run to its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The settings make no testnet.
+    #[error(transparent)]
+    Settings(#[from] InvalidTestnet),
+    /// The run cannot be set up.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// The run folder, or something in it, cannot be written.
+    #[error("cannot use {path}")]
+    Folder {
+        /// What cannot be used.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The folder holds something that is no run.
+    #[error("{path} is not empty and holds no earlier run; name another folder with --out")]
+    NotARunFolder {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A program that should lie beside this one cannot be started.
+    #[error("cannot start {path}; build all programs first: cargo build --release --bins")]
+    Program {
+        /// The program.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The orchestrator failed.
+    #[error(transparent)]
+    Orchestrator(#[from] iota_orchestrator::Error),
+    /// A miner or validator failed.
+    #[error(transparent)]
+    Peer(#[from] iota_miner::Error),
+    /// A key cannot be written.
+    #[error(transparent)]
+    Key(#[from] iota_identity::KeyFileError),
+    /// A checkpoint or shard cannot be read back.
+    #[error(transparent)]
+    Store(#[from] iota_store::Error),
+    /// The data cannot be read as it should.
+    #[error(transparent)]
+    Data(#[from] iota_data::Error),
+    /// The run's description does not fit together.
+    #[error(transparent)]
+    Run(#[from] iota_run::Error),
+    /// The model cannot be computed.
+    #[error(transparent)]
+    Compute(#[from] iota_compute::Error),
+    /// Something that should be JSON is not.
+    #[error("writing JSON")]
+    Json(#[source] serde_json::Error),
+    /// A task died; the message says of what.
+    #[error("a task panicked: {0}")]
+    Panicked(String),
+    /// A model without stages.
+    #[error("the model has no stages")]
+    NoStages,
+    /// Somebody asked it to stop before the run was over.
+    #[error("interrupted before the run was over")]
+    Interrupted,
+}
+
+/// A network that is about to run.
+#[derive(Debug)]
+pub struct Testnet {
+    settings: TestnetSettings,
+    setup: Setup,
+    recruits: Vec<Recruit>,
+    cores: usize,
+}
+
+impl Testnet {
+    /// Checks the settings and reads the corpus. Nothing has been written yet.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] and [`Error::Setup`] say which setting cannot be used and why.
+    pub fn new(settings: TestnetSettings) -> Result<Self, Error> {
+        settings.validate()?;
+        let recruits = recruits(&settings);
+        let validators = recruits
+            .iter()
+            .filter(|recruit| recruit.kind == Kind::Validator)
+            .map(|recruit| recruit.keypair.peer_id())
+            .collect();
+        let participants = Participants { miners_to_start: settings.miners_per_stage, validators };
+        let setup = Setup::new(&settings.run_options(), participants)?;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self { settings, setup, recruits, cores })
+    }
+
+    /// Runs the network until the run is over, and sums up. `report.json` is in the run folder then.
+    ///
+    /// # Errors
+    /// Whatever keeps the run from its end; [`Error::Interrupted`] if `shutdown` was requested, after everybody has
+    /// left in order.
+    pub async fn run(self, shutdown: &Shutdown) -> Result<Report, Error> {
+        let Self { settings, setup, recruits, cores } = self;
+        if let Some(earlier) = folder::prepare(&settings.out)? {
+            eprintln!("the earlier run in {} is now in {}", settings.out.display(), earlier.display());
+        }
+        let description = setup.description().clone();
+        let held_out = setup.held_out().clone();
+        eprintln!(
+            "{} parameters in {} stages, {} miners each, {} validator(s); {} training tokens; run folder {}",
+            view::thousands(setup.settings().stage_parameters.iter().sum()),
+            settings.stages,
+            settings.miners_per_stage,
+            settings.validators,
+            view::thousands(description.data.tokens),
+            settings.out.display(),
+        );
+        let orchestrator = Orchestrator::builder(setup, &settings.out)
+            .with_listen(settings.listen)
+            .with_store_listen(settings.store_listen)
+            .start(shutdown)
+            .await?;
+        let held_out = HeldOut::load(&description, held_out, orchestrator.store()).await?;
+        let (held_out, held_out_start) = evaluate(Whole::new(&description, 1, cores)?, held_out).await?;
+
+        let mut peers = if settings.processes {
+            Peers::start_processes(recruits, orchestrator.url(), &settings.out)?
+        } else {
+            Peers::start_tasks(recruits, orchestrator.url(), cores, shutdown)
+        };
+        folder::write_pids(&settings.out, &peers.pids())?;
+        let viewing = tokio::spawn(view::show(orchestrator.status(), settings.training.samples_per_epoch));
+        let interrupted = tokio::select! {
+            () = run_over(orchestrator.state()) => false,
+            result = peers.watch() => { result?; shutdown.is_requested() }
+            () = shutdown.wait() => true,
+        };
+        if interrupted {
+            orchestrator.stop().await;
+        }
+        let store = orchestrator.store().clone();
+        let (state, left) = tokio::join!(orchestrator.finish(), peers.join());
+        let (state, course) = state?;
+        left?;
+        viewing.await.map_err(|error| Error::Panicked(error.to_string()))?;
+        if interrupted {
+            return Err(Error::Interrupted);
+        }
+
+        info!("evaluating the last checkpoint");
+        let checkpoints = last_checkpoints(&state);
+        let whole = Whole::load(&description, &store, &checkpoints, cores).await?;
+        let (held_out, held_out_end) = evaluate(whole, held_out).await?;
+        let baseline = if settings.baseline {
+            eprintln!("training the same model uncut in one process, for comparison");
+            let samples = state.sample_counts().completed;
+            let settings_of_run = state.settings().clone();
+            let per_stage = settings.miners_per_stage;
+            let trained =
+                train_baseline(description, settings_of_run, per_stage, samples, cores, &store, held_out).await?;
+            Some(trained)
+        } else {
+            None
+        };
+        let loss = Loss {
+            train_start: course.loss_at_start(),
+            train_end: course.loss_at_end(),
+            held_out_start,
+            held_out_end,
+        };
+        let report = Report::of(&state, loss, course.elapsed(), baseline);
+        report.write(&settings.out)?;
+        Ok(report)
+    }
+}
+
+async fn evaluate(mut whole: Whole, held_out: HeldOut) -> Result<(HeldOut, f64), Error> {
+    tokio::task::spawn_blocking(move || {
+        let loss = whole.evaluate(&held_out)?;
+        Ok((held_out, loss))
+    })
+    .await
+    .map_err(|error| Error::Panicked(error.to_string()))?
+}
+
+async fn run_over(mut state: watch::Receiver<Arc<State>>) {
+    // An error means that the orchestrator is gone, and the run with it.
+    drop(state.wait_for(|state| state.is_over()).await);
+}

@@ -1,6 +1,7 @@
 //! `report.json`: what a run came to. `docs/REPORT.md` describes it field by field; fields are only ever added.
 
 use std::path::Path;
+use std::time::Duration;
 
 use iota_protocol::{Role, State};
 use serde::{Deserialize, Serialize};
@@ -81,11 +82,11 @@ pub struct Merge {
     /// The stage.
     pub stage: u16,
     /// Into how many cells the stage was cut.
-    pub cells: u32,
+    pub cells: u64,
     /// Of those, merged from uploads.
-    pub covered: u32,
+    pub covered: u64,
     /// Of those, with two owners that came to the same bits.
-    pub agreed: u32,
+    pub agreed: u64,
     /// Bytes that miners uploaded for it.
     pub bytes_up: u64,
     /// Bytes that miners downloaded for it.
@@ -129,7 +130,7 @@ pub struct Baseline {
 
 impl Report {
     /// The part of a report that the run's last state tells.
-    pub(crate) fn of(state: &State, loss: Loss, tokens_per_second: f64, baseline: Option<Baseline>) -> Self {
+    pub(crate) fn of(state: &State, loss: Loss, elapsed: Duration, baseline: Option<Baseline>) -> Self {
         let counts = state.sample_counts();
         let settings = state.settings();
         let merges: Vec<Merge> = state
@@ -158,6 +159,7 @@ impl Report {
                 score: state.score(peer),
             })
             .collect();
+        let tokens = counts.completed * settings.sample_tokens;
         let merged_epochs = merges.len() as u64 / u64::from(settings.stages());
         let trained = merged_epochs == settings.epochs
             && counts.lost == 0
@@ -168,10 +170,7 @@ impl Report {
             run: settings.run.to_string(),
             trained,
             loss,
-            tokens: Tokens {
-                trained: counts.completed * settings.sample_tokens,
-                per_second: tokens_per_second,
-            },
+            tokens: Tokens { trained: tokens, per_second: tokens as f64 / elapsed.as_secs_f64() },
             samples: Samples { completed: counts.completed, re_leased: counts.re_leased, lost: counts.lost },
             merges,
             replicas_equal: state.replicas_equal(),
