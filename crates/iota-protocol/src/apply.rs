@@ -11,7 +11,8 @@ use crate::state::samples::{CompletedSample, Holder, Hop, Preference, SampleStat
 use crate::state::sessions::{Answer, Installation, REMEMBERED_LEASES, SessionState};
 use crate::time::Timestamp;
 use crate::work::{
-    Checkpoint, Failure, Lease, LogEntry, ObjectRef, Outcome, SegmentSource, UploadRecord, Verdict, Work, WorkKind,
+    Checkpoint, Failure, Lease, LogEntry, ObjectRef, Outcome, SegmentSource, UploadRecord, Verdict,
+    Work, WorkKind,
 };
 use crate::{audit, cells};
 
@@ -25,11 +26,23 @@ impl State {
         self.clock = self.clock.max(at);
         let at = self.clock;
         match event {
-            Event::SessionJoined { session, role, stage, capacity } => {
+            Event::SessionJoined {
+                session,
+                role,
+                stage,
+                capacity,
+            } => {
                 let given_us = stage.map_or(0, |stage| {
-                    self.sessions.miners_of(stage).map(|(_, state)| state.given_us).min().unwrap_or(0)
+                    self.sessions
+                        .miners_of(stage)
+                        .map(|(_, state)| state.given_us)
+                        .min()
+                        .unwrap_or(0)
                 });
-                self.sessions.join(*session, SessionState::new(*role, *stage, *capacity, given_us, at));
+                self.sessions.join(
+                    *session,
+                    SessionState::new(*role, *stage, *capacity, given_us, at),
+                );
             }
             Event::SessionEnded { session, .. } => self.apply_session_ended(*session, at),
             Event::RoomOffered { session, room } => {
@@ -47,27 +60,54 @@ impl State {
                 self.note_quota(at);
             }
             Event::Leased(lease) => self.apply_leased(lease),
-            Event::LeaseEnded { lease, session, why } => self.apply_lease_ended(*lease, *session, why, at),
-            Event::Completed { lease, session, outcome, credited } => {
+            Event::LeaseEnded {
+                lease,
+                session,
+                why,
+            } => self.apply_lease_ended(*lease, *session, why, at),
+            Event::Completed {
+                lease,
+                session,
+                outcome,
+                credited,
+            } => {
                 self.apply_completed(*lease, *session, outcome, *credited, at);
             }
             Event::PreferenceLapsed { sample } => self.wait(*sample, Preference::default(), at),
-            Event::PieceUndone { sample, piece, producer, .. } => {
+            Event::PieceUndone {
+                sample,
+                piece,
+                producer,
+                ..
+            } => {
                 self.apply_piece_undone(*sample, *piece, *producer, at);
             }
             Event::SampleCompleted { sample, loss, path } => {
                 self.samples.unindex(*sample, self.settings.tail());
                 self.samples.flying.remove(sample);
                 self.samples.counts.completed += 1;
-                self.samples.completed.insert(*sample, CompletedSample { loss: *loss, path: path.clone() });
+                self.samples.completed.insert(
+                    *sample,
+                    CompletedSample {
+                        loss: *loss,
+                        path: path.clone(),
+                    },
+                );
             }
-            Event::SampleRestarted { sample, why } => self.apply_sample_restarted(*sample, *why, at),
+            Event::SampleRestarted { sample, why } => {
+                self.apply_sample_restarted(*sample, *why, at)
+            }
             Event::SampleDropped { sample } => {
                 self.samples.unindex(*sample, self.settings.tail());
                 self.samples.flying.remove(sample);
                 self.samples.counts.lost += 1;
             }
-            Event::PhaseChanged { phase, epoch, deadline, .. } => {
+            Event::PhaseChanged {
+                phase,
+                epoch,
+                deadline,
+                ..
+            } => {
                 self.phase = *phase;
                 self.epoch = *epoch;
                 self.phase_since = at;
@@ -83,9 +123,21 @@ impl State {
                     ..StageMerge::default()
                 };
             }
-            Event::OwnersRelaxed => self.merging.iter_mut().for_each(|merge| merge.relaxed = true),
-            Event::UploadAccused { stage, producer, accuser, .. } => {
-                self.merging[index(*stage)].accusations.entry(*producer).or_default().insert(*accuser);
+            Event::OwnersRelaxed => self
+                .merging
+                .iter_mut()
+                .for_each(|merge| merge.relaxed = true),
+            Event::UploadAccused {
+                stage,
+                producer,
+                accuser,
+                ..
+            } => {
+                self.merging[index(*stage)]
+                    .accusations
+                    .entry(*producer)
+                    .or_default()
+                    .insert(*accuser);
             }
             Event::UploadExcluded { stage, session, .. } => {
                 let merge = &mut self.merging[index(*stage)];
@@ -104,18 +156,33 @@ impl State {
                     ledger.forfeit(self.epoch);
                 }
             }
-            Event::CellSettled { stage, cell, result, merged } => {
+            Event::CellSettled {
+                stage,
+                cell,
+                result,
+                merged,
+            } => {
                 if let Some(cell) = self.merging[index(*stage)].cell_mut(*cell) {
-                    cell.settled = Some(Settled { result: *result, merged: *merged });
+                    cell.settled = Some(Settled {
+                        result: *result,
+                        merged: *merged,
+                    });
                 }
             }
             Event::CheckpointCommitted(checkpoint) => self.apply_checkpoint(checkpoint),
-            Event::Installed { session, epoch, state, .. } => self.apply_installed(*session, *epoch, *state, at),
+            Event::Installed {
+                session,
+                epoch,
+                state,
+                ..
+            } => self.apply_installed(*session, *epoch, *state, at),
             Event::ReplicasDiffer { epoch, odd, .. } => {
                 self.replicas_equal = false;
                 for session in odd {
-                    if let Some(installation) =
-                        self.sessions.get_mut(*session).and_then(|state| state.installation.as_mut())
+                    if let Some(installation) = self
+                        .sessions
+                        .get_mut(*session)
+                        .and_then(|state| state.installation.as_mut())
                     {
                         installation.odd = true;
                     }
@@ -124,28 +191,73 @@ impl State {
                     }
                 }
             }
-            Event::AuditDrawn { audit, subject, stage, operations, of } => {
-                let entries = audit::replayable(self.session(*subject).map_or(&[][..], SessionState::log));
+            Event::AuditDrawn {
+                audit,
+                subject,
+                stage,
+                operations,
+                of,
+            } => {
+                let entries =
+                    audit::replayable(self.session(*subject).map_or(&[][..], SessionState::log));
                 let work = Work::Replay {
                     subject: *subject,
                     checkpoint: self.checkpoint(*stage).clone(),
-                    entries: entries.into_iter().take(*operations as usize).cloned().collect(),
+                    entries: entries
+                        .into_iter()
+                        .take(*operations as usize)
+                        .cloned()
+                        .collect(),
                     upload: None,
                 };
                 let awaits_upload = operations == of;
                 let epoch = self.epoch;
-                let audit_state = Audit { subject: *subject, stage: *stage, epoch, work, awaits_upload, lease: None, attempts: 0 };
+                let audit_state = Audit {
+                    subject: *subject,
+                    stage: *stage,
+                    epoch,
+                    work,
+                    awaits_upload,
+                    lease: None,
+                    attempts: 0,
+                };
                 self.audits.open(*audit, audit_state);
                 if let Some(ledger) = self.sessions.ledger_mut(subject.peer) {
                     ledger.last_audited = Some(epoch);
                 }
             }
-            Event::DisputeOpened { audit, object, stage, producer, accuser } => {
-                let work = Work::Inspect { object: *object, producer: *producer, accuser: *accuser };
+            Event::DisputeOpened {
+                audit,
+                object,
+                stage,
+                producer,
+                accuser,
+            } => {
+                let work = Work::Inspect {
+                    object: *object,
+                    producer: *producer,
+                    accuser: *accuser,
+                };
                 let (subject, stage, epoch) = (*producer, *stage, self.epoch);
-                self.audits.open(*audit, Audit { subject, stage, epoch, work, awaits_upload: false, lease: None, attempts: 0 });
+                self.audits.open(
+                    *audit,
+                    Audit {
+                        subject,
+                        stage,
+                        epoch,
+                        work,
+                        awaits_upload: false,
+                        lease: None,
+                        attempts: 0,
+                    },
+                );
             }
-            Event::AuditSettled { audit, subject, verdict, .. } => {
+            Event::AuditSettled {
+                audit,
+                subject,
+                verdict,
+                ..
+            } => {
                 if let Some(audit) = self.audits.pending.remove(audit) {
                     self.apply_verdict(&audit, *subject, *verdict);
                 }
@@ -167,11 +279,19 @@ impl State {
     }
 
     fn apply_session_ended(&mut self, session: Session, at: Timestamp) {
-        let Some(state) = self.sessions.get(session) else { return };
+        let Some(state) = self.sessions.get(session) else {
+            return;
+        };
         for lease in &state.lapsed {
             self.leases.lapsed.remove(lease);
         }
-        for sample in self.samples.bound.get(&session).cloned().unwrap_or_default() {
+        for sample in self
+            .samples
+            .bound
+            .get(&session)
+            .cloned()
+            .unwrap_or_default()
+        {
             self.wait(sample, Preference::default(), at);
         }
         self.sessions.end(session);
@@ -195,11 +315,13 @@ impl State {
             }
             Work::Merge { cell, .. } => {
                 if let Some(cell) = self.merging[index(lease.stage)].cell_mut(*cell) {
-                    cell.slots.insert(lease.session, Slot::Leased { lease: lease.id });
+                    cell.slots
+                        .insert(lease.session, Slot::Leased { lease: lease.id });
                 }
             }
             Work::Replay { .. } | Work::Inspect { .. } => {
-                let waiting = |audit: &&mut Audit| audit.lease.is_none() && audit.work == lease.work;
+                let waiting =
+                    |audit: &&mut Audit| audit.lease.is_none() && audit.work == lease.work;
                 if let Some(audit) = self.audits.pending.values_mut().find(waiting) {
                     audit.lease = Some(lease.id);
                 }
@@ -219,7 +341,9 @@ impl State {
     }
 
     fn apply_lease_ended(&mut self, id: LeaseId, session: Session, why: &LeaseEnd, at: Timestamp) {
-        let Some(lease) = self.take_lease(id) else { return };
+        let Some(lease) = self.take_lease(id) else {
+            return;
+        };
         match why {
             LeaseEnd::Expired | LeaseEnd::Superseded => self.remember_lapsed(lease.clone()),
             LeaseEnd::Failed { .. } => {
@@ -232,7 +356,9 @@ impl State {
         }
         let costs = match why {
             LeaseEnd::Expired => true,
-            LeaseEnd::Failed { failure } => !matches!(failure, Failure::Leaving | Failure::BadInput { .. }),
+            LeaseEnd::Failed { failure } => {
+                !matches!(failure, Failure::Leaving | Failure::BadInput { .. })
+            }
             _ => false,
         };
         if costs && let Some(ledger) = self.sessions.ledger_mut(session.peer) {
@@ -257,7 +383,12 @@ impl State {
                 }
             }
             Work::Replay { .. } | Work::Inspect { .. } => {
-                if let Some(audit) = self.audits.pending.values_mut().find(|audit| audit.lease == Some(id)) {
+                if let Some(audit) = self
+                    .audits
+                    .pending
+                    .values_mut()
+                    .find(|audit| audit.lease == Some(id))
+                {
                     audit.lease = None;
                     audit.attempts += 1;
                 }
@@ -267,7 +398,9 @@ impl State {
     }
 
     fn remember_lapsed(&mut self, lease: Lease) {
-        let Some(state) = self.sessions.get_mut(lease.session) else { return };
+        let Some(state) = self.sessions.get_mut(lease.session) else {
+            return;
+        };
         state.lapsed.insert(lease.id);
         if state.lapsed.len() > REMEMBERED_LEASES
             && let Some(oldest) = state.lapsed.pop_first()
@@ -277,23 +410,54 @@ impl State {
         self.leases.lapsed.insert(lease.id, lease);
     }
 
-    fn apply_completed(&mut self, id: LeaseId, session: Session, outcome: &Outcome, credited: bool, at: Timestamp) {
-        let Some(lease) = self.take_lease(id).or_else(|| self.leases.lapsed.remove(&id)) else { return };
+    fn apply_completed(
+        &mut self,
+        id: LeaseId,
+        session: Session,
+        outcome: &Outcome,
+        credited: bool,
+        at: Timestamp,
+    ) {
+        let Some(lease) = self
+            .take_lease(id)
+            .or_else(|| self.leases.lapsed.remove(&id))
+        else {
+            return;
+        };
         let kind = lease.work.kind();
         let duration = at.since(lease.issued_at);
-        self.durations.entry((lease.stage, kind)).or_default().record(duration);
+        self.durations
+            .entry((lease.stage, kind))
+            .or_default()
+            .record(duration);
         if let Some(state) = self.sessions.get_mut(session) {
             state.lapsed.remove(&id);
             state.last_contact = at;
-            state.measure(kind, u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
+            state.measure(
+                kind,
+                u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+            );
             if let Outcome::Forward { ordinal, .. } | Outcome::Backward { ordinal, .. } = outcome {
                 let (ordinal, work, outcome) = (*ordinal, lease.work.clone(), outcome.clone());
                 state.ordinals.insert(ordinal);
-                state.log.push(LogEntry { ordinal, lease: id, work, outcome, credited });
+                state.log.push(LogEntry {
+                    ordinal,
+                    lease: id,
+                    work,
+                    outcome,
+                    credited,
+                });
                 state.backwards += u64::from(credited && kind == WorkKind::Backward);
             }
             let outcome = outcome.clone();
-            state.remember(id, if credited { Answer::Accepted { outcome } } else { Answer::Superseded { outcome } });
+            state.remember(
+                id,
+                if credited {
+                    Answer::Accepted { outcome }
+                } else {
+                    Answer::Superseded { outcome }
+                },
+            );
         }
         if !credited {
             return;
@@ -304,33 +468,80 @@ impl State {
                 if let Some(ledger) = self.sessions.ledger_mut(session.peer) {
                     ledger.credit_forward();
                 }
-                let hop = Hop { session, object: Some(ObjectRef { name: *output, seal: *seal }) };
+                let hop = Hop {
+                    session,
+                    object: Some(ObjectRef {
+                        name: *output,
+                        seal: *seal,
+                    }),
+                };
                 self.advance(*sample, |state| state.forwards.push(hop), at);
             }
-            (Work::Backward { sample, gradient, .. }, Outcome::Backward { gradient: seal, loss, .. }) => {
+            (
+                Work::Backward {
+                    sample, gradient, ..
+                },
+                Outcome::Backward {
+                    gradient: seal,
+                    loss,
+                    ..
+                },
+            ) => {
                 if let Some(ledger) = self.sessions.ledger_mut(session.peer) {
                     ledger.credit_backward(epoch);
                 }
-                let object = gradient.zip(*seal).map(|(name, seal)| ObjectRef { name, seal });
+                let object = gradient
+                    .zip(*seal)
+                    .map(|(name, seal)| ObjectRef { name, seal });
                 let advance = |state: &mut SampleState| {
                     state.backwards.push(Hop { session, object });
                     state.loss = state.loss.or(*loss);
                 };
                 self.advance(*sample, advance, at);
             }
-            (Work::Upload { cells, learning_rate }, Outcome::Upload { cells: seals, optimizer_steps }) => {
-                let weight = self.session(session).map_or(1, |state| state.backwards.max(1));
+            (
+                Work::Upload {
+                    cells,
+                    learning_rate,
+                },
+                Outcome::Upload {
+                    cells: seals,
+                    optimizer_steps,
+                },
+            ) => {
+                let weight = self
+                    .session(session)
+                    .map_or(1, |state| state.backwards.max(1));
                 let record = UploadRecord {
                     cells: cells.clone(),
                     seals: seals.clone(),
                     learning_rate: *learning_rate,
                     optimizer_steps: *optimizer_steps,
                 };
-                self.merging[index(lease.stage)].uploads.insert(session, Upload { record, weight, excluded: false });
+                self.merging[index(lease.stage)].uploads.insert(
+                    session,
+                    Upload {
+                        record,
+                        weight,
+                        excluded: false,
+                    },
+                );
             }
-            (Work::Merge { cell, output, .. }, Outcome::Merge { merged, quarantined }) => {
-                let object = ObjectRef { name: *output, seal: *merged };
-                let merged = MergedCell { object, quarantined: quarantined.clone() };
+            (
+                Work::Merge { cell, output, .. },
+                Outcome::Merge {
+                    merged,
+                    quarantined,
+                },
+            ) => {
+                let object = ObjectRef {
+                    name: *output,
+                    seal: *merged,
+                };
+                let merged = MergedCell {
+                    object,
+                    quarantined: quarantined.clone(),
+                };
                 if let Some(cell) = self.merging[index(lease.stage)].cell_mut(*cell) {
                     cell.slots.insert(session, Slot::Done { merged });
                 }
@@ -338,12 +549,20 @@ impl State {
             (Work::Install { checkpoint }, Outcome::Install { state }) => {
                 if let Some(holder) = self.sessions.get_mut(session) {
                     // Odd until it is known to be like the others: the event Installed follows if it is.
-                    holder.installation = Some(Installation { epoch: checkpoint.epoch, state: *state, odd: true });
+                    holder.installation = Some(Installation {
+                        epoch: checkpoint.epoch,
+                        state: *state,
+                        odd: true,
+                    });
                 }
-                let bytes: u64 = checkpoint.segments.iter().filter_map(|segment| match &segment.source {
-                    SegmentSource::Genesis => None,
-                    SegmentSource::Merged { object, .. } => Some(object.seal.length),
-                }).sum();
+                let bytes: u64 = checkpoint
+                    .segments
+                    .iter()
+                    .filter_map(|segment| match &segment.source {
+                        SegmentSource::Genesis => None,
+                        SegmentSource::Merged { object, .. } => Some(object.seal.length),
+                    })
+                    .sum();
                 let merged = |record: &&mut MergeRecord| {
                     record.epoch == checkpoint.epoch && record.stage == lease.stage
                 };
@@ -359,7 +578,9 @@ impl State {
     fn advance(&mut self, sample: SampleId, change: impl FnOnce(&mut SampleState), at: Timestamp) {
         let tail = self.settings.tail();
         self.samples.unindex(sample, tail);
-        let Some(state) = self.samples.flying.get_mut(&sample) else { return };
+        let Some(state) = self.samples.flying.get_mut(&sample) else {
+            return;
+        };
         change(state);
         state.attempts = 0;
         state.failed_by.clear();
@@ -370,17 +591,38 @@ impl State {
             .and_then(|piece| state.forwards.get(index(piece.stage)))
             .map(|hop| hop.session);
         let only = did_forward.filter(|session| self.sessions.live.contains_key(session));
-        self.wait(sample, Preference { only, ..Preference::default() }, at);
+        self.wait(
+            sample,
+            Preference {
+                only,
+                ..Preference::default()
+            },
+            at,
+        );
     }
 
     fn wait(&mut self, sample: SampleId, preference: Preference, at: Timestamp) {
-        self.samples.wait(sample, self.settings.tail(), preference, at, self.settings.timing.affinity);
+        self.samples.wait(
+            sample,
+            self.settings.tail(),
+            preference,
+            at,
+            self.settings.timing.affinity,
+        );
     }
 
-    fn apply_piece_undone(&mut self, sample: SampleId, piece: Piece, producer: Session, at: Timestamp) {
+    fn apply_piece_undone(
+        &mut self,
+        sample: SampleId,
+        piece: Piece,
+        producer: Session,
+        at: Timestamp,
+    ) {
         let tail = self.settings.tail();
         self.samples.unindex(sample, tail);
-        let Some(state) = self.samples.flying.get_mut(&sample) else { return };
+        let Some(state) = self.samples.flying.get_mut(&sample) else {
+            return;
+        };
         state.undo(piece, tail);
         state.failed_by.insert(producer);
         let avoid = state.failed_by.clone();
@@ -396,7 +638,9 @@ impl State {
 
     /// Notes when the epoch's last sample is opened: from then on the rest is waited for.
     fn note_quota(&mut self, at: Timestamp) {
-        if self.samples.opened_in_epoch >= self.settings.samples_per_epoch && self.samples.drains_since.is_none() {
+        if self.samples.opened_in_epoch >= self.settings.samples_per_epoch
+            && self.samples.drains_since.is_none()
+        {
             self.samples.drains_since = Some(at);
         }
     }
@@ -433,8 +677,13 @@ impl State {
             Work::Merge { .. } => phase == Phase::Merging,
             _ => false,
         };
-        let forgotten: Vec<_> =
-            self.leases.lapsed.values().filter(|lease| !keep(lease)).map(|lease| (lease.id, lease.session)).collect();
+        let forgotten: Vec<_> = self
+            .leases
+            .lapsed
+            .values()
+            .filter(|lease| !keep(lease))
+            .map(|lease| (lease.id, lease.session))
+            .collect();
         for (lease, session) in forgotten {
             self.leases.lapsed.remove(&lease);
             if let Some(state) = self.sessions.get_mut(session) {
@@ -445,7 +694,12 @@ impl State {
 
     /// Uploads are in: audits that compare them can begin.
     fn hand_uploads_to_audits(&mut self) {
-        for audit in self.audits.pending.values_mut().filter(|audit| audit.awaits_upload) {
+        for audit in self
+            .audits
+            .pending
+            .values_mut()
+            .filter(|audit| audit.awaits_upload)
+        {
             audit.awaits_upload = false;
             if let Work::Replay { upload, .. } = &mut audit.work {
                 let delivered = self.merging[index(audit.stage)].uploads.get(&audit.subject);
@@ -467,15 +721,25 @@ impl State {
             bytes_down: 0,
         };
         for upload in merge.uploads.values() {
-            record.bytes_up += upload.record.seals.iter().map(|seal| seal.length).sum::<u64>();
+            record.bytes_up += upload
+                .record
+                .seals
+                .iter()
+                .map(|seal| seal.length)
+                .sum::<u64>();
         }
         for cell in &merge.cells {
             let settled = cell.settled.as_ref();
             record.covered += u64::from(settled.is_some_and(|settled| settled.merged.is_some()));
-            record.agreed += u64::from(settled.is_some_and(|settled| settled.result == CellResult::Agreed));
+            record.agreed +=
+                u64::from(settled.is_some_and(|settled| settled.result == CellResult::Agreed));
             let cell_bytes = self.cell_bytes(cell.range.end - cell.range.start);
             let results = cell.results().count() as u64;
-            let inputs = merge.uploads.values().filter(|upload| !upload.excluded).count() as u64;
+            let inputs = merge
+                .uploads
+                .values()
+                .filter(|upload| !upload.excluded)
+                .count() as u64;
             record.bytes_up += results * cell_bytes;
             record.bytes_down += results * inputs * cell_bytes;
         }
@@ -483,21 +747,27 @@ impl State {
         self.checkpoints[index(stage)] = checkpoint.clone();
     }
 
-    fn apply_installed(
-        &mut self,
-        session: Session,
-        epoch: Epoch,
-        digest: Digest,
-        at: Timestamp,
-    ) {
-        let Some(stage) = self.session(session).and_then(|state| state.stage) else { return };
-        if self.sessions.installed(stage, epoch).next().is_none() && self.samples.drains_since.is_some() {
+    fn apply_installed(&mut self, session: Session, epoch: Epoch, digest: Digest, at: Timestamp) {
+        let Some(stage) = self.session(session).and_then(|state| state.stage) else {
+            return;
+        };
+        if self.sessions.installed(stage, epoch).next().is_none()
+            && self.samples.drains_since.is_some()
+        {
             // The stage had nobody; whoever came now deserves the full time for what is left.
             self.samples.drains_since = Some(at);
         }
-        let given_us = self.sessions.installed(stage, epoch).map(|(_, state)| state.given_us).min();
+        let given_us = self
+            .sessions
+            .installed(stage, epoch)
+            .map(|(_, state)| state.given_us)
+            .min();
         if let Some(state) = self.sessions.get_mut(session) {
-            state.installation = Some(Installation { epoch, state: digest, odd: false });
+            state.installation = Some(Installation {
+                epoch,
+                state: digest,
+                odd: false,
+            });
             state.given_us = state.given_us.max(given_us.unwrap_or(0));
             state.begin_epoch();
         }

@@ -14,7 +14,11 @@ use crate::work::LogEntry;
 pub(crate) fn replayable(log: &[LogEntry]) -> Vec<&LogEntry> {
     let mut entries: Vec<_> = log.iter().collect();
     entries.sort_unstable_by_key(|entry| entry.ordinal);
-    let whole = entries.iter().zip(0_u32..).take_while(|(entry, place)| entry.ordinal == *place).count();
+    let whole = entries
+        .iter()
+        .zip(0_u32..)
+        .take_while(|(entry, place)| entry.ordinal == *place)
+        .count();
     entries.truncate(whole);
     entries
 }
@@ -29,15 +33,24 @@ impl State {
         let secret = &self.settings.secret;
         let mut candidates: Vec<_> = self
             .sessions()
-            .filter_map(|(session, state)| Some((session, state.stage?, replayable(state.log()).len())))
+            .filter_map(|(session, state)| {
+                Some((session, state.stage?, replayable(state.log()).len()))
+            })
             .filter(|(_, _, operations)| *operations > 0)
             .collect();
         candidates.sort_by_cached_key(|(session, _, _)| {
-            let last = self.peer(session.peer).and_then(|record| record.ledger.last_audited);
-            let tie = Draw::about(secret, "audit subject").number(self.epoch.get()).session(*session).value();
+            let last = self
+                .peer(session.peer)
+                .and_then(|record| record.ledger.last_audited);
+            let tie = Draw::about(secret, "audit subject")
+                .number(self.epoch.get())
+                .session(*session)
+                .value();
             (last, tie, *session)
         });
-        let count = candidates.len().div_ceil(self.settings.audit_every_epochs as usize);
+        let count = candidates
+            .len()
+            .div_ceil(self.settings.audit_every_epochs as usize);
         candidates
             .into_iter()
             .take(count)
@@ -45,7 +58,13 @@ impl State {
             .map(|((subject, stage, of), audit)| {
                 let of = u32::try_from(of).expect("ordinals are 32 bits");
                 let operations = self.draw_length(subject, of);
-                Event::AuditDrawn { audit: AuditId::new(audit), subject, stage, operations, of }
+                Event::AuditDrawn {
+                    audit: AuditId::new(audit),
+                    subject,
+                    stage,
+                    operations,
+                    of,
+                }
             })
             .collect()
     }
@@ -53,10 +72,15 @@ impl State {
     /// Operations to redo: log-uniform in `1..=of`. A power of two is drawn, then a number from it up to the next.
     fn draw_length(&self, subject: Session, of: u32) -> u32 {
         let draw = |what| {
-            Draw::about(&self.settings.secret, what).number(self.epoch.get()).session(subject)
+            Draw::about(&self.settings.secret, what)
+                .number(self.epoch.get())
+                .session(subject)
         };
         let power = draw("audit magnitude").below(u64::from(of.ilog2()) + 1);
-        let (low, high) = (1_u64 << power, (1_u64 << (power + 1)).min(u64::from(of) + 1));
+        let (low, high) = (
+            1_u64 << power,
+            (1_u64 << (power + 1)).min(u64::from(of) + 1),
+        );
         let length = low + draw("audit length").below(high - low);
         u32::try_from(length).expect("at most `of`")
     }

@@ -22,7 +22,13 @@ pub struct PlannedCell {
 
 /// Cuts a stage of `elements` parameters into one cell per pair of `roster`, disjoint, in order and covering it exactly
 /// (M1). A stage with fewer elements than there are pairs has a cell per element. An empty roster has no cells.
-pub fn plan(secret: &[u8; 32], stage: StageIndex, epoch: Epoch, roster: &[Session], elements: u64) -> Vec<PlannedCell> {
+pub fn plan(
+    secret: &[u8; 32],
+    stage: StageIndex,
+    epoch: Epoch,
+    roster: &[Session],
+    elements: u64,
+) -> Vec<PlannedCell> {
     let mut pairs: Vec<Vec<Session>> = match roster {
         [] => return Vec::new(),
         [alone] => vec![vec![*alone]],
@@ -32,13 +38,19 @@ pub fn plan(secret: &[u8; 32], stage: StageIndex, epoch: Epoch, roster: &[Sessio
             .collect(),
     };
     shuffle(&mut pairs, |position| {
-        Draw::about(secret, "cells").number(stage.get().into()).number(epoch.get()).number(position)
+        Draw::about(secret, "cells")
+            .number(stage.get().into())
+            .number(epoch.get())
+            .number(position)
     });
     let count = elements.min(pairs.len() as u64);
     pairs
         .into_iter()
         .zip(0..count)
-        .map(|(owners, cell)| PlannedCell { range: share(elements, count, cell), owners })
+        .map(|(owners, cell)| PlannedCell {
+            range: share(elements, count, cell),
+            owners,
+        })
         .collect()
 }
 
@@ -65,11 +77,22 @@ mod tests {
     use crate::id::PeerId;
 
     fn roster(k: u8) -> Vec<Session> {
-        (0..k).map(|n| Session { peer: PeerId::from_bytes([n; 32]), generation: 1 }).collect()
+        (0..k)
+            .map(|n| Session {
+                peer: PeerId::from_bytes([n; 32]),
+                generation: 1,
+            })
+            .collect()
     }
 
     fn plan_for(k: u8, elements: u64, secret: u8) -> Vec<PlannedCell> {
-        plan(&[secret; 32], StageIndex::new(1), Epoch::new(3), &roster(k), elements)
+        plan(
+            &[secret; 32],
+            StageIndex::new(1),
+            Epoch::new(3),
+            &roster(k),
+            elements,
+        )
     }
 
     #[test]
@@ -97,13 +120,23 @@ mod tests {
             assert_eq!(cells.len(), usize::from(k) * usize::from(k - 1) / 2);
             let pairs: BTreeSet<_> = cells.iter().map(|cell| cell.owners.clone()).collect();
             assert_eq!(pairs.len(), cells.len());
-            assert!(pairs.iter().all(|pair| pair.len() == 2 && pair[0] < pair[1]));
+            assert!(
+                pairs
+                    .iter()
+                    .all(|pair| pair.len() == 2 && pair[0] < pair[1])
+            );
         }
     }
 
     #[test]
     fn a_miner_alone_owns_the_whole_stage_and_nobody_owns_nothing() {
-        assert_eq!(plan_for(1, 10, 1), vec![PlannedCell { range: 0..10, owners: roster(1) }]);
+        assert_eq!(
+            plan_for(1, 10, 1),
+            vec![PlannedCell {
+                range: 0..10,
+                owners: roster(1)
+            }]
+        );
         assert_eq!(plan_for(0, 10, 1), vec![]);
     }
 

@@ -7,8 +7,16 @@ use crate::work::{Checkpoint, ObjectRef, Segment, SegmentSource};
 
 /// The checkpoint of epoch 0: everything from the run's seed.
 pub(crate) fn genesis(stage: StageIndex, elements: u64) -> Checkpoint {
-    let everything = Segment { range: 0..elements, source: SegmentSource::Genesis };
-    Checkpoint { stage, epoch: Epoch::new(0), optimizer_steps: 0, segments: vec![everything] }
+    let everything = Segment {
+        range: 0..elements,
+        source: SegmentSource::Genesis,
+    };
+    Checkpoint {
+        stage,
+        epoch: Epoch::new(0),
+        optimizer_steps: 0,
+        segments: vec![everything],
+    }
 }
 
 /// The checkpoint that follows `previous`: for each cell its merged object, or, where there is none, what `previous`
@@ -33,13 +41,22 @@ pub(crate) fn succeed(
                 },
             ),
             None => {
-                for segment in previous.segments.iter().filter_map(|segment| cut(segment, range)) {
+                for segment in previous
+                    .segments
+                    .iter()
+                    .filter_map(|segment| cut(segment, range))
+                {
                     push(&mut segments, segment);
                 }
             }
         }
     }
-    Checkpoint { stage: previous.stage, epoch: previous.epoch.next(), optimizer_steps, segments }
+    Checkpoint {
+        stage: previous.stage,
+        epoch: previous.epoch.next(),
+        optimizer_steps,
+        segments,
+    }
 }
 
 /// Whether the segments are in order, do not overlap and cover `elements` exactly (M1).
@@ -48,9 +65,13 @@ pub fn covers(checkpoint: &Checkpoint, elements: u64) -> bool {
     for Segment { range, source } in &checkpoint.segments {
         let fits = match source {
             SegmentSource::Genesis => true,
-            SegmentSource::Merged { offset, cell_elements, .. } => {
-                offset.checked_add(range.end.saturating_sub(range.start)).is_some_and(|end| end <= *cell_elements)
-            }
+            SegmentSource::Merged {
+                offset,
+                cell_elements,
+                ..
+            } => offset
+                .checked_add(range.end.saturating_sub(range.start))
+                .is_some_and(|end| end <= *cell_elements),
         };
         if range.start != next || range.end <= range.start || !fits {
             return false;
@@ -67,13 +88,20 @@ fn cut(segment: &Segment, range: &Range<u64>) -> Option<Segment> {
     (start < end).then(|| {
         let source = match &segment.source {
             SegmentSource::Genesis => SegmentSource::Genesis,
-            SegmentSource::Merged { object, offset, cell_elements } => SegmentSource::Merged {
+            SegmentSource::Merged {
+                object,
+                offset,
+                cell_elements,
+            } => SegmentSource::Merged {
                 object: *object,
                 offset: offset + (start - segment.range.start),
                 cell_elements: *cell_elements,
             },
         };
-        Segment { range: start..end, source }
+        Segment {
+            range: start..end,
+            source,
+        }
     })
 }
 
@@ -85,7 +113,11 @@ fn push(segments: &mut Vec<Segment>, segment: Segment) {
             (SegmentSource::Genesis, SegmentSource::Genesis) => true,
             (
                 SegmentSource::Merged { object, offset, .. },
-                SegmentSource::Merged { object: same, offset: next, .. },
+                SegmentSource::Merged {
+                    object: same,
+                    offset: next,
+                    ..
+                },
             ) => object == same && offset + (last.range.end - last.range.start) == *next,
             _ => false,
         };
@@ -105,48 +137,95 @@ mod tests {
 
     fn object(n: u8) -> ObjectRef {
         ObjectRef {
-            name: ObjectName { purpose: Purpose::Merged, epoch: Epoch::new(0), id: ObjectId::from_bytes([n; 16]) },
-            seal: Seal { digest: Digest::of(&[n]), length: 8 },
+            name: ObjectName {
+                purpose: Purpose::Merged,
+                epoch: Epoch::new(0),
+                id: ObjectId::from_bytes([n; 16]),
+            },
+            seal: Seal {
+                digest: Digest::of(&[n]),
+                length: 8,
+            },
         }
     }
 
     fn merged(range: Range<u64>, n: u8, offset: u64, cell_elements: u64) -> Segment {
-        Segment { range, source: SegmentSource::Merged { object: object(n), offset, cell_elements } }
+        Segment {
+            range,
+            source: SegmentSource::Merged {
+                object: object(n),
+                offset,
+                cell_elements,
+            },
+        }
     }
 
     #[test]
     fn merged_cells_become_the_segments() {
-        let next = succeed(&genesis(StageIndex::new(0), 10), 3, &[(0..4, Some(object(1))), (4..10, Some(object(2)))]);
+        let next = succeed(
+            &genesis(StageIndex::new(0), 10),
+            3,
+            &[(0..4, Some(object(1))), (4..10, Some(object(2)))],
+        );
         assert_eq!(next.epoch, Epoch::new(1));
         assert_eq!(next.optimizer_steps, 3);
-        assert_eq!(next.segments, vec![merged(0..4, 1, 0, 4), merged(4..10, 2, 0, 6)]);
+        assert_eq!(
+            next.segments,
+            vec![merged(0..4, 1, 0, 4), merged(4..10, 2, 0, 6)]
+        );
         assert!(covers(&next, 10));
     }
 
     #[test]
     fn a_cell_that_nobody_merged_keeps_the_older_objects_with_offsets() {
-        let first = succeed(&genesis(StageIndex::new(0), 10), 1, &[(0..5, Some(object(1))), (5..10, Some(object(2)))]);
-        let second =
-            succeed(&first, 2, &[(0..3, Some(object(3))), (3..7, None), (7..10, Some(object(4)))]);
+        let first = succeed(
+            &genesis(StageIndex::new(0), 10),
+            1,
+            &[(0..5, Some(object(1))), (5..10, Some(object(2)))],
+        );
+        let second = succeed(
+            &first,
+            2,
+            &[
+                (0..3, Some(object(3))),
+                (3..7, None),
+                (7..10, Some(object(4))),
+            ],
+        );
         assert_eq!(
             second.segments,
-            vec![merged(0..3, 3, 0, 3), merged(3..5, 1, 3, 5), merged(5..7, 2, 0, 5), merged(7..10, 4, 0, 3)]
+            vec![
+                merged(0..3, 3, 0, 3),
+                merged(3..5, 1, 3, 5),
+                merged(5..7, 2, 0, 5),
+                merged(7..10, 4, 0, 3)
+            ]
         );
         assert!(covers(&second, 10));
     }
 
     #[test]
     fn carrying_everything_forward_does_not_shred_the_checkpoint() {
-        let first = succeed(&genesis(StageIndex::new(0), 10), 1, &[(0..5, Some(object(1))), (5..10, None)]);
+        let first = succeed(
+            &genesis(StageIndex::new(0), 10),
+            1,
+            &[(0..5, Some(object(1))), (5..10, None)],
+        );
         let second = succeed(&first, 1, &[(0..3, None), (3..6, None), (6..10, None)]);
         assert_eq!(second.segments, first.segments);
     }
 
     #[test]
     fn gaps_overlaps_and_segments_beyond_their_cell_are_noticed() {
-        let with = |segments| Checkpoint { segments, ..genesis(StageIndex::new(0), 10) };
+        let with = |segments| Checkpoint {
+            segments,
+            ..genesis(StageIndex::new(0), 10)
+        };
         assert!(!covers(&with(vec![merged(0..4, 1, 0, 4)]), 10));
-        assert!(!covers(&with(vec![merged(0..6, 1, 0, 6), merged(5..10, 2, 0, 5)]), 10));
+        assert!(!covers(
+            &with(vec![merged(0..6, 1, 0, 6), merged(5..10, 2, 0, 5)]),
+            10
+        ));
         assert!(!covers(&with(vec![merged(0..10, 1, 1, 10)]), 10));
     }
 }

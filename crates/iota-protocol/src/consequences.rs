@@ -40,15 +40,25 @@ impl State {
             return None;
         }
         let timeout = self.settings.timing.session_timeout;
-        let silence = self.sessions.live.values().map(|state| state.last_contact).min().map(|at| at + timeout);
+        let silence = self
+            .sessions
+            .live
+            .values()
+            .map(|state| state.last_contact)
+            .min()
+            .map(|at| at + timeout);
         let lease = self.leases.due.first().map(|(deadline, _)| *deadline);
         let preference = self.samples.lapses.first().map(|(lapses_at, _)| *lapses_at);
-        [silence, lease, preference, self.phase_change_at()].into_iter().flatten().min()
+        [silence, lease, preference, self.phase_change_at()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn silent_session(&self, now: Timestamp) -> Option<Vec<Event>> {
         let timeout = self.settings.timing.session_timeout;
-        let silent = |(_, state): &(Session, &crate::SessionState)| now >= state.last_contact + timeout;
+        let silent =
+            |(_, state): &(Session, &crate::SessionState)| now >= state.last_contact + timeout;
         let (session, _) = self.sessions().find(silent)?;
         Some(self.end_session(session, SessionEnd::Silent))
     }
@@ -76,7 +86,11 @@ impl State {
                 return None;
             };
             let mut events = self.withdraw(audit.lease);
-            events.push(Event::AuditAbandoned { audit: *id, subject: audit.subject, why });
+            events.push(Event::AuditAbandoned {
+                audit: *id,
+                subject: audit.subject,
+                why,
+            });
             Some(events)
         })
     }
@@ -87,12 +101,25 @@ impl State {
 
     /// Ends a lease, and sends its sample back to its tokens if this was one attempt too many.
     pub(crate) fn end_lease(&self, id: LeaseId, why: LeaseEnd) -> Vec<Event> {
-        let Some(lease) = self.lease(id) else { return Vec::new() };
-        let mut events = vec![Event::LeaseEnded { lease: id, session: lease.session, why }];
+        let Some(lease) = self.lease(id) else {
+            return Vec::new();
+        };
+        let mut events = vec![Event::LeaseEnded {
+            lease: id,
+            session: lease.session,
+            why,
+        }];
         if let Some(sample) = lease.work.sample()
-            && self.samples.flying.get(&sample).is_some_and(|state| state.attempts + 1 >= ATTEMPTS_MAX)
+            && self
+                .samples
+                .flying
+                .get(&sample)
+                .is_some_and(|state| state.attempts + 1 >= ATTEMPTS_MAX)
         {
-            events.push(Event::SampleRestarted { sample, why: RestartReason::TooManyAttempts });
+            events.push(Event::SampleRestarted {
+                sample,
+                why: RestartReason::TooManyAttempts,
+            });
         }
         events
     }
@@ -100,7 +127,9 @@ impl State {
     /// Ends a session and, before it, its leases.
     pub(crate) fn end_session(&self, session: Session, why: SessionEnd) -> Vec<Event> {
         let held = self.leases_of(session).map(|lease| lease.id);
-        let mut events: Vec<Event> = held.flat_map(|lease| self.end_lease(lease, LeaseEnd::SessionOver)).collect();
+        let mut events: Vec<Event> = held
+            .flat_map(|lease| self.end_lease(lease, LeaseEnd::SessionOver))
+            .collect();
         events.push(Event::SessionEnded { session, why });
         events
     }
@@ -110,16 +139,37 @@ impl State {
         let mut events = Vec::new();
         for lease in self.leases() {
             let why = LeaseEnd::SessionOver;
-            events.push(Event::LeaseEnded { lease: lease.id, session: lease.session, why });
+            events.push(Event::LeaseEnded {
+                lease: lease.id,
+                session: lease.session,
+                why,
+            });
         }
-        events.extend(self.samples.flying.keys().map(|sample| Event::SampleDropped { sample: *sample }));
+        events.extend(
+            self.samples
+                .flying
+                .keys()
+                .map(|sample| Event::SampleDropped { sample: *sample }),
+        );
         for (audit, state) in self.audits_pending() {
-            events.push(Event::AuditAbandoned { audit, subject: state.subject, why: AbandonReason::RunOver });
+            events.push(Event::AuditAbandoned {
+                audit,
+                subject: state.subject,
+                why: AbandonReason::RunOver,
+            });
         }
         for (session, _) in self.sessions() {
-            events.push(Event::SessionEnded { session, why: SessionEnd::RunOver });
+            events.push(Event::SessionEnded {
+                session,
+                why: SessionEnd::RunOver,
+            });
         }
-        events.push(Event::PhaseChanged { phase: Phase::Over, epoch: self.epoch, deadline: None, why });
+        events.push(Event::PhaseChanged {
+            phase: Phase::Over,
+            epoch: self.epoch,
+            deadline: None,
+            why,
+        });
         events
     }
 }

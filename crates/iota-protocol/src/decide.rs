@@ -44,18 +44,35 @@ impl State {
             Command::Stop if self.is_over() => Ok(Vec::new()),
             Command::Stop => Ok(self.end_run(PhaseReason::Stopped)),
             _ if self.is_over() => Err(Rejection::RunOver),
-            Command::Join { peer, role, capacity } => self.decide_join(*peer, *role, *capacity),
+            Command::Join {
+                peer,
+                role,
+                capacity,
+            } => self.decide_join(*peer, *role, *capacity),
             Command::Leave { session } => {
                 self.live(*session)?;
                 Ok(self.end_session(*session, SessionEnd::Left))
             }
             Command::OfferRoom { session, room } => self.decide_room(*session, *room, now),
-            Command::Complete { session, lease, outcome } => self.decide_complete(*session, *lease, outcome),
-            Command::Fail { session, lease, failure } => self.decide_fail(*session, *lease, *failure),
+            Command::Complete {
+                session,
+                lease,
+                outcome,
+            } => self.decide_complete(*session, *lease, outcome),
+            Command::Fail {
+                session,
+                lease,
+                failure,
+            } => self.decide_fail(*session, *lease, *failure),
         }
     }
 
-    fn decide_join(&self, peer: PeerId, role: Role, capacity: u32) -> Result<Vec<Event>, Rejection> {
+    fn decide_join(
+        &self,
+        peer: PeerId,
+        role: Role,
+        capacity: u32,
+    ) -> Result<Vec<Event>, Rejection> {
         if self.sessions.is_banned(peer) {
             return Err(Rejection::Banned);
         }
@@ -73,22 +90,38 @@ impl State {
             return Err(Rejection::Full);
         }
         let earlier = record.and_then(|record| record.live);
-        let generation = record.map_or(0, |record| record.generations).checked_add(1).ok_or(Rejection::OutOfBounds)?;
+        let generation = record
+            .map_or(0, |record| record.generations)
+            .checked_add(1)
+            .ok_or(Rejection::OutOfBounds)?;
         let stage = match role {
             Role::Miner => Some(self.stage_for_joiner(earlier).ok_or(Rejection::Full)?),
             Role::Validator => None,
         };
-        let mut events = earlier.map_or_else(Vec::new, |earlier| self.end_session(earlier, SessionEnd::Replaced));
-        events.push(Event::SessionJoined { session: Session { peer, generation }, role, stage, capacity });
+        let mut events = earlier.map_or_else(Vec::new, |earlier| {
+            self.end_session(earlier, SessionEnd::Replaced)
+        });
+        events.push(Event::SessionJoined {
+            session: Session { peer, generation },
+            role,
+            stage,
+            capacity,
+        });
         Ok(events)
     }
 
     /// Room changes, or a sign of life is due; a poll that says nothing new leaves no event behind.
-    fn decide_room(&self, session: Session, room: u32, now: Timestamp) -> Result<Vec<Event>, Rejection> {
+    fn decide_room(
+        &self,
+        session: Session,
+        room: u32,
+        now: Timestamp,
+    ) -> Result<Vec<Event>, Rejection> {
         let state = self.live(session)?;
         let held = u32::try_from(state.held.len()).unwrap_or(u32::MAX);
         let room = room.min(state.capacity.saturating_sub(held));
-        let heard_of_lately = now.since(state.last_contact) < self.settings.timing.session_timeout / 8;
+        let heard_of_lately =
+            now.since(state.last_contact) < self.settings.timing.session_timeout / 8;
         if room == state.room && heard_of_lately {
             return Ok(Vec::new());
         }
@@ -98,22 +131,45 @@ impl State {
     /// A session that may speak.
     fn live(&self, session: Session) -> Result<&SessionState, Rejection> {
         self.session(session).ok_or_else(|| {
-            if self.sessions.is_banned(session.peer) { Rejection::Banned } else { Rejection::NotRegistered }
+            if self.sessions.is_banned(session.peer) {
+                Rejection::Banned
+            } else {
+                Rejection::NotRegistered
+            }
         })
     }
 
     /// What a session means by a lease.
-    fn find_lease<'a>(&'a self, session: Session, state: &'a SessionState, id: LeaseId) -> Result<Found<'a>, Rejection> {
+    fn find_lease<'a>(
+        &'a self,
+        session: Session,
+        state: &'a SessionState,
+        id: LeaseId,
+    ) -> Result<Found<'a>, Rejection> {
         if let Some(answer) = state.answered.get(&id) {
             return Ok(Found::Answered(answer));
         }
-        if let Some(lease) = self.leases.held.get(&id).filter(|lease| lease.session == session) {
+        if let Some(lease) = self
+            .leases
+            .held
+            .get(&id)
+            .filter(|lease| lease.session == session)
+        {
             return Ok(Found::Held(lease));
         }
-        if let Some(lease) = self.leases.lapsed.get(&id).filter(|lease| lease.session == session) {
+        if let Some(lease) = self
+            .leases
+            .lapsed
+            .get(&id)
+            .filter(|lease| lease.session == session)
+        {
             return Ok(Found::Lapsed(lease));
         }
-        Err(if id < self.leases.stale_below { Rejection::StaleEpoch } else { Rejection::UnknownLease })
+        Err(if id < self.leases.stale_below {
+            Rejection::StaleEpoch
+        } else {
+            Rejection::UnknownLease
+        })
     }
 }
 

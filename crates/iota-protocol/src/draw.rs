@@ -68,8 +68,12 @@ mod tests {
     fn draws_below_a_bound_reach_every_value() {
         let mut seen = [0_u32; 5];
         for question in 0..500 {
-            seen[usize::try_from(Draw::about(&[3; 32], "test").number(question).below(5)).unwrap()] += 1;
+            seen[usize::try_from(Draw::about(&[3; 32], "test").number(question).below(5))
+                .unwrap()] += 1;
         }
-        assert!(seen.iter().all(|count| (60..=140).contains(count)), "{seen:?}");
+        assert!(
+            seen.iter().all(|count| (60..=140).contains(count)),
+            "{seen:?}"
+        );
     }
 }

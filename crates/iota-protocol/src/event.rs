@@ -3,10 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use crate::command::Role;
-use crate::id::{AuditId, CellIndex, Digest, Epoch, LeaseId, PeerId, SampleId, Session, StageIndex};
+use crate::id::{
+    AuditId, CellIndex, Digest, Epoch, LeaseId, PeerId, SampleId, Session, StageIndex,
+};
 use crate::rejection::Rejection;
 use crate::time::Timestamp;
-use crate::work::{Checkpoint, Difference, Failure, Lease, ObjectName, ObjectRef, Outcome, Verdict};
+use crate::work::{
+    Checkpoint, Difference, Failure, Lease, ObjectName, ObjectRef, Outcome, Verdict,
+};
 
 /// Where a run stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -437,7 +441,9 @@ impl Event {
     /// [`State::handle`](crate::State::handle). Sent again, it is an error like any other.
     pub const fn refusal(&self) -> Option<Rejection> {
         match self {
-            Self::Completed { credited: false, .. } => Some(Rejection::Superseded),
+            Self::Completed {
+                credited: false, ..
+            } => Some(Rejection::Superseded),
             _ => None,
         }
     }

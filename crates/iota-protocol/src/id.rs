@@ -206,18 +206,26 @@ impl FromStr for Session {
     type Err = ParseIdError;
 
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
-        let invalid = || ParseIdError { kind: "Session", text: text.to_owned() };
+        let invalid = || ParseIdError {
+            kind: "Session",
+            text: text.to_owned(),
+        };
         let (peer, generation) = text.split_once('#').ok_or_else(invalid)?;
-        Ok(Self { peer: peer.parse()?, generation: generation.parse().map_err(|_| invalid())? })
+        Ok(Self {
+            peer: peer.parse()?,
+            generation: generation.parse().map_err(|_| invalid())?,
+        })
     }
 }
 
 fn hex(bytes: &[u8]) -> String {
     use fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+            text
+        })
 }
 
 fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
@@ -246,7 +254,10 @@ mod tests {
         let peer = PeerId::from_bytes([0xab; 32]);
         assert_eq!(peer.to_string().parse(), Ok(peer));
         assert_eq!(peer.short(), "peer_abababab");
-        let session = Session { peer, generation: 3 };
+        let session = Session {
+            peer,
+            generation: 3,
+        };
         assert_eq!(session.to_string().parse(), Ok(session));
         assert_eq!("smp_17".parse(), Ok(SampleId::new(17)));
     }
@@ -255,7 +266,11 @@ mod tests {
     fn what_is_not_an_id_does_not_parse() {
         assert!("smp_-1".parse::<SampleId>().is_err());
         assert!("lse_17".parse::<SampleId>().is_err());
-        assert!(format!("peer_{}", "é".repeat(32)).parse::<PeerId>().is_err());
+        assert!(
+            format!("peer_{}", "é".repeat(32))
+                .parse::<PeerId>()
+                .is_err()
+        );
         assert!("peer_AB".parse::<PeerId>().is_err());
         assert!("peer_00".parse::<Session>().is_err());
     }

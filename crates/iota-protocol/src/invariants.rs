@@ -1,21 +1,445 @@
-//! What is always true of a run, as functions.
+//! What is always true of a run, as functions: numbered in docs/INVARIANTS.md, checked after every command by the tests
+//! and by whoever simulates a run.
+//!
+//! P2 and P4 speak of two states and are functions of two: a command refused for its session leaves the state equal,
+//! and a replay of the events gives an equal one.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::checkpoint::covers;
+use crate::event::{CellResult, Phase};
+use crate::id::{LeaseId, SampleId};
 use crate::state::State;
+use crate::state::merging::Slot;
+use crate::state::samples::Holder;
+use crate::state::sessions::{PEERS_MAX, REMEMBERED_LEASES};
+use crate::work::{Work, WorkKind};
 
 /// An invariant that does not hold.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{invariant}: {what}")]
+#[error("{invariant} is violated: {what}")]
 pub struct Violation {
-    /// Its number.
+    /// Its number in docs/INVARIANTS.md.
     pub invariant: &'static str,
     /// What was found.
     pub what: String,
 }
 
-/// Checks every invariant.
+/// One invariant: its number and its function.
+pub type Invariant = (&'static str, fn(&State) -> Result<(), String>);
+
+/// Every invariant of one state.
+pub const ALL: [Invariant; 12] = [
+    ("P1", a_piece_waits_or_is_leased_once_or_is_done),
+    ("P2", only_live_sessions_hold_anything),
+    ("P3", a_deadline_moves_the_phase),
+    ("P5", answers_are_remembered_once),
+    ("A1", samples_are_in_flight_or_completed_never_both),
+    ("A2", credit_equals_what_was_done),
+    ("B1", everything_is_bounded),
+    ("L1", leases_and_holders_know_each_other),
+    ("M1", cells_and_checkpoints_cover_their_stage),
+    ("M2", a_cell_has_two_distinct_owners),
+    ("M5", a_settled_cell_is_explained),
+    ("V2", the_banned_are_out),
+];
+
+/// Checks every invariant of one state.
 ///
 /// # Errors
 /// The first that does not hold.
-pub fn check_all(_state: &State) -> Result<(), Violation> {
+pub fn check_all(state: &State) -> Result<(), Violation> {
+    ALL.iter().try_for_each(|(invariant, check)| {
+        check(state).map_err(|what| Violation { invariant, what })
+    })
+}
+
+/// P1: each sample on its way has one piece, and that waits in one index or is leased to one session.
+pub fn a_piece_waits_or_is_leased_once_or_is_done(state: &State) -> Result<(), String> {
+    let tail = state.settings.tail();
+    let mut leased: BTreeMap<SampleId, LeaseId> = BTreeMap::new();
+    for lease in state.leases() {
+        if let Some(sample) = lease.work.sample()
+            && let Some(other) = leased.insert(sample, lease.id)
+        {
+            return Err(format!(
+                "{sample} is leased twice, as {other} and {}",
+                lease.id
+            ));
+        }
+    }
+    let mut indexed: BTreeMap<SampleId, usize> = BTreeMap::new();
+    for sample in state
+        .samples
+        .open
+        .values()
+        .chain(state.samples.bound.values())
+        .flatten()
+    {
+        *indexed.entry(*sample).or_default() += 1;
+    }
+    for (sample, flying) in &state.samples.flying {
+        let piece = flying
+            .next_piece(tail)
+            .ok_or_else(|| format!("{sample} is complete and still on its way"))?;
+        let (places, lease) = (indexed.remove(sample).unwrap_or(0), leased.remove(sample));
+        match &flying.holder {
+            Holder::Leased { lease: held } => {
+                require(lease == Some(*held) && places == 0, || {
+                    format!("{sample} is leased as {held} or waits")
+                })?;
+            }
+            Holder::Waits {
+                preference,
+                lapses_at,
+            } => {
+                let filed = match preference.only {
+                    Some(session) => state.samples.bound.get(&session),
+                    None => state.samples.open.get(&piece),
+                };
+                require(
+                    filed.is_some_and(|samples| samples.contains(sample)),
+                    || format!("{sample} waits where nobody looks"),
+                )?;
+                require(places == 1 && lease.is_none(), || {
+                    format!("{sample} waits in {places} places or is leased too")
+                })?;
+                let timed =
+                    lapses_at.is_none_or(|at| state.samples.lapses.contains(&(at, *sample)));
+                require(timed, || format!("{sample} prefers somebody for ever"))?;
+            }
+            Holder::Done => return Err(format!("{sample} has a piece to do and nobody may do it")),
+        }
+    }
+    require(indexed.is_empty() && leased.is_empty(), || {
+        format!("work for samples that are gone: {indexed:?} {leased:?}")
+    })
+}
+
+/// P2: leases, bindings and remembered leases belong to live sessions; a peer has one at most.
+pub fn only_live_sessions_hold_anything(state: &State) -> Result<(), String> {
+    let live = |session| state.session(session).is_some();
+    for lease in state
+        .leases
+        .held
+        .values()
+        .chain(state.leases.lapsed.values())
+    {
+        require(live(lease.session), || {
+            format!("{} is held by {}, which is gone", lease.id, lease.session)
+        })?;
+    }
+    for session in state.samples.bound.keys() {
+        require(live(*session), || {
+            format!("pieces wait for {session}, which is gone")
+        })?;
+    }
+    for (session, _) in state.sessions() {
+        let record = state
+            .peer(session.peer)
+            .ok_or_else(|| format!("{session} is of no known peer"))?;
+        require(
+            record.live == Some(session) && record.generations == session.generation,
+            || format!("{session} is not its peer's latest stay"),
+        )?;
+    }
     Ok(())
+}
+
+/// P3: every phase that has begun something ends by itself: there is a deadline, or somebody is missing or at work.
+pub fn a_deadline_moves_the_phase(state: &State) -> Result<(), String> {
+    let bounded = matches!(
+        state.phase,
+        Phase::Uploading | Phase::Merging | Phase::Installing | Phase::Settling
+    );
+    require(bounded == state.phase_deadline.is_some(), || {
+        format!("{:?} until {:?}", state.phase, state.phase_deadline)
+    })?;
+    require(
+        state.phase != Phase::Over || state.next_deadline().is_none(),
+        || "a deadline after the end".into(),
+    )?;
+    let draining = state.samples.opened_in_epoch >= state.settings.samples_per_epoch;
+    let timed = state.phase != Phase::Training || !draining || state.samples.drains_since.is_some();
+    require(timed, || {
+        "the epoch's last samples are waited for without end".into()
+    })?;
+    require(state.epoch.get() <= state.settings.epochs, || {
+        format!("{} of {}", state.epoch, state.settings.epochs)
+    })
+}
+
+/// P5: a lease that was answered neither runs nor can be answered again.
+pub fn answers_are_remembered_once(state: &State) -> Result<(), String> {
+    for (session, own) in state.sessions() {
+        for lease in own.answered.keys() {
+            let open =
+                state.leases.held.contains_key(lease) || state.leases.lapsed.contains_key(lease);
+            require(!open, || {
+                format!("{session} answered {lease}, which is still open")
+            })?;
+        }
+        let ordinals: BTreeSet<u32> = own.log.iter().map(|entry| entry.ordinal).collect();
+        require(
+            ordinals.len() == own.log.len() && ordinals == own.ordinals,
+            || format!("{session} did one ordinal twice"),
+        )?;
+        let logged: BTreeSet<LeaseId> = own.log.iter().map(|entry| entry.lease).collect();
+        require(logged.len() == own.log.len(), || {
+            format!("{session} did one lease twice")
+        })?;
+    }
+    Ok(())
+}
+
+/// A1: a sample's tokens count once: it is in flight, completed or lost, and the counts add up.
+pub fn samples_are_in_flight_or_completed_never_both(state: &State) -> Result<(), String> {
+    let samples = &state.samples;
+    let counts = samples.counts;
+    require(
+        counts.opened == counts.completed + counts.lost + samples.flying.len() as u64,
+        || format!("{counts:?} with {} on their way", samples.flying.len()),
+    )?;
+    require(samples.next.get() == counts.opened, || {
+        format!("{} opened, next is {}", counts.opened, samples.next)
+    })?;
+    if let Some(sample) = samples
+        .completed
+        .keys()
+        .find(|sample| samples.flying.contains_key(sample))
+    {
+        return Err(format!("{sample} is completed and on its way"));
+    }
+    for (sample, completed) in &samples.completed {
+        require(
+            completed.path.len() == usize::from(state.settings.stages())
+                && completed.loss.is_finite(),
+            || {
+                format!(
+                    "{sample} came by {:?} to a loss of {}",
+                    completed.path, completed.loss
+                )
+            },
+        )?;
+    }
+    let quota = state.settings.samples_per_epoch;
+    require(samples.completed.len() as u64 <= quota, || {
+        format!("{} of {quota} samples", samples.completed.len())
+    })?;
+    let epoch_sum = samples.completed.len() + samples.flying.len();
+    require(
+        state.phase != Phase::Training || epoch_sum as u64 == samples.opened_in_epoch,
+        || {
+            format!(
+                "{epoch_sum} samples in an epoch that has {}",
+                samples.opened_in_epoch
+            )
+        },
+    )
+}
+
+/// A2: a session's credit is in its log, and a peer's verified work is work that it did.
+pub fn credit_equals_what_was_done(state: &State) -> Result<(), String> {
+    for (session, own) in state.sessions() {
+        let backward = |entry: &&crate::work::LogEntry| {
+            entry.credited && entry.work.kind() == WorkKind::Backward
+        };
+        let logged = own.log.iter().filter(backward).count() as u64;
+        require(own.backwards == logged, || {
+            format!("{session} has credit for {} of {logged}", own.backwards)
+        })?;
+    }
+    let backwards: u64 = state
+        .peers()
+        .map(|(_, record)| record.ledger.backwards)
+        .sum();
+    let least = state.samples.counts.completed * u64::from(state.settings.stages());
+    require(backwards >= least, || {
+        format!("{backwards} backward passes for {least} sample stages")
+    })
+}
+
+/// B1: what peers can make grow has a bound.
+pub fn everything_is_bounded(state: &State) -> Result<(), String> {
+    require(
+        state.samples.flying.len() <= state.settings.samples_in_flight as usize,
+        || "too many samples".into(),
+    )?;
+    require(state.sessions.peers.len() <= PEERS_MAX, || {
+        "too many peers".into()
+    })?;
+    for (session, own) in state.sessions() {
+        let load = own.held.len() + own.room as usize;
+        require(load <= own.capacity as usize, || {
+            format!("{session} holds or takes {load} of {}", own.capacity)
+        })?;
+        let remembered = own.answered.len().max(own.lapsed.len());
+        require(remembered <= REMEMBERED_LEASES, || {
+            format!("{remembered} leases of {session} are remembered")
+        })?;
+    }
+    for miners in &state.sessions.miners {
+        require(
+            miners.len() <= state.settings.miners_per_stage_max as usize,
+            || "too many miners".into(),
+        )?;
+    }
+    Ok(())
+}
+
+/// L1: leases, their holders and what they are for name each other; no stage work without the epoch's checkpoint.
+pub fn leases_and_holders_know_each_other(state: &State) -> Result<(), String> {
+    let held: usize = state.sessions().map(|(_, own)| own.held.len()).sum();
+    require(
+        held == state.leases.held.len() && held == state.leases.due.len(),
+        || format!("{held} leases are held"),
+    )?;
+    let lapsed: usize = state.sessions().map(|(_, own)| own.lapsed.len()).sum();
+    require(lapsed == state.leases.lapsed.len(), || {
+        format!("{lapsed} lapsed leases are remembered")
+    })?;
+    for lease in state.leases() {
+        let Some(holder) = state.session(lease.session) else {
+            return Err(format!("{} is nobody's", lease.id));
+        };
+        require(holder.held.contains(&lease.id), || {
+            format!("{} does not know {}", lease.session, lease.id)
+        })?;
+        require(lease.id < state.leases.next, || {
+            format!("{} was never given", lease.id)
+        })?;
+        let audits = matches!(lease.work, Work::Replay { .. } | Work::Inspect { .. });
+        require(audits || lease.epoch == state.epoch, || {
+            format!("{} is of a closed epoch", lease.id)
+        })?;
+        let phase_fits = match lease.work.kind() {
+            WorkKind::Forward | WorkKind::Backward => state.phase == Phase::Training,
+            WorkKind::Upload => state.phase == Phase::Uploading,
+            WorkKind::Merge => state.phase == Phase::Merging,
+            WorkKind::Install | WorkKind::Replay | WorkKind::Inspect => true,
+        };
+        require(phase_fits, || format!("{} in {:?}", lease.id, state.phase))?;
+        let ready = match lease.work.kind() {
+            WorkKind::Forward | WorkKind::Backward | WorkKind::Upload => {
+                holder.is_installed(state.epoch)
+            }
+            WorkKind::Install => !holder.is_installed(state.epoch),
+            WorkKind::Merge | WorkKind::Replay | WorkKind::Inspect => true,
+        };
+        require(ready, || {
+            format!(
+                "{} does {:?} with {:?}",
+                lease.session,
+                lease.work.kind(),
+                holder.installation
+            )
+        })?;
+        let at_home = holder.stage.is_none_or(|stage| stage == lease.stage);
+        require(at_home, || {
+            format!("{} works for {}", lease.session, lease.stage)
+        })?;
+    }
+    for (id, audit) in state.audits_pending() {
+        let known = audit.lease.is_none_or(|lease| {
+            state
+                .lease(lease)
+                .is_some_and(|lease| lease.work == audit.work)
+        });
+        require(known, || format!("{id} is leased as {:?}", audit.lease))?;
+    }
+    Ok(())
+}
+
+/// M1: the cells of a stage are disjoint and cover it exactly, and so do the segments of its checkpoint.
+pub fn cells_and_checkpoints_cover_their_stage(state: &State) -> Result<(), String> {
+    for stage in state.stages() {
+        let elements = state.settings.stage_parameters[usize::from(stage.get())];
+        let checkpoint = state.checkpoint(stage);
+        require(covers(checkpoint, elements), || {
+            format!("{stage}: {checkpoint:?}")
+        })?;
+        let mut next = 0;
+        for cell in &state.merge_of(stage).cells {
+            require(cell.range.start == next && cell.range.end > next, || {
+                format!("{stage}: a cell at {:?}", cell.range)
+            })?;
+            next = cell.range.end;
+        }
+        require(next == elements || next == 0, || {
+            format!("{stage}: cells end at {next} of {elements}")
+        })?;
+    }
+    Ok(())
+}
+
+/// M2: each cell is planned for two distinct members of the roster, one if the miner is alone.
+pub fn a_cell_has_two_distinct_owners(state: &State) -> Result<(), String> {
+    for merge in &state.merging {
+        let owners = merge.roster.len().min(2);
+        for cell in &merge.cells {
+            let distinct: BTreeSet<_> = cell
+                .planned
+                .iter()
+                .filter(|owner| merge.roster.contains(owner))
+                .collect();
+            require(
+                distinct.len() == owners && cell.planned.len() == owners,
+                || format!("owners {:?}", cell.planned),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// M5: a settled cell says truly how: agreed means two equal results, carried forward means none is used.
+pub fn a_settled_cell_is_explained(state: &State) -> Result<(), String> {
+    for cell in state.merging.iter().flat_map(|merge| &merge.cells) {
+        let Some(settled) = &cell.settled else {
+            continue;
+        };
+        let results: Vec<_> = cell.results().map(|(_, result)| result).collect();
+        let used = results
+            .iter()
+            .filter(|result| Some(result.object.seal) == settled.merged.map(|object| object.seal));
+        let fits = match settled.result {
+            CellResult::Agreed => used.count() >= 2,
+            CellResult::Arbitrated { .. } | CellResult::Single => used.count() >= 1,
+            CellResult::CarriedForward => settled.merged.is_none(),
+        };
+        require(fits, || format!("{settled:?} from {results:?}"))?;
+        let leased = cell
+            .slots
+            .values()
+            .any(|slot| matches!(slot, Slot::Leased { lease } if state.lease(*lease).is_none()));
+        require(!leased, || {
+            format!("a slot under a lease that ended: {:?}", cell.slots)
+        })?;
+    }
+    Ok(())
+}
+
+/// V2: a banned peer has no session and no score, and its upload is in no merge.
+pub fn the_banned_are_out(state: &State) -> Result<(), String> {
+    for (peer, _) in state.cheaters() {
+        require(state.session_of(peer).is_none(), || {
+            format!("{peer} is banned and there")
+        })?;
+        require(state.score(peer) == 0.0, || {
+            format!("{peer} is banned and paid")
+        })?;
+        let merging = matches!(state.phase, Phase::Uploading | Phase::Merging);
+        let included = state
+            .merging
+            .iter()
+            .flat_map(|merge| &merge.uploads)
+            .any(|(session, upload)| session.peer == peer && !upload.excluded);
+        require(!merging || !included, || {
+            format!("{peer} is banned and merged")
+        })?;
+    }
+    Ok(())
+}
+
+fn require(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {
+    if holds { Ok(()) } else { Err(what()) }
 }

@@ -33,7 +33,11 @@ fn cosine_of_half_turns(x: f64) -> f64 {
 mod tests {
     use super::*;
 
-    const SCHEDULE: LearningRate = LearningRate { peak: 1.0, warmup_samples: 10, final_fraction: 0.1 };
+    const SCHEDULE: LearningRate = LearningRate {
+        peak: 1.0,
+        warmup_samples: 10,
+        final_fraction: 0.1,
+    };
 
     #[test]
     fn the_rate_warms_up_peaks_and_ends_at_its_final_fraction() {
@@ -41,7 +45,10 @@ mod tests {
         assert_eq!(learning_rate_at(&SCHEDULE, 10, 110), 1.0);
         assert!((learning_rate_at(&SCHEDULE, 60, 110) - 0.55).abs() < 1e-6);
         assert!((learning_rate_at(&SCHEDULE, 110, 110) - 0.1).abs() < 1e-6);
-        assert_eq!(learning_rate_at(&SCHEDULE, 110, 110), learning_rate_at(&SCHEDULE, 500, 110));
+        assert_eq!(
+            learning_rate_at(&SCHEDULE, 110, 110),
+            learning_rate_at(&SCHEDULE, 500, 110)
+        );
     }
 
     #[test]
@@ -51,11 +58,17 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::disallowed_methods, reason = "the platform's cosine is the oracle here")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the platform's cosine is the oracle here"
+    )]
     fn the_cosine_is_a_cosine() {
         for step in 0..=1000 {
             let x = f64::from(step) / 1000.0;
-            assert!((cosine_of_half_turns(x) - (std::f64::consts::PI * x).cos()).abs() < 1e-14, "{x}");
+            assert!(
+                (cosine_of_half_turns(x) - (std::f64::consts::PI * x).cos()).abs() < 1e-14,
+                "{x}"
+            );
         }
     }
 }

@@ -26,7 +26,8 @@ impl Durations {
         if self.recent_ms.len() == REMEMBERED {
             self.recent_ms.pop_front();
         }
-        self.recent_ms.push_back(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
+        self.recent_ms
+            .push_back(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
     }
 
     /// The duration that 95 % of the measured ones do not exceed, once enough were measured.
@@ -46,18 +47,23 @@ impl Durations {
 /// A miner whose results come late on purpose stretches the deadlines of its stage, so they are bounded from above by
 /// the length of a phase. Uploads and installs cannot be done by anybody else and run for a phase at least; an audit
 /// redoes up to an epoch's work and gets a generous start.
-pub(crate) fn lease_duration(timing: &Timing, kind: WorkKind, durations: Option<&Durations>) -> Duration {
+pub(crate) fn lease_duration(
+    timing: &Timing,
+    kind: WorkKind,
+    durations: Option<&Durations>,
+) -> Duration {
     let longest = timing.phase_max.max(timing.lease_initial);
     let measured = durations.and_then(Durations::percentile_95);
     let usual = measured.map_or(timing.lease_initial, |p95| {
-        p95.saturating_mul(timing.lease_factor).clamp(timing.lease_min.min(longest), longest)
+        p95.saturating_mul(timing.lease_factor)
+            .clamp(timing.lease_min.min(longest), longest)
     });
     match kind {
         WorkKind::Forward | WorkKind::Backward | WorkKind::Merge => usual,
         WorkKind::Upload | WorkKind::Install => usual.max(timing.phase_max),
-        WorkKind::Replay | WorkKind::Inspect => {
-            usual.max(timing.lease_initial.saturating_mul(timing.lease_factor)).min(longest)
-        }
+        WorkKind::Replay | WorkKind::Inspect => usual
+            .max(timing.lease_initial.saturating_mul(timing.lease_factor))
+            .min(longest),
     }
 }
 
@@ -80,28 +86,52 @@ mod tests {
     #[test]
     fn a_lease_runs_for_its_initial_time_until_enough_is_measured() {
         let few = measured([100; 7]);
-        assert_eq!(lease_duration(&timing(), WorkKind::Forward, None), timing().lease_initial);
-        assert_eq!(lease_duration(&timing(), WorkKind::Forward, Some(&few)), timing().lease_initial);
-        assert_eq!(lease_duration(&timing(), WorkKind::Forward, Some(&measured([100; 8]))), timing().lease_min);
+        assert_eq!(
+            lease_duration(&timing(), WorkKind::Forward, None),
+            timing().lease_initial
+        );
+        assert_eq!(
+            lease_duration(&timing(), WorkKind::Forward, Some(&few)),
+            timing().lease_initial
+        );
+        assert_eq!(
+            lease_duration(&timing(), WorkKind::Forward, Some(&measured([100; 8]))),
+            timing().lease_min
+        );
     }
 
     #[test]
     fn a_lease_follows_the_95th_percentile_and_not_the_outlier() {
         let durations = measured((0..20).map(|n| if n == 13 { 1_000_000 } else { 3_000 }));
-        assert_eq!(lease_duration(&timing(), WorkKind::Backward, Some(&durations)), Duration::from_secs(12));
+        assert_eq!(
+            lease_duration(&timing(), WorkKind::Backward, Some(&durations)),
+            Duration::from_secs(12)
+        );
     }
 
     #[test]
     fn old_measurements_are_forgotten() {
-        let durations = measured(std::iter::repeat_n(20_000, 100).chain(std::iter::repeat_n(2_000, 64)));
-        assert_eq!(lease_duration(&timing(), WorkKind::Forward, Some(&durations)), Duration::from_secs(8));
+        let durations =
+            measured(std::iter::repeat_n(20_000, 100).chain(std::iter::repeat_n(2_000, 64)));
+        assert_eq!(
+            lease_duration(&timing(), WorkKind::Forward, Some(&durations)),
+            Duration::from_secs(8)
+        );
     }
 
     #[test]
     fn nobody_stretches_a_lease_beyond_a_phase() {
         let durations = measured([10_000_000; 64]);
-        for kind in [WorkKind::Forward, WorkKind::Merge, WorkKind::Upload, WorkKind::Replay] {
-            assert_eq!(lease_duration(&timing(), kind, Some(&durations)), timing().phase_max);
+        for kind in [
+            WorkKind::Forward,
+            WorkKind::Merge,
+            WorkKind::Upload,
+            WorkKind::Replay,
+        ] {
+            assert_eq!(
+                lease_duration(&timing(), kind, Some(&durations)),
+                timing().phase_max
+            );
         }
     }
 }

@@ -22,6 +22,7 @@ mod routing;
 pub mod score;
 pub mod settings;
 pub mod state;
+pub mod summary;
 #[cfg(test)]
 mod tests;
 pub mod time;
@@ -29,7 +30,10 @@ pub mod work;
 
 pub use command::{Command, Role};
 pub use event::{Event, Phase};
-pub use id::{AuditId, CellIndex, Digest, Epoch, LeaseId, ObjectId, PeerId, RunId, SampleId, Session, StageIndex};
+pub use id::{
+    AuditId, CellIndex, Digest, Epoch, LeaseId, ObjectId, PeerId, RunId, SampleId, Session,
+    StageIndex,
+};
 pub use learning_rate::learning_rate_at;
 pub use rejection::Rejection;
 pub use settings::RunSettings;

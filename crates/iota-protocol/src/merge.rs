@@ -57,33 +57,63 @@ impl State {
             if self.sessions.is_banned(session.peer) {
                 return Some((session, ExclusionReason::Banned));
             }
-            let accusers = merge.accusations.get(&session).map_or(0, |accusers| accusers.len());
+            let accusers = merge
+                .accusations
+                .get(&session)
+                .map_or(0, |accusers| accusers.len());
             let enough = if self.owners(merge).count() > 1 { 2 } else { 1 };
-            (self.sessions.validators.is_empty() && accusers >= enough).then_some((session, ExclusionReason::Accused))
+            (self.sessions.validators.is_empty() && accusers >= enough)
+                .then_some((session, ExclusionReason::Accused))
         })?;
-        let merging = self.leases().filter(|lease| lease.stage == stage && lease.work.kind() == WorkKind::Merge);
+        let merging = self
+            .leases()
+            .filter(|lease| lease.stage == stage && lease.work.kind() == WorkKind::Merge);
         let mut events: Vec<Event> = merging
-            .map(|lease| Event::LeaseEnded { lease: lease.id, session: lease.session, why: LeaseEnd::Withdrawn })
+            .map(|lease| Event::LeaseEnded {
+                lease: lease.id,
+                session: lease.session,
+                why: LeaseEnd::Withdrawn,
+            })
             .collect();
-        events.push(Event::UploadExcluded { stage, session, why });
+        events.push(Event::UploadExcluded {
+            stage,
+            session,
+            why,
+        });
         Some(events)
     }
 
     /// Live uploaders of a stage: whoever may merge its cells.
     fn owners<'a>(&'a self, merge: &'a StageMerge) -> impl Iterator<Item = Session> + 'a {
         let included = merge.uploads.iter().filter(|(_, upload)| !upload.excluded);
-        included.map(|(session, _)| *session).filter(|session| self.session(*session).is_some())
+        included
+            .map(|(session, _)| *session)
+            .filter(|session| self.session(*session).is_some())
     }
 
     /// Owners that could still be asked to merge this cell.
-    fn candidates<'a>(&'a self, merge: &'a StageMerge, cell: &'a Cell) -> impl Iterator<Item = Session> + 'a {
+    fn candidates<'a>(
+        &'a self,
+        merge: &'a StageMerge,
+        cell: &'a Cell,
+    ) -> impl Iterator<Item = Session> + 'a {
         self.owners(merge).filter(|session| {
-            !cell.slots.contains_key(session) && cell.failures.get(session).is_none_or(|failures| *failures < FAILURES_MAX)
+            !cell.slots.contains_key(session)
+                && cell
+                    .failures
+                    .get(session)
+                    .is_none_or(|failures| *failures < FAILURES_MAX)
         })
     }
 
     /// The end of a cell, if its results (or the lack of time or of owners) allow one.
-    fn settle(&self, stage: StageIndex, index: CellIndex, cell: &Cell, now: Timestamp) -> Option<Vec<Event>> {
+    fn settle(
+        &self,
+        stage: StageIndex,
+        index: CellIndex,
+        cell: &Cell,
+        now: Timestamp,
+    ) -> Option<Vec<Event>> {
         let merge = self.merge_of(stage);
         let inputs = merge.inputs(index);
         if inputs.is_empty() {
@@ -91,21 +121,41 @@ impl State {
         }
         let results: Vec<(Session, &MergedCell)> = cell.results().collect();
         if let Some(decided) = self.decided(&results) {
-            let dissenters: Vec<Session> =
-                results.iter().filter(|(_, result)| !result.agrees(decided)).map(|(session, _)| *session).collect();
+            let dissenters: Vec<Session> = results
+                .iter()
+                .filter(|(_, result)| !result.agrees(decided))
+                .map(|(session, _)| *session)
+                .collect();
             let result = match dissenters.first() {
                 Some(liar) => CellResult::Arbitrated { liar: *liar },
                 None => CellResult::Agreed,
             };
-            let newly = decided.quarantined.iter().filter(|session| !merge.quarantined.contains(session));
-            let mut events: Vec<Event> =
-                newly.map(|session| Event::UploadQuarantined { stage, cell: index, session: *session }).collect();
+            let newly = decided
+                .quarantined
+                .iter()
+                .filter(|session| !merge.quarantined.contains(session));
+            let mut events: Vec<Event> = newly
+                .map(|session| Event::UploadQuarantined {
+                    stage,
+                    cell: index,
+                    session: *session,
+                })
+                .collect();
             events.push(if decided.quarantined.len() == inputs.len() {
                 carried_forward(stage, index)
             } else {
-                Event::CellSettled { stage, cell: index, result, merged: Some(decided.object) }
+                Event::CellSettled {
+                    stage,
+                    cell: index,
+                    result,
+                    merged: Some(decided.object),
+                }
             });
-            let why = BanReason::Merge { epoch: self.epoch, stage, cell: index };
+            let why = BanReason::Merge {
+                epoch: self.epoch,
+                stage,
+                cell: index,
+            };
             for liar in dissenters {
                 events.extend(self.ban(liar.peer, why));
             }
@@ -116,32 +166,57 @@ impl State {
         match results.as_slice() {
             [(_, only)] if !others || self.is_due(now) => {
                 let whole = only.quarantined.len() < inputs.len();
-                let single = Event::CellSettled { stage, cell: index, result: CellResult::Single, merged: Some(only.object) };
-                Some(vec![if whole { single } else { carried_forward(stage, index) }])
+                let single = Event::CellSettled {
+                    stage,
+                    cell: index,
+                    result: CellResult::Single,
+                    merged: Some(only.object),
+                };
+                Some(vec![if whole {
+                    single
+                } else {
+                    carried_forward(stage, index)
+                }])
             }
             // Nobody can be asked who is right, now or later.
-            [_, _, ..] if !others && self.settings.validators.is_empty() => Some(vec![carried_forward(stage, index)]),
-            _ => self.is_due(now).then(|| vec![carried_forward(stage, index)]),
+            [_, _, ..] if !others && self.settings.validators.is_empty() => {
+                Some(vec![carried_forward(stage, index)])
+            }
+            _ => self
+                .is_due(now)
+                .then(|| vec![carried_forward(stage, index)]),
         }
     }
 
     /// The result that decides a cell: a validator's, or one that two owners came to; the first of them in session order.
     fn decided<'a>(&self, results: &[(Session, &'a MergedCell)]) -> Option<&'a MergedCell> {
-        let by_validator = results.iter().find(|(session, _)| self.settings.validators.contains(&session.peer));
+        let by_validator = results
+            .iter()
+            .find(|(session, _)| self.settings.validators.contains(&session.peer));
         let confirmed = || {
             results.iter().enumerate().find(|(place, (_, one))| {
-                results.iter().skip(place + 1).any(|(_, other)| one.agrees(other))
+                results
+                    .iter()
+                    .skip(place + 1)
+                    .any(|(_, other)| one.agrees(other))
             })
         };
-        by_validator.or_else(|| confirmed().map(|(_, result)| result)).map(|(_, result)| *result)
+        by_validator
+            .or_else(|| confirmed().map(|(_, result)| result))
+            .map(|(_, result)| *result)
     }
 
     /// The next cell to merge, and who does it.
     pub(crate) fn next_merge(&self, now: Timestamp) -> Option<Lease> {
         self.stages().find_map(|stage| {
             let merge = self.merge_of(stage);
-            let cells = merge.cells.iter().zip(0_u32..).filter(|(cell, _)| cell.settled.is_none());
-            let mut wanting = cells.filter_map(|(cell, index)| Some((cell, index, self.next_owner(merge, cell)?)));
+            let cells = merge
+                .cells
+                .iter()
+                .zip(0_u32..)
+                .filter(|(cell, _)| cell.settled.is_none());
+            let mut wanting = cells
+                .filter_map(|(cell, index)| Some((cell, index, self.next_owner(merge, cell)?)));
             let (cell, index, owner) = wanting.next()?;
             let index = CellIndex::new(index);
             let work = Work::Merge {
@@ -162,14 +237,24 @@ impl State {
         if missing == 0 {
             return None;
         }
-        let has_room = |session: &Session| self.session(*session).is_some_and(|state| state.room > 0);
+        let has_room =
+            |session: &Session| self.session(*session).is_some_and(|state| state.room > 0);
         let unused: Vec<Session> = self.candidates(merge, cell).collect();
         if unused.is_empty() && results >= 2 {
             let unasked = |session: &Session| !cell.slots.contains_key(session);
-            return self.sessions.validators.iter().copied().filter(unasked).find(has_room);
+            return self
+                .sessions
+                .validators
+                .iter()
+                .copied()
+                .filter(unasked)
+                .find(has_room);
         }
-        let awaited = |session: &Session| cell.planned.contains(session) && !cell.failures.contains_key(session);
-        let planned_are_awaited = !merge.relaxed && unused.iter().filter(|session| awaited(session)).count() >= missing;
+        let awaited = |session: &Session| {
+            cell.planned.contains(session) && !cell.failures.contains_key(session)
+        };
+        let planned_are_awaited =
+            !merge.relaxed && unused.iter().filter(|session| awaited(session)).count() >= missing;
         unused
             .into_iter()
             .filter(has_room)
@@ -183,16 +268,24 @@ impl State {
 
     /// Whether a late result of this merge can still count.
     pub(crate) fn merge_is_open(&self, lease: &Lease) -> bool {
-        let Work::Merge { cell, inputs, .. } = &lease.work else { return false };
+        let Work::Merge { cell, inputs, .. } = &lease.work else {
+            return false;
+        };
         let merge = self.merge_of(lease.stage);
         self.phase == Phase::Merging
             && merge.cells.get(cell.get() as usize).is_some_and(|state| {
-                state.settled.is_none() && !matches!(state.slots.get(&lease.session), Some(Slot::Done { .. }))
+                state.settled.is_none()
+                    && !matches!(state.slots.get(&lease.session), Some(Slot::Done { .. }))
             })
             && merge.inputs(*cell) == *inputs
     }
 }
 
 fn carried_forward(stage: StageIndex, cell: CellIndex) -> Event {
-    Event::CellSettled { stage, cell, result: CellResult::CarriedForward, merged: None }
+    Event::CellSettled {
+        stage,
+        cell,
+        result: CellResult::CarriedForward,
+        merged: None,
+    }
 }

@@ -15,15 +15,20 @@ impl State {
     /// The change to the next phase, if it is time.
     pub(crate) fn next_phase(&self, now: Timestamp) -> Option<Vec<Event>> {
         match self.phase {
-            Phase::Gathering => self.has_gathered().then(|| vec![self.enter(Phase::Training, PhaseReason::Gathered, now)]),
+            Phase::Gathering => self
+                .has_gathered()
+                .then(|| vec![self.enter(Phase::Training, PhaseReason::Gathered, now)]),
             Phase::Training => {
                 if self.samples.completed.len() as u64 >= self.settings.samples_per_epoch {
                     Some(self.close_training(PhaseReason::QuotaTrained, now))
                 } else {
-                    (now >= self.drained_by()?).then(|| self.close_training(PhaseReason::DrainTimedOut, now))
+                    (now >= self.drained_by()?)
+                        .then(|| self.close_training(PhaseReason::DrainTimedOut, now))
                 }
             }
-            Phase::Uploading => self.crowd_is_done(now).map(|why| self.close_uploading(why, now)),
+            Phase::Uploading => self
+                .crowd_is_done(now)
+                .map(|why| self.close_uploading(why, now)),
             Phase::Merging => self.all_cells_settled().then(|| self.close_merging(now)),
             Phase::Installing => self.crowd_is_done(now).map(|why| {
                 if self.epoch.get() >= self.settings.epochs {
@@ -38,7 +43,8 @@ impl State {
                 if self.audits.pending.is_empty() {
                     Some(self.end_run(PhaseReason::AuditsSettled))
                 } else {
-                    self.is_due(now).then(|| self.end_run(PhaseReason::TimedOut))
+                    self.is_due(now)
+                        .then(|| self.end_run(PhaseReason::TimedOut))
                 }
             }
             Phase::Over => None,
@@ -50,13 +56,18 @@ impl State {
         match self.phase {
             Phase::Gathering | Phase::Over => None,
             Phase::Training => self.drained_by(),
-            Phase::Uploading | Phase::Installing => {
-                [self.quorum_at(), self.phase_deadline].into_iter().flatten().min()
-            }
+            Phase::Uploading | Phase::Installing => [self.quorum_at(), self.phase_deadline]
+                .into_iter()
+                .flatten()
+                .min(),
             Phase::Merging => {
                 let relaxes = self.phase_since + self.settings.timing.quorum_relaxes_after;
                 let relaxed = self.merging.iter().all(|merge| merge.relaxed);
-                if relaxed { self.phase_deadline } else { self.phase_deadline.min(Some(relaxes)) }
+                if relaxed {
+                    self.phase_deadline
+                } else {
+                    self.phase_deadline.min(Some(relaxes))
+                }
             }
             Phase::Settling => self.phase_deadline,
         }
@@ -68,15 +79,25 @@ impl State {
     }
 
     fn enter(&self, phase: Phase, why: PhaseReason, now: Timestamp) -> Event {
-        let epoch = if phase == Phase::Installing { self.epoch.next() } else { self.epoch };
+        let epoch = if phase == Phase::Installing {
+            self.epoch.next()
+        } else {
+            self.epoch
+        };
         let bounded = !matches!(phase, Phase::Gathering | Phase::Training | Phase::Over);
         let deadline = bounded.then(|| now + self.settings.timing.phase_max);
-        Event::PhaseChanged { phase, epoch, deadline, why }
+        Event::PhaseChanged {
+            phase,
+            epoch,
+            deadline,
+            why,
+        }
     }
 
     fn has_gathered(&self) -> bool {
         let enough = self.settings.miners_to_start as usize;
-        self.stages().all(|stage| self.sessions.installed(stage, self.epoch).count() >= enough)
+        self.stages()
+            .all(|stage| self.sessions.installed(stage, self.epoch).count() >= enough)
     }
 
     /// When the epoch's last samples are no longer waited for. While a stage has nobody there is no such time: training
@@ -90,26 +111,40 @@ impl State {
     fn close_leases(&self, closes: impl Fn(WorkKind) -> bool) -> Vec<Event> {
         let closing = self.leases().filter(|lease| closes(lease.work.kind()));
         closing
-            .map(|lease| Event::LeaseEnded { lease: lease.id, session: lease.session, why: LeaseEnd::EpochClosed })
+            .map(|lease| Event::LeaseEnded {
+                lease: lease.id,
+                session: lease.session,
+                why: LeaseEnd::EpochClosed,
+            })
             .collect()
     }
 
     fn close_training(&self, why: PhaseReason, now: Timestamp) -> Vec<Event> {
-        let mut events = self.close_leases(|kind| matches!(kind, WorkKind::Forward | WorkKind::Backward));
+        let mut events =
+            self.close_leases(|kind| matches!(kind, WorkKind::Forward | WorkKind::Backward));
         let last = self.epoch.get() + 1 >= self.settings.epochs;
         events.extend(self.samples.flying.keys().map(|sample| {
             let sample = *sample;
             if last {
                 Event::SampleDropped { sample }
             } else {
-                Event::SampleRestarted { sample, why: RestartReason::Carried }
+                Event::SampleRestarted {
+                    sample,
+                    why: RestartReason::Carried,
+                }
             }
         }));
         events.extend(self.draw_audits());
         events.push(self.enter(Phase::Uploading, why, now));
         events.extend(self.stages().map(|stage| {
-            let members = self.sessions.installed(stage, self.epoch).filter(|(_, state)| state.backwards > 0);
-            Event::RosterFixed { stage, roster: members.map(|(session, _)| session).collect() }
+            let members = self
+                .sessions
+                .installed(stage, self.epoch)
+                .filter(|(_, state)| state.backwards > 0);
+            Event::RosterFixed {
+                stage,
+                roster: members.map(|(session, _)| session).collect(),
+            }
         }));
         events
     }
@@ -121,13 +156,28 @@ impl State {
     }
 
     fn all_cells_settled(&self) -> bool {
-        self.merging.iter().flat_map(|merge| &merge.cells).all(|cell| cell.settled.is_some())
+        self.merging
+            .iter()
+            .flat_map(|merge| &merge.cells)
+            .all(|cell| cell.settled.is_some())
     }
 
     fn close_merging(&self, now: Timestamp) -> Vec<Event> {
-        let mut events = self.close_leases(|kind| matches!(kind, WorkKind::Merge | WorkKind::Install));
-        events.extend(self.stages().map(|stage| Event::CheckpointCommitted(self.merged_checkpoint(stage))));
-        events.push(self.enter(Phase::Installing, if self.is_due(now) { PhaseReason::TimedOut } else { PhaseReason::AllDone }, now));
+        let mut events =
+            self.close_leases(|kind| matches!(kind, WorkKind::Merge | WorkKind::Install));
+        events.extend(
+            self.stages()
+                .map(|stage| Event::CheckpointCommitted(self.merged_checkpoint(stage))),
+        );
+        events.push(self.enter(
+            Phase::Installing,
+            if self.is_due(now) {
+                PhaseReason::TimedOut
+            } else {
+                PhaseReason::AllDone
+            },
+            now,
+        ));
         events
     }
 
@@ -137,7 +187,12 @@ impl State {
         let cells: Vec<_> = merge
             .cells
             .iter()
-            .map(|cell| (cell.range.clone(), cell.settled.and_then(|settled| settled.merged)))
+            .map(|cell| {
+                (
+                    cell.range.clone(),
+                    cell.settled.and_then(|settled| settled.merged),
+                )
+            })
             .collect();
         if cells.iter().all(|(_, merged)| merged.is_none()) {
             let everything = 0..self.settings.stage_parameters[usize::from(stage.get())];
@@ -152,9 +207,19 @@ impl State {
             .map(|upload| upload.record.optimizer_steps)
             .collect();
         steps.sort_unstable();
-        let middle = steps.get(steps.len().saturating_sub(1) / 2).copied().unwrap_or(previous.optimizer_steps);
-        let most = previous.optimizer_steps.saturating_add(self.settings.samples_per_epoch).saturating_add(1);
-        checkpoint::succeed(previous, middle.clamp(previous.optimizer_steps, most), &cells)
+        let middle = steps
+            .get(steps.len().saturating_sub(1) / 2)
+            .copied()
+            .unwrap_or(previous.optimizer_steps);
+        let most = previous
+            .optimizer_steps
+            .saturating_add(self.settings.samples_per_epoch)
+            .saturating_add(1);
+        checkpoint::succeed(
+            previous,
+            middle.clamp(previous.optimizer_steps, most),
+            &cells,
+        )
     }
 
     /// Of a stage: who is waited for in this phase, and whether they are done.
@@ -162,17 +227,33 @@ impl State {
         match self.phase {
             Phase::Uploading => {
                 let merge = self.merge_of(stage);
-                let live: Vec<&Session> =
-                    merge.roster.iter().filter(|session| self.session(**session).is_some_and(|state| state.is_installed(self.epoch))).collect();
-                let done = live.iter().filter(|session| merge.uploads.contains_key(session)).count();
+                let live: Vec<&Session> = merge
+                    .roster
+                    .iter()
+                    .filter(|session| {
+                        self.session(**session)
+                            .is_some_and(|state| state.is_installed(self.epoch))
+                    })
+                    .collect();
+                let done = live
+                    .iter()
+                    .filter(|session| merge.uploads.contains_key(session))
+                    .count();
                 (live.len(), done)
             }
-            _ => (self.sessions.miners_of(stage).count(), self.sessions.installed(stage, self.epoch).count()),
+            _ => (
+                self.sessions.miners_of(stage).count(),
+                self.sessions.installed(stage, self.epoch).count(),
+            ),
         }
     }
 
     fn crowd_is_done(&self, now: Timestamp) -> Option<PhaseReason> {
-        if self.stages().map(|stage| self.crowd(stage)).all(|(live, done)| live == done) {
+        if self
+            .stages()
+            .map(|stage| self.crowd(stage))
+            .all(|(live, done)| live == done)
+        {
             return Some(PhaseReason::AllDone);
         }
         if self.is_due(now) {

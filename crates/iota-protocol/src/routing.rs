@@ -24,9 +24,16 @@ impl State {
     /// Ties go to the fewest miners, then to the lowest index.
     /// `leaving` makes room by joining again.
     pub(crate) fn stage_for_joiner(&self, leaving: Option<Session>) -> Option<StageIndex> {
-        let miners_of = |stage| self.sessions.miners_of(stage).filter(|(session, _)| Some(*session) != leaving);
+        let miners_of = |stage| {
+            self.sessions
+                .miners_of(stage)
+                .filter(|(session, _)| Some(*session) != leaving)
+        };
         let rates = |stage| miners_of(stage).filter_map(|(_, state)| rate_of(state));
-        let (sum, count) = self.stages().flat_map(rates).fold((0_u64, 0_u64), |(sum, count), rate| (sum + rate, count + 1));
+        let (sum, count) = self
+            .stages()
+            .flat_map(rates)
+            .fold((0_u64, 0_u64), |(sum, count), rate| (sum + rate, count + 1));
         let usual = if count == 0 { 1 } else { (sum / count).max(1) };
         let room = |stage: &StageIndex| {
             miners_of(*stage).count() < self.settings.miners_per_stage_max as usize
@@ -34,7 +41,10 @@ impl State {
         self.stages().filter(room).min_by_key(|stage| {
             let miners = miners_of(*stage);
             let (count, rate) = miners.fold((0_u64, 0_u64), |(count, rate), (_, state)| {
-                (count + 1, rate.saturating_add(rate_of(state).unwrap_or(usual)))
+                (
+                    count + 1,
+                    rate.saturating_add(rate_of(state).unwrap_or(usual)),
+                )
             });
             (rate, count, *stage)
         })
@@ -46,8 +56,13 @@ impl State {
         if let Some(own) = self.session(session).and_then(|state| state.pace_us(kind)) {
             return own;
         }
-        let paces = self.sessions.miners_of(stage).filter_map(|(_, state)| state.pace_us(kind));
-        let (sum, count) = paces.fold((0_u64, 0_u64), |(sum, count), pace| (sum.saturating_add(pace), count + 1));
+        let paces = self
+            .sessions
+            .miners_of(stage)
+            .filter_map(|(_, state)| state.pace_us(kind));
+        let (sum, count) = paces.fold((0_u64, 0_u64), |(sum, count), pace| {
+            (sum.saturating_add(pace), count + 1)
+        });
         sum.checked_div(count).unwrap_or(UNMEASURED_US)
     }
 
@@ -67,7 +82,9 @@ impl State {
             Phase::Merging => self.next_merge(now),
             _ => None,
         };
-        lease.map(|lease| vec![Event::Leased(lease)]).or_else(|| self.next_audit(now))
+        lease
+            .map(|lease| vec![Event::Leased(lease)])
+            .or_else(|| self.next_audit(now))
     }
 
     /// A miner that lacks the epoch's checkpoint gets it before anything else.
@@ -75,11 +92,16 @@ impl State {
         let lacks = |(session, state): &(Session, &crate::SessionState)| {
             state.room > 0
                 && !state.is_installed(self.epoch)
-                && !self.leases_of(*session).any(|lease| lease.work.kind() == WorkKind::Install)
+                && !self
+                    .leases_of(*session)
+                    .any(|lease| lease.work.kind() == WorkKind::Install)
         };
-        let (session, stage) = self
-            .stages()
-            .find_map(|stage| self.sessions.miners_of(stage).find(lacks).map(|(session, _)| (session, stage)))?;
+        let (session, stage) = self.stages().find_map(|stage| {
+            self.sessions
+                .miners_of(stage)
+                .find(lacks)
+                .map(|(session, _)| (session, stage))
+        })?;
         let checkpoint = self.checkpoint(stage).clone();
         Some(self.lease_for(session, stage, Work::Install { checkpoint }, now))
     }
@@ -88,15 +110,23 @@ impl State {
     fn next_piece(&self, now: Timestamp) -> Option<Lease> {
         self.stages().rev().find_map(|stage| {
             let has_room = |(_, state): &(Session, &crate::SessionState)| state.room > 0;
-            let able: Vec<Session> =
-                self.sessions.installed(stage, self.epoch).filter(has_room).map(|(session, _)| session).collect();
+            let able: Vec<Session> = self
+                .sessions
+                .installed(stage, self.epoch)
+                .filter(has_room)
+                .map(|(session, _)| session)
+                .collect();
             if able.is_empty() {
                 return None;
             }
-            let bound = able.iter().filter_map(|session| Some((*self.samples.bound.get(session)?.first()?, *session)));
+            let bound = able
+                .iter()
+                .filter_map(|session| Some((*self.samples.bound.get(session)?.first()?, *session)));
             let open = |direction| {
                 let waiting = self.samples.open.get(&Piece { stage, direction });
-                waiting.into_iter().flatten().find_map(|sample| Some((*sample, self.choose(*sample, stage, direction, &able)?)))
+                waiting.into_iter().flatten().find_map(|sample| {
+                    Some((*sample, self.choose(*sample, stage, direction, &able)?))
+                })
             };
             let (sample, session) = bound
                 .chain(open(Direction::Backward))
@@ -107,14 +137,26 @@ impl State {
     }
 
     /// Who of those with room does a piece. None if only those have room that have failed it, and others exist.
-    fn choose(&self, sample: SampleId, stage: StageIndex, direction: Direction, able: &[Session]) -> Option<Session> {
+    fn choose(
+        &self,
+        sample: SampleId,
+        stage: StageIndex,
+        direction: Direction,
+        able: &[Session],
+    ) -> Option<Session> {
         let nobody = BTreeSet::new();
         let avoid = match &self.samples.flying[&sample].holder {
-            Holder::Waits { preference: Preference { avoid, .. }, .. } => avoid,
+            Holder::Waits {
+                preference: Preference { avoid, .. },
+                ..
+            } => avoid,
             _ => &nobody,
         };
-        let others_exist =
-            || self.sessions.installed(stage, self.epoch).any(|(session, _)| !avoid.contains(&session));
+        let others_exist = || {
+            self.sessions
+                .installed(stage, self.epoch)
+                .any(|(session, _)| !avoid.contains(&session))
+        };
         let allowed = |session: &&Session| !avoid.contains(session);
         let kind = match direction {
             Direction::Forward => WorkKind::Forward,
@@ -146,12 +188,16 @@ impl State {
     fn lease_piece(&self, sample: SampleId, session: Session, now: Timestamp) -> Lease {
         let (head, tail) = (self.settings.head(), self.settings.tail());
         let state = &self.samples.flying[&sample];
-        let Piece { stage, direction } = state.next_piece(tail).expect("what waits has a piece to do");
+        let Piece { stage, direction } = state
+            .next_piece(tail)
+            .expect("what waits has a piece to do");
         let input = state.input_of(stage);
         let work = match direction {
-            Direction::Forward => {
-                Work::Forward { sample, input, output: self.object_name(Purpose::Activation, 0) }
-            }
+            Direction::Forward => Work::Forward {
+                sample,
+                input,
+                output: self.object_name(Purpose::Activation, 0),
+            },
             Direction::Backward => Work::Backward {
                 sample,
                 input,
@@ -167,9 +213,16 @@ impl State {
     fn next_sample(&self) -> Option<Vec<Event>> {
         let wanted = self.samples.opened_in_epoch < self.settings.samples_per_epoch
             && self.samples.flying.len() < self.settings.samples_in_flight as usize;
-        let head_has_room =
-            || self.sessions.installed(self.settings.head(), self.epoch).any(|(_, state)| state.room > 0);
-        (wanted && head_has_room()).then(|| vec![Event::SampleOpened { sample: self.samples.next }])
+        let head_has_room = || {
+            self.sessions
+                .installed(self.settings.head(), self.epoch)
+                .any(|(_, state)| state.room > 0)
+        };
+        (wanted && head_has_room()).then(|| {
+            vec![Event::SampleOpened {
+                sample: self.samples.next,
+            }]
+        })
     }
 
     fn next_upload(&self, now: Timestamp) -> Option<Lease> {
@@ -177,16 +230,27 @@ impl State {
             let merge = self.merge_of(stage);
             let owes = |session: &&Session| {
                 !merge.uploads.contains_key(session)
-                    && self.session(**session).is_some_and(|state| state.room > 0 && state.is_installed(self.epoch))
-                    && !self.leases_of(**session).any(|lease| lease.work.kind() == WorkKind::Upload)
+                    && self
+                        .session(**session)
+                        .is_some_and(|state| state.room > 0 && state.is_installed(self.epoch))
+                    && !self
+                        .leases_of(**session)
+                        .any(|lease| lease.work.kind() == WorkKind::Upload)
             };
             let session = *merge.roster.iter().find(owes)?;
-            let cells = merge.cells.iter().zip(0_u32..).map(|(cell, index)| CellUpload {
-                cell: crate::CellIndex::new(index),
-                range: cell.range.clone(),
-                output: self.object_name(Purpose::Upload, index.into()),
-            });
-            let work = Work::Upload { cells: cells.collect(), learning_rate: self.learning_rate() };
+            let cells = merge
+                .cells
+                .iter()
+                .zip(0_u32..)
+                .map(|(cell, index)| CellUpload {
+                    cell: crate::CellIndex::new(index),
+                    range: cell.range.clone(),
+                    output: self.object_name(Purpose::Upload, index.into()),
+                });
+            let work = Work::Upload {
+                cells: cells.collect(),
+                learning_rate: self.learning_rate(),
+            };
             Some(self.lease_for(session, stage, work, now))
         })
     }
@@ -195,9 +259,9 @@ impl State {
     fn next_audit(&self, now: Timestamp) -> Option<Vec<Event>> {
         let validators = self.sessions.validators.iter();
         let with_room = |session: &&Session| self.sessions.live[session].room > 0;
-        let validator = *validators.filter(with_room).min_by_key(|session| {
-            (self.sessions.live[session].held.len(), **session)
-        })?;
+        let validator = *validators
+            .filter(with_room)
+            .min_by_key(|session| (self.sessions.live[session].held.len(), **session))?;
         let ready = |audit: &&crate::state::Audit| !audit.awaits_upload && audit.lease.is_none();
         let audit = self.audits.pending.values().find(ready)?;
         let mut lease = self.lease_for(validator, audit.stage, audit.work.clone(), now);
@@ -208,19 +272,42 @@ impl State {
     /// The learning rate of a step taken now.
     fn learning_rate(&self) -> f32 {
         let opened = self.samples.counts.opened.saturating_sub(1);
-        learning_rate_at(&self.settings.learning_rate, opened, self.settings.samples_total())
+        learning_rate_at(
+            &self.settings.learning_rate,
+            opened,
+            self.settings.samples_total(),
+        )
     }
 
     /// A lease of the present epoch, as long as such work lately took.
-    pub(crate) fn lease_for(&self, session: Session, stage: StageIndex, work: Work, now: Timestamp) -> Lease {
+    pub(crate) fn lease_for(
+        &self,
+        session: Session,
+        stage: StageIndex,
+        work: Work,
+        now: Timestamp,
+    ) -> Lease {
         let kind = work.kind();
-        let length = lease_duration(&self.settings.timing, kind, self.durations.get(&(stage, kind)));
-        Lease { id: self.leases.next, session, stage, epoch: self.epoch, work, issued_at: now, deadline: now + length }
+        let length = lease_duration(
+            &self.settings.timing,
+            kind,
+            self.durations.get(&(stage, kind)),
+        );
+        Lease {
+            id: self.leases.next,
+            session,
+            stage,
+            epoch: self.epoch,
+            work,
+            issued_at: now,
+            deadline: now + length,
+        }
     }
 }
 
 /// Samples per second, times a million, by the measured pace; none if nothing was measured.
 fn rate_of(state: &crate::SessionState) -> Option<u64> {
-    let sample_us = state.pace_us(WorkKind::Forward).unwrap_or(0) + state.pace_us(WorkKind::Backward)?;
+    let sample_us =
+        state.pace_us(WorkKind::Forward).unwrap_or(0) + state.pace_us(WorkKind::Backward)?;
     Some(1_000_000_000_000 / sample_us.max(1))
 }

@@ -58,10 +58,24 @@ impl Ledger {
         if self.banned.is_some() {
             return 0.0;
         }
-        let counted = |credit: &&EpochCredit| now.get() - credit.epoch.get() < EPOCHS_COUNTED as u64;
-        let (earned, costs) = self.recent.iter().filter(counted).fold((0_u64, 0_u64), |(earned, costs), credit| {
-            (earned + if credit.forfeited { 0 } else { credit.backwards }, costs + credit.costs)
-        });
+        let counted = |credit: &&EpochCredit| {
+            now.get().saturating_sub(credit.epoch.get()) < EPOCHS_COUNTED as u64
+        };
+        let (earned, costs) =
+            self.recent
+                .iter()
+                .filter(counted)
+                .fold((0_u64, 0_u64), |(earned, costs), credit| {
+                    (
+                        earned
+                            + if credit.forfeited {
+                                0
+                            } else {
+                                credit.backwards
+                            },
+                        costs + credit.costs,
+                    )
+                });
         earned.saturating_sub(costs) as f64
     }
 
@@ -94,7 +108,12 @@ impl Ledger {
             if self.recent.len() == EPOCHS_COUNTED {
                 self.recent.pop_front();
             }
-            self.recent.push_back(EpochCredit { epoch, backwards: 0, costs: 0, forfeited: false });
+            self.recent.push_back(EpochCredit {
+                epoch,
+                backwards: 0,
+                costs: 0,
+                forfeited: false,
+            });
         }
         self.recent.back_mut().expect("pushed if there was none")
     }
@@ -147,7 +166,12 @@ mod tests {
         assert_eq!(ledger.score(epoch(1)), 1.0);
         let audit = AuditId::new(0);
         let difference = Difference::Output;
-        ledger.banned = Some(BanReason::Audit { audit, epoch: epoch(1), ordinal: None, difference });
+        ledger.banned = Some(BanReason::Audit {
+            audit,
+            epoch: epoch(1),
+            ordinal: None,
+            difference,
+        });
         assert_eq!(ledger.score(epoch(1)), 0.0);
     }
 

@@ -110,7 +110,8 @@ impl RunSettings {
     /// # Panics
     /// If the settings are not [valid](Self::validate).
     pub fn stages(&self) -> u16 {
-        u16::try_from(self.stage_parameters.len()).expect("validated: few enough stages for a StageIndex")
+        u16::try_from(self.stage_parameters.len())
+            .expect("validated: few enough stages for a StageIndex")
     }
 
     /// The first stage, which reads tokens.
@@ -133,9 +134,17 @@ impl RunSettings {
     /// # Errors
     /// Names the first setting that is out of range.
     pub fn validate(&self) -> Result<(), InvalidSetting> {
-        let invalid = |setting, problem: &str| Err(InvalidSetting { setting, problem: problem.to_owned() });
+        let invalid = |setting, problem: &str| {
+            Err(InvalidSetting {
+                setting,
+                problem: problem.to_owned(),
+            })
+        };
         if self.stage_parameters.is_empty() || self.stage_parameters.len() > usize::from(u16::MAX) {
-            return invalid("stage_parameters", "there must be between 1 and 65535 stages");
+            return invalid(
+                "stage_parameters",
+                "there must be between 1 and 65535 stages",
+            );
         }
         if self.stage_parameters.contains(&0) {
             return invalid("stage_parameters", "every stage must have parameters");
@@ -159,7 +168,11 @@ impl RunSettings {
         if self.miners_per_stage_max < self.miners_to_start {
             return invalid("miners_per_stage_max", "must not be below miners_to_start");
         }
-        let LearningRate { peak, final_fraction, .. } = self.learning_rate;
+        let LearningRate {
+            peak,
+            final_fraction,
+            ..
+        } = self.learning_rate;
         if !(peak.is_finite() && peak > 0.0) {
             return invalid("learning_rate.peak", "must be a positive number");
         }
@@ -167,10 +180,16 @@ impl RunSettings {
             return invalid("learning_rate.final_fraction", "must lie between 0 and 1");
         }
         if self.timing.lease_min.is_zero() || self.timing.lease_initial < self.timing.lease_min {
-            return invalid("timing.lease_initial", "must not be below timing.lease_min, which must not be zero");
+            return invalid(
+                "timing.lease_initial",
+                "must not be below timing.lease_min, which must not be zero",
+            );
         }
         if self.timing.phase_max < self.timing.quorum_relaxes_after {
-            return invalid("timing.phase_max", "must not be below timing.quorum_relaxes_after");
+            return invalid(
+                "timing.phase_max",
+                "must not be below timing.quorum_relaxes_after",
+            );
         }
         if self.timing.session_timeout.is_zero() {
             return invalid("timing.session_timeout", "must not be zero");

@@ -73,7 +73,12 @@ impl State {
         settings.validate()?;
         let stages = settings.stages();
         let checkpoints = (0..stages)
-            .map(|stage| checkpoint::genesis(StageIndex::new(stage), settings.stage_parameters[usize::from(stage)]))
+            .map(|stage| {
+                checkpoint::genesis(
+                    StageIndex::new(stage),
+                    settings.stage_parameters[usize::from(stage)],
+                )
+            })
             .collect();
         Ok(Self {
             settings,
@@ -136,7 +141,10 @@ impl State {
 
     /// All stays that last, in order.
     pub fn sessions(&self) -> impl Iterator<Item = (Session, &SessionState)> {
-        self.sessions.live.iter().map(|(session, state)| (*session, state))
+        self.sessions
+            .live
+            .iter()
+            .map(|(session, state)| (*session, state))
     }
 
     /// The stay of a peer that lasts, if one does.
@@ -151,17 +159,22 @@ impl State {
 
     /// Every peer that the run remembers, in order.
     pub fn peers(&self) -> impl Iterator<Item = (PeerId, &PeerRecord)> {
-        self.sessions.peers.iter().map(|(peer, record)| (*peer, record))
+        self.sessions
+            .peers
+            .iter()
+            .map(|(peer, record)| (*peer, record))
     }
 
     /// What a peer's recent work is worth, in backward passes.
     pub fn score(&self, peer: PeerId) -> f64 {
-        self.peer(peer).map_or(0.0, |record| record.ledger.score(self.epoch))
+        self.peer(peer)
+            .map_or(0.0, |record| record.ledger.score(self.epoch))
     }
 
     /// The banned peers and why.
     pub fn cheaters(&self) -> impl Iterator<Item = (PeerId, &BanReason)> {
-        self.peers().filter_map(|(peer, record)| Some((peer, record.ledger.banned.as_ref()?)))
+        self.peers()
+            .filter_map(|(peer, record)| Some((peer, record.ledger.banned.as_ref()?)))
     }
 
     /// A lease that runs.
@@ -178,7 +191,9 @@ impl State {
     /// lost, it learns of them with the next.
     pub fn leases_of(&self, session: Session) -> impl Iterator<Item = &Lease> {
         let held = self.sessions.get(session).map(|state| &state.held);
-        held.into_iter().flatten().map(|lease| &self.leases.held[lease])
+        held.into_iter()
+            .flatten()
+            .map(|lease| &self.leases.held[lease])
     }
 
     /// What a stage starts the present epoch from.
@@ -202,7 +217,10 @@ impl State {
     /// The samples that this epoch's training completed, in the order in which they were opened. Kept until the next
     /// epoch trains; [`Event::SampleCompleted`](crate::Event::SampleCompleted) has them all.
     pub fn completed_samples(&self) -> impl Iterator<Item = (SampleId, &CompletedSample)> {
-        self.samples.completed.iter().map(|(sample, completed)| (*sample, completed))
+        self.samples
+            .completed
+            .iter()
+            .map(|(sample, completed)| (*sample, completed))
     }
 
     /// How every merge so far went, by epoch and stage.
@@ -229,7 +247,11 @@ impl State {
     /// as long as a checkpoint names them.
     pub fn oldest_epoch_in_use(&self) -> Epoch {
         // While a merge is being installed, nobody reads what was merged any more; but a straggler's grants may.
-        self.audits.pending.values().map(|audit| audit.epoch).fold(self.epoch, Epoch::min)
+        self.audits
+            .pending
+            .values()
+            .map(|audit| audit.epoch)
+            .fold(self.epoch, Epoch::min)
     }
 
     pub(crate) fn stages(&self) -> impl DoubleEndedIterator<Item = StageIndex> + use<> {
@@ -247,7 +269,11 @@ impl State {
             .number(self.leases.next.get())
             .number(index)
             .object();
-        ObjectName { purpose, epoch: self.epoch, id }
+        ObjectName {
+            purpose,
+            epoch: self.epoch,
+            id,
+        }
     }
 
     /// Length in bytes of the object that holds a cell of so many elements.
@@ -259,6 +285,7 @@ impl State {
 
     /// Whether every stage has a live miner that may do its work. If not, training pauses.
     pub(crate) fn is_staffed(&self) -> bool {
-        self.stages().all(|stage| self.sessions.installed(stage, self.epoch).next().is_some())
+        self.stages()
+            .all(|stage| self.sessions.installed(stage, self.epoch).next().is_some())
     }
 }

@@ -22,7 +22,9 @@ impl State {
         let (lease, lapsed) = match self.find_lease(session, state, id)? {
             Found::Held(lease) => (lease, false),
             Found::Lapsed(lease) => (lease, true),
-            Found::Answered(Answer::Accepted { outcome: said }) if said == outcome => return Ok(Vec::new()),
+            Found::Answered(Answer::Accepted { outcome: said }) if said == outcome => {
+                return Ok(Vec::new());
+            }
             Found::Answered(Answer::Superseded { outcome: said }) if said == outcome => {
                 return Err(Rejection::Superseded);
             }
@@ -42,11 +44,21 @@ impl State {
         }
         let mut events = Vec::new();
         if lapsed && credited {
-            events.extend(self.displaced_by(lease).map(|(lease, session)| {
-                Event::LeaseEnded { lease, session, why: LeaseEnd::Superseded }
-            }));
+            events.extend(
+                self.displaced_by(lease)
+                    .map(|(lease, session)| Event::LeaseEnded {
+                        lease,
+                        session,
+                        why: LeaseEnd::Superseded,
+                    }),
+            );
         }
-        events.push(Event::Completed { lease: id, session, outcome: outcome.clone(), credited });
+        events.push(Event::Completed {
+            lease: id,
+            session,
+            outcome: outcome.clone(),
+            credited,
+        });
         if credited {
             events.extend(self.shown_by(lease, outcome));
         }
@@ -56,14 +68,27 @@ impl State {
     /// Whether an outcome is one of the leased work, by kind, length and number.
     fn check_outcome(&self, lease: &Lease, outcome: &Outcome) -> Result<(), Rejection> {
         let carries = |length: u64| {
-            if length == self.settings.activation_bytes { Ok(()) } else { Err(Rejection::WrongLength) }
+            if length == self.settings.activation_bytes {
+                Ok(())
+            } else {
+                Err(Rejection::WrongLength)
+            }
         };
         let holds = |length: u64, elements: u64| {
-            if length == self.cell_bytes(elements) { Ok(()) } else { Err(Rejection::WrongLength) }
+            if length == self.cell_bytes(elements) {
+                Ok(())
+            } else {
+                Err(Rejection::WrongLength)
+            }
         };
         match (&lease.work, outcome) {
             (Work::Forward { .. }, Outcome::Forward { output, .. }) => carries(output.length),
-            (Work::Backward { gradient: wanted, .. }, Outcome::Backward { gradient, loss, .. }) => {
+            (
+                Work::Backward {
+                    gradient: wanted, ..
+                },
+                Outcome::Backward { gradient, loss, .. },
+            ) => {
                 let at_tail = lease.stage == self.settings.tail();
                 if wanted.is_some() != gradient.is_some() || loss.is_some() != at_tail {
                     return Err(Rejection::WrongOutcome);
@@ -78,10 +103,20 @@ impl State {
                     return Err(Rejection::WrongOutcome);
                 }
                 let mut pairs = cells.iter().zip(seals);
-                pairs.try_for_each(|(cell, seal)| holds(seal.length, cell.range.end - cell.range.start))
+                pairs.try_for_each(|(cell, seal)| {
+                    holds(seal.length, cell.range.end - cell.range.start)
+                })
             }
-            (Work::Merge { range, inputs, .. }, Outcome::Merge { merged, quarantined }) => {
-                let known = quarantined.iter().all(|session| inputs.iter().any(|input| input.session == *session));
+            (
+                Work::Merge { range, inputs, .. },
+                Outcome::Merge {
+                    merged,
+                    quarantined,
+                },
+            ) => {
+                let known = quarantined
+                    .iter()
+                    .all(|session| inputs.iter().any(|input| input.session == *session));
                 if !known || !quarantined.is_sorted_by(|a, b| a < b) {
                     return Err(Rejection::WrongOutcome);
                 }
@@ -97,19 +132,32 @@ impl State {
     fn is_open(&self, lease: &Lease, state: &SessionState) -> bool {
         match &lease.work {
             Work::Forward { sample, input, .. } => {
-                let piece = Piece { stage: lease.stage, direction: Direction::Forward };
-                state.is_installed(self.epoch)
-                    && self.samples.flying.get(sample).is_some_and(|sample| {
-                        sample.next_piece(self.settings.tail()) == Some(piece) && sample.input_of(lease.stage) == *input
-                    })
-            }
-            Work::Backward { sample, input, output_gradient, .. } => {
-                let piece = Piece { stage: lease.stage, direction: Direction::Backward };
+                let piece = Piece {
+                    stage: lease.stage,
+                    direction: Direction::Forward,
+                };
                 state.is_installed(self.epoch)
                     && self.samples.flying.get(sample).is_some_and(|sample| {
                         sample.next_piece(self.settings.tail()) == Some(piece)
                             && sample.input_of(lease.stage) == *input
-                            && sample.backwards.last().and_then(|hop| hop.object) == *output_gradient
+                    })
+            }
+            Work::Backward {
+                sample,
+                input,
+                output_gradient,
+                ..
+            } => {
+                let piece = Piece {
+                    stage: lease.stage,
+                    direction: Direction::Backward,
+                };
+                state.is_installed(self.epoch)
+                    && self.samples.flying.get(sample).is_some_and(|sample| {
+                        sample.next_piece(self.settings.tail()) == Some(piece)
+                            && sample.input_of(lease.stage) == *input
+                            && sample.backwards.last().and_then(|hop| hop.object)
+                                == *output_gradient
                     })
             }
             Work::Upload { .. } => {
@@ -120,9 +168,11 @@ impl State {
             }
             Work::Merge { .. } => self.merge_is_open(lease),
             Work::Install { .. } => lease.epoch == self.epoch && !state.is_installed(self.epoch),
-            Work::Replay { .. } | Work::Inspect { .. } => {
-                self.audits.pending.values().any(|audit| audit.work == lease.work)
-            }
+            Work::Replay { .. } | Work::Inspect { .. } => self
+                .audits
+                .pending
+                .values()
+                .any(|audit| audit.work == lease.work),
         }
     }
 
@@ -135,30 +185,55 @@ impl State {
                     _ => None,
                 }
             }
-            Work::Replay { .. } | Work::Inspect { .. } => {
-                self.audits.pending.values().find(|audit| audit.work == late.work).and_then(|audit| audit.lease)
-            }
-            Work::Upload { .. } | Work::Install { .. } => {
-                self.leases_of(late.session).find(|lease| lease.work.kind() == late.work.kind()).map(|lease| lease.id)
-            }
-            Work::Merge { cell: late_cell, .. } => self
+            Work::Replay { .. } | Work::Inspect { .. } => self
+                .audits
+                .pending
+                .values()
+                .find(|audit| audit.work == late.work)
+                .and_then(|audit| audit.lease),
+            Work::Upload { .. } | Work::Install { .. } => self
+                .leases_of(late.session)
+                .find(|lease| lease.work.kind() == late.work.kind())
+                .map(|lease| lease.id),
+            Work::Merge {
+                cell: late_cell, ..
+            } => self
                 .leases_of(late.session)
                 .find(|lease| {
-                    lease.stage == late.stage && matches!(&lease.work, Work::Merge { cell, .. } if cell == late_cell)
+                    lease.stage == late.stage
+                        && matches!(&lease.work, Work::Merge { cell, .. } if cell == late_cell)
                 })
                 .map(|lease| lease.id),
         };
-        holder.and_then(|holder| self.lease(holder)).map(|lease| (lease.id, lease.session)).into_iter()
+        holder
+            .and_then(|holder| self.lease(holder))
+            .map(|lease| (lease.id, lease.session))
+            .into_iter()
     }
 
     /// What a credited result shows beyond itself: a complete sample, an equal or odd replica, a verdict.
     fn shown_by(&self, lease: &Lease, outcome: &Outcome) -> Vec<Event> {
         match (&lease.work, outcome) {
-            (Work::Backward { sample, gradient: None, .. }, Outcome::Backward { loss, .. }) => {
+            (
+                Work::Backward {
+                    sample,
+                    gradient: None,
+                    ..
+                },
+                Outcome::Backward { loss, .. },
+            ) => {
                 let state = &self.samples.flying[sample];
-                let loss = state.loss.or(*loss).expect("the tail's backward pass, checked above, gave a loss");
-                let path = std::iter::once(lease.session).chain(state.backwards.iter().rev().map(|hop| hop.session));
-                vec![Event::SampleCompleted { sample: *sample, loss, path: path.collect() }]
+                let loss = state
+                    .loss
+                    .or(*loss)
+                    .expect("the tail's backward pass, checked above, gave a loss");
+                let path = std::iter::once(lease.session)
+                    .chain(state.backwards.iter().rev().map(|hop| hop.session));
+                vec![Event::SampleCompleted {
+                    sample: *sample,
+                    loss,
+                    path: path.collect(),
+                }]
             }
             (Work::Install { .. }, Outcome::Install { state }) => {
                 self.compare_replicas(lease.stage, lease.epoch, lease.session, *state)
@@ -172,7 +247,13 @@ impl State {
 
     /// Compares what the sessions of a stage say they installed. Most of them are right; of equal numbers, those who
     /// hold that the peer with the lowest name does: any rule will do, if only it stays the same.
-    fn compare_replicas(&self, stage: StageIndex, epoch: Epoch, reporter: Session, digest: Digest) -> Vec<Event> {
+    fn compare_replicas(
+        &self,
+        stage: StageIndex,
+        epoch: Epoch,
+        reporter: Session,
+        digest: Digest,
+    ) -> Vec<Event> {
         let mut reports: BTreeMap<Session, Digest> = self
             .sessions
             .miners_of(stage)
@@ -185,39 +266,87 @@ impl State {
         let usual = reports
             .values()
             .max_by_key(|digest| {
-                let lowest = reports.iter().find(|(_, other)| other == digest).map(|(session, _)| *session);
+                let lowest = reports
+                    .iter()
+                    .find(|(_, other)| other == digest)
+                    .map(|(session, _)| *session);
                 (votes(digest), std::cmp::Reverse(lowest))
             })
             .copied()
             .unwrap_or(digest);
-        let was_fine = |session: &Session| *session != reporter && self.session(*session).is_some_and(|state| state.is_installed(epoch));
+        let was_fine = |session: &Session| {
+            *session != reporter
+                && self
+                    .session(*session)
+                    .is_some_and(|state| state.is_installed(epoch))
+        };
         let mut events = Vec::new();
         let odd: Vec<Session> = reports
             .iter()
-            .filter(|(session, digest)| **digest != usual && (**session == reporter || was_fine(session)))
+            .filter(|(session, digest)| {
+                **digest != usual && (**session == reporter || was_fine(session))
+            })
             .map(|(session, _)| *session)
             .collect();
         if !odd.is_empty() {
-            for lease in odd.iter().filter(|session| **session != reporter).flat_map(|session| self.leases_of(*session)) {
-                events.push(Event::LeaseEnded { lease: lease.id, session: lease.session, why: LeaseEnd::Withdrawn });
+            for lease in odd
+                .iter()
+                .filter(|session| **session != reporter)
+                .flat_map(|session| self.leases_of(*session))
+            {
+                events.push(Event::LeaseEnded {
+                    lease: lease.id,
+                    session: lease.session,
+                    why: LeaseEnd::Withdrawn,
+                });
             }
             events.push(Event::ReplicasDiffer { stage, epoch, odd });
         }
-        let right = reports.iter().filter(|(session, digest)| **digest == usual && !was_fine(session));
-        events.extend(right.map(|(session, state)| Event::Installed { session: *session, stage, epoch, state: *state }));
+        let right = reports
+            .iter()
+            .filter(|(session, digest)| **digest == usual && !was_fine(session));
+        events.extend(right.map(|(session, state)| Event::Installed {
+            session: *session,
+            stage,
+            epoch,
+            state: *state,
+        }));
         events
     }
 
     fn settle_audit(&self, lease: &Lease, verdict: Verdict) -> Vec<Event> {
-        let Some((id, audit)) = self.audits.pending.iter().find(|(_, audit)| audit.work == lease.work) else {
+        let Some((id, audit)) = self
+            .audits
+            .pending
+            .iter()
+            .find(|(_, audit)| audit.work == lease.work)
+        else {
             return Vec::new();
         };
         let (audit_id, subject) = (*id, audit.subject);
-        let mut events = vec![Event::AuditSettled { audit: audit_id, subject, verdict, auditor: lease.session }];
-        if let Verdict::Differs { ordinal, difference } = verdict {
+        let mut events = vec![Event::AuditSettled {
+            audit: audit_id,
+            subject,
+            verdict,
+            auditor: lease.session,
+        }];
+        if let Verdict::Differs {
+            ordinal,
+            difference,
+        } = verdict
+        {
             let why = match &audit.work {
-                Work::Inspect { object, .. } => BanReason::Inspection { audit: audit_id, object: object.name, difference },
-                _ => BanReason::Audit { audit: audit_id, epoch: audit.epoch, ordinal, difference },
+                Work::Inspect { object, .. } => BanReason::Inspection {
+                    audit: audit_id,
+                    object: object.name,
+                    difference,
+                },
+                _ => BanReason::Audit {
+                    audit: audit_id,
+                    epoch: audit.epoch,
+                    ordinal,
+                    difference,
+                },
             };
             events.extend(self.ban(subject.peer, why));
         }

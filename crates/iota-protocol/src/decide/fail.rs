@@ -5,7 +5,9 @@ use crate::event::{Direction, Event, LeaseEnd, Piece};
 use crate::id::{AuditId, LeaseId, Session, StageIndex};
 use crate::rejection::Rejection;
 use crate::state::State;
-use crate::work::{Checkpoint, Difference, Failure, Lease, ObjectName, ObjectRef, SegmentSource, Work};
+use crate::work::{
+    Checkpoint, Difference, Failure, Lease, ObjectName, ObjectRef, SegmentSource, Work,
+};
 
 /// Disputes that wait for a validator, at most; further accusations still have their other effects.
 const DISPUTES_MAX: usize = 256;
@@ -23,7 +25,10 @@ impl State {
             Found::Lapsed(_) | Found::Answered(_) => return Ok(Vec::new()),
         };
         let bad_input = match failure {
-            Failure::BadInput { object, difference } => Some((read_by(&lease.work, object).ok_or(Rejection::OutOfBounds)?, difference)),
+            Failure::BadInput { object, difference } => Some((
+                read_by(&lease.work, object).ok_or(Rejection::OutOfBounds)?,
+                difference,
+            )),
             _ => None,
         };
         let mut events = self.end_lease(id, LeaseEnd::Failed { failure });
@@ -44,17 +49,44 @@ impl State {
                 let came_forward = state.input_of(lease.stage) == Some(object);
                 let (hop, piece) = if came_forward {
                     let before = StageIndex::new(stage - 1);
-                    (state.forwards.get(usize::from(before.get())), Piece { stage: before, direction: Direction::Forward })
+                    (
+                        state.forwards.get(usize::from(before.get())),
+                        Piece {
+                            stage: before,
+                            direction: Direction::Forward,
+                        },
+                    )
                 } else {
-                    (state.backwards.last(), Piece { stage: StageIndex::new(stage + 1), direction: Direction::Backward })
+                    (
+                        state.backwards.last(),
+                        Piece {
+                            stage: StageIndex::new(stage + 1),
+                            direction: Direction::Backward,
+                        },
+                    )
                 };
-                let Some(producer) = hop.map(|hop| hop.session) else { return events };
-                events.push(Event::PieceUndone { sample: *sample, piece, producer, accuser, difference });
+                let Some(producer) = hop.map(|hop| hop.session) else {
+                    return events;
+                };
+                events.push(Event::PieceUndone {
+                    sample: *sample,
+                    piece,
+                    producer,
+                    accuser,
+                    difference,
+                });
                 producer
             }
             Work::Merge { .. } => {
-                let Some((producer, _)) = self.merge_of(lease.stage).author(object.name) else { return events };
-                events.push(Event::UploadAccused { stage: lease.stage, producer, accuser, difference });
+                let Some((producer, _)) = self.merge_of(lease.stage).author(object.name) else {
+                    return events;
+                };
+                events.push(Event::UploadAccused {
+                    stage: lease.stage,
+                    producer,
+                    accuser,
+                    difference,
+                });
                 producer
             }
             _ => return events,
@@ -68,35 +100,65 @@ impl State {
     }
 
     /// A validator is asked, if there may be one, unless it was asked about the two already.
-    fn dispute(&self, object: ObjectRef, stage: StageIndex, producer: Session, accuser: Session) -> Option<Event> {
-        let disputes = || self.audits.pending.values().filter_map(|audit| match &audit.work {
-            Work::Inspect { producer, accuser, .. } => Some((*producer, *accuser)),
-            _ => None,
-        });
+    fn dispute(
+        &self,
+        object: ObjectRef,
+        stage: StageIndex,
+        producer: Session,
+        accuser: Session,
+    ) -> Option<Event> {
+        let disputes = || {
+            self.audits
+                .pending
+                .values()
+                .filter_map(|audit| match &audit.work {
+                    Work::Inspect {
+                        producer, accuser, ..
+                    } => Some((*producer, *accuser)),
+                    _ => None,
+                })
+        };
         let pointless = self.settings.validators.is_empty()
             || producer.peer == accuser.peer
             || disputes().count() >= DISPUTES_MAX
             || disputes().any(|pair| pair == (producer, accuser));
         let audit: AuditId = self.audits.next;
-        (!pointless).then_some(Event::DisputeOpened { audit, object, stage, producer, accuser })
+        (!pointless).then_some(Event::DisputeOpened {
+            audit,
+            object,
+            stage,
+            producer,
+            accuser,
+        })
     }
 }
 
 /// The object of that name among those that the work reads.
 fn read_by(work: &Work, name: ObjectName) -> Option<ObjectRef> {
     let merged = |checkpoint: &Checkpoint| -> Vec<ObjectRef> {
-        let objects = checkpoint.segments.iter().filter_map(|segment| match &segment.source {
-            SegmentSource::Merged { object, .. } => Some(*object),
-            SegmentSource::Genesis => None,
-        });
+        let objects = checkpoint
+            .segments
+            .iter()
+            .filter_map(|segment| match &segment.source {
+                SegmentSource::Merged { object, .. } => Some(*object),
+                SegmentSource::Genesis => None,
+            });
         objects.collect()
     };
     let read: Vec<ObjectRef> = match work {
         Work::Forward { input, .. } => input.iter().copied().collect(),
-        Work::Backward { input, output_gradient, .. } => input.iter().chain(output_gradient).copied().collect(),
+        Work::Backward {
+            input,
+            output_gradient,
+            ..
+        } => input.iter().chain(output_gradient).copied().collect(),
         Work::Merge { inputs, .. } => inputs.iter().map(|input| input.object).collect(),
         Work::Install { checkpoint } => merged(checkpoint),
-        Work::Replay { checkpoint, entries, .. } => {
+        Work::Replay {
+            checkpoint,
+            entries,
+            ..
+        } => {
             let again = entries.iter().find_map(|entry| read_by(&entry.work, name));
             merged(checkpoint).into_iter().chain(again).collect()
         }

@@ -97,7 +97,10 @@ impl StageMerge {
         included
             .map(|(session, upload)| MergeInput {
                 session: *session,
-                object: ObjectRef { name: upload.record.cells[index].output, seal: upload.record.seals[index] },
+                object: ObjectRef {
+                    name: upload.record.cells[index].output,
+                    seal: upload.record.seals[index],
+                },
                 weight: upload.weight,
             })
             .collect()
@@ -106,8 +109,18 @@ impl StageMerge {
     /// Whose upload an object is.
     pub(crate) fn author(&self, object: ObjectName) -> Option<(Session, ObjectRef)> {
         self.uploads.iter().find_map(|(session, upload)| {
-            let index = upload.record.cells.iter().position(|cell| cell.output == object)?;
-            Some((*session, ObjectRef { name: object, seal: upload.record.seals[index] }))
+            let index = upload
+                .record
+                .cells
+                .iter()
+                .position(|cell| cell.output == object)?;
+            Some((
+                *session,
+                ObjectRef {
+                    name: object,
+                    seal: upload.record.seals[index],
+                },
+            ))
         })
     }
 

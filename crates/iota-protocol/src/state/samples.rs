@@ -36,7 +36,10 @@ pub(crate) struct Preference {
 #[serde(rename_all = "snake_case", tag = "holder")]
 pub(crate) enum Holder {
     /// It waits; until `lapses_at` for whom it prefers.
-    Waits { preference: Preference, lapses_at: Option<Timestamp> },
+    Waits {
+        preference: Preference,
+        lapses_at: Option<Timestamp>,
+    },
     /// It is leased.
     Leased { lease: LeaseId },
     /// Nothing is left to do.
@@ -63,15 +66,23 @@ impl SampleState {
     pub(crate) fn next_piece(&self, tail: StageIndex) -> Option<Piece> {
         let (forwards, backwards) = (self.forwards.len() as u16, self.backwards.len() as u16);
         if forwards < tail.get() && backwards == 0 {
-            return Some(Piece { stage: StageIndex::new(forwards), direction: Direction::Forward });
+            return Some(Piece {
+                stage: StageIndex::new(forwards),
+                direction: Direction::Forward,
+            });
         }
         let stage = tail.get().checked_sub(backwards)?;
-        Some(Piece { stage: StageIndex::new(stage), direction: Direction::Backward })
+        Some(Piece {
+            stage: StageIndex::new(stage),
+            direction: Direction::Backward,
+        })
     }
 
     /// What the forward pass of this stage reads.
     pub(crate) fn input_of(&self, stage: StageIndex) -> Option<ObjectRef> {
-        self.forwards.get(usize::from(stage.get()).checked_sub(1)?)?.object
+        self.forwards
+            .get(usize::from(stage.get()).checked_sub(1)?)?
+            .object
     }
 }
 
@@ -132,7 +143,9 @@ impl Samples {
         patience: Duration,
     ) {
         self.unindex(sample, tail);
-        let Some(state) = self.flying.get_mut(&sample) else { return };
+        let Some(state) = self.flying.get_mut(&sample) else {
+            return;
+        };
         let Some(piece) = state.next_piece(tail) else {
             state.holder = Holder::Done;
             return;
@@ -146,7 +159,10 @@ impl Samples {
         if let Some(lapses_at) = lapses_at {
             self.lapses.insert((lapses_at, sample));
         }
-        state.holder = Holder::Waits { preference, lapses_at };
+        state.holder = Holder::Waits {
+            preference,
+            lapses_at,
+        };
     }
 
     /// Takes a sample's piece from the waiting ones: it is leased now.
@@ -160,15 +176,25 @@ impl Samples {
 
     /// Forgets where a sample waits, before its chain or its holder changes.
     pub(crate) fn unindex(&mut self, sample: SampleId, tail: StageIndex) {
-        let Some(state) = self.flying.get(&sample) else { return };
-        let Holder::Waits { preference, lapses_at } = &state.holder else { return };
+        let Some(state) = self.flying.get(&sample) else {
+            return;
+        };
+        let Holder::Waits {
+            preference,
+            lapses_at,
+        } = &state.holder
+        else {
+            return;
+        };
         if let Some(lapses_at) = lapses_at {
             self.lapses.remove(&(*lapses_at, sample));
         }
         match preference.only {
             Some(session) => remove(&mut self.bound, &session, sample),
             None => {
-                let piece = state.next_piece(tail).expect("what waits has a piece to do");
+                let piece = state
+                    .next_piece(tail)
+                    .expect("what waits has a piece to do");
                 remove(&mut self.open, &piece, sample);
             }
         }

@@ -87,7 +87,13 @@ pub struct SessionState {
 }
 
 impl SessionState {
-    pub(crate) fn new(role: Role, stage: Option<StageIndex>, capacity: u32, given_us: u64, at: Timestamp) -> Self {
+    pub(crate) fn new(
+        role: Role,
+        stage: Option<StageIndex>,
+        capacity: u32,
+        given_us: u64,
+        at: Timestamp,
+    ) -> Self {
         Self {
             role,
             stage,
@@ -109,7 +115,8 @@ impl SessionState {
 
     /// Whether it holds this epoch's checkpoint as the others of its stage do, and so may do the stage's work.
     pub fn is_installed(&self, epoch: Epoch) -> bool {
-        self.installation.is_some_and(|installation| installation.epoch == epoch && !installation.odd)
+        self.installation
+            .is_some_and(|installation| installation.epoch == epoch && !installation.odd)
     }
 
     /// What its stage has done since it installed its checkpoint, in the order in which it was reported.
@@ -175,17 +182,29 @@ impl Sessions {
     }
 
     /// The live miners of a stage.
-    pub(crate) fn miners_of(&self, stage: StageIndex) -> impl Iterator<Item = (Session, &SessionState)> {
-        self.miners[usize::from(stage.get())].iter().map(|session| (*session, &self.live[session]))
+    pub(crate) fn miners_of(
+        &self,
+        stage: StageIndex,
+    ) -> impl Iterator<Item = (Session, &SessionState)> {
+        self.miners[usize::from(stage.get())]
+            .iter()
+            .map(|session| (*session, &self.live[session]))
     }
 
     /// The live miners of a stage that may do its work.
-    pub(crate) fn installed(&self, stage: StageIndex, epoch: Epoch) -> impl Iterator<Item = (Session, &SessionState)> {
-        self.miners_of(stage).filter(move |(_, state)| state.is_installed(epoch))
+    pub(crate) fn installed(
+        &self,
+        stage: StageIndex,
+        epoch: Epoch,
+    ) -> impl Iterator<Item = (Session, &SessionState)> {
+        self.miners_of(stage)
+            .filter(move |(_, state)| state.is_installed(epoch))
     }
 
     pub(crate) fn is_banned(&self, peer: PeerId) -> bool {
-        self.peers.get(&peer).is_some_and(|record| record.ledger.banned.is_some())
+        self.peers
+            .get(&peer)
+            .is_some_and(|record| record.ledger.banned.is_some())
     }
 
     pub(crate) fn ledger_mut(&mut self, peer: PeerId) -> Option<&mut Ledger> {
@@ -193,13 +212,16 @@ impl Sessions {
     }
 
     pub(crate) fn join(&mut self, session: Session, state: SessionState) {
-        let record = self.peers.entry(session.peer).or_insert_with(|| PeerRecord {
-            role: state.role,
-            stage: None,
-            generations: 0,
-            live: None,
-            ledger: Ledger::default(),
-        });
+        let record = self
+            .peers
+            .entry(session.peer)
+            .or_insert_with(|| PeerRecord {
+                role: state.role,
+                stage: None,
+                generations: 0,
+                live: None,
+                ledger: Ledger::default(),
+            });
         record.role = state.role;
         record.stage = state.stage;
         record.generations = session.generation;
@@ -212,7 +234,9 @@ impl Sessions {
     }
 
     pub(crate) fn end(&mut self, session: Session) {
-        let Some(state) = self.live.remove(&session) else { return };
+        let Some(state) = self.live.remove(&session) else {
+            return;
+        };
         match state.stage {
             Some(stage) => self.miners[usize::from(stage.get())].remove(&session),
             None => self.validators.remove(&session),

@@ -31,7 +31,11 @@ pub(super) fn settings(stages: u16) -> RunSettings {
         miners_per_stage_max: 8,
         validators: Vec::new(),
         audit_every_epochs: 1,
-        learning_rate: LearningRate { peak: 0.001, warmup_samples: 2, final_fraction: 0.1 },
+        learning_rate: LearningRate {
+            peak: 0.001,
+            warmup_samples: 2,
+            final_fraction: 0.1,
+        },
         timing: Timing {
             lease_initial: Duration::from_secs(20),
             lease_min: Duration::from_secs(5),
@@ -49,7 +53,10 @@ pub(super) fn peer(name: u8) -> PeerId {
 }
 
 pub(super) fn seal(content: impl AsRef<[u8]>, length: u64) -> Seal {
-    Seal { digest: Digest::of(content.as_ref()), length }
+    Seal {
+        digest: Digest::of(content.as_ref()),
+        length,
+    }
 }
 
 /// A run and the time, with every event so far. After each command the invariants are checked, and a state that only
@@ -66,7 +73,13 @@ impl World {
     pub(super) fn new(settings: RunSettings) -> Self {
         let now = Timestamp::from_millis(1_000);
         let state = State::new(settings, now).unwrap();
-        Self { replica: state.clone(), state, now, events: Vec::new(), ordinals: BTreeMap::new() }
+        Self {
+            replica: state.clone(),
+            state,
+            now,
+            events: Vec::new(),
+            ordinals: BTreeMap::new(),
+        }
     }
 
     /// One command, with everything that must hold after it.
@@ -79,12 +92,18 @@ impl World {
                     self.replica.apply(self.now, event);
                 }
                 self.events.extend_from_slice(events);
-                assert_eq!(self.replica, self.state, "events replay to another state after {command:?}");
+                assert_eq!(
+                    self.replica, self.state,
+                    "events replay to another state after {command:?}"
+                );
                 if let Some(deadline) = self.state.next_deadline() {
                     assert!(deadline > self.now, "a timer in the past after {command:?}");
                 }
             }
-            Err(_) => assert_eq!(before, self.state, "a refused command changed the state: {command:?}"),
+            Err(_) => assert_eq!(
+                before, self.state,
+                "a refused command changed the state: {command:?}"
+            ),
         }
         check_all(&self.state).unwrap_or_else(|violation| panic!("{violation} after {command:?}"));
         result
@@ -96,7 +115,12 @@ impl World {
 
     pub(super) fn join_as(&mut self, name: u8, role: Role, capacity: u32) -> Session {
         let peer = peer(name);
-        self.command(&Command::Join { peer, role, capacity }).unwrap();
+        self.command(&Command::Join {
+            peer,
+            role,
+            capacity,
+        })
+        .unwrap();
         let session = self.state.session_of(peer).unwrap();
         self.ordinals.insert(session, 0);
         session
@@ -117,12 +141,30 @@ impl World {
         leases[0].clone()
     }
 
-    pub(super) fn complete(&mut self, session: Session, lease: LeaseId, outcome: Outcome) -> Result<Vec<Event>, Rejection> {
-        self.command(&Command::Complete { session, lease, outcome })
+    pub(super) fn complete(
+        &mut self,
+        session: Session,
+        lease: LeaseId,
+        outcome: Outcome,
+    ) -> Result<Vec<Event>, Rejection> {
+        self.command(&Command::Complete {
+            session,
+            lease,
+            outcome,
+        })
     }
 
-    pub(super) fn fail(&mut self, session: Session, lease: LeaseId, failure: Failure) -> Result<Vec<Event>, Rejection> {
-        self.command(&Command::Fail { session, lease, failure })
+    pub(super) fn fail(
+        &mut self,
+        session: Session,
+        lease: LeaseId,
+        failure: Failure,
+    ) -> Result<Vec<Event>, Rejection> {
+        self.command(&Command::Fail {
+            session,
+            lease,
+            failure,
+        })
     }
 
     /// What an honest session says of this work. Draws its next ordinal.
@@ -133,31 +175,57 @@ impl World {
             *next - 1
         };
         match &lease.work {
-            Work::Forward { sample, .. } => {
-                Outcome::Forward { ordinal: ordinal(), output: seal(format!("forward {sample} {}", lease.stage), 100) }
-            }
-            Work::Backward { sample, gradient, output_gradient, .. } => Outcome::Backward {
+            Work::Forward { sample, .. } => Outcome::Forward {
+                ordinal: ordinal(),
+                output: seal(format!("forward {sample} {}", lease.stage), 100),
+            },
+            Work::Backward {
+                sample,
+                gradient,
+                output_gradient,
+                ..
+            } => Outcome::Backward {
                 ordinal: ordinal(),
                 recomputed: output_gradient.is_none(),
                 gradient: gradient.map(|_| seal(format!("backward {sample} {}", lease.stage), 100)),
                 loss: output_gradient.is_none().then_some(2.5),
             },
             Work::Upload { cells, .. } => Outcome::Upload {
-                cells: cells.iter().map(|cell| seal(format!("upload {}", cell.cell), 8 + 4 * (cell.range.end - cell.range.start))).collect(),
+                cells: cells
+                    .iter()
+                    .map(|cell| {
+                        seal(
+                            format!("upload {}", cell.cell),
+                            8 + 4 * (cell.range.end - cell.range.start),
+                        )
+                    })
+                    .collect(),
                 optimizer_steps: 3,
             },
             Work::Merge { range, inputs, .. } => {
-                let content: String = inputs.iter().map(|input| input.object.seal.digest.to_string()).collect();
-                Outcome::Merge { merged: seal(content, 8 + 4 * (range.end - range.start)), quarantined: Vec::new() }
+                let content: String = inputs
+                    .iter()
+                    .map(|input| input.object.seal.digest.to_string())
+                    .collect();
+                Outcome::Merge {
+                    merged: seal(content, 8 + 4 * (range.end - range.start)),
+                    quarantined: Vec::new(),
+                }
             }
             Work::Install { checkpoint } => {
                 self.ordinals.insert(lease.session, 0);
-                Outcome::Install { state: installed(checkpoint) }
+                Outcome::Install {
+                    state: installed(checkpoint),
+                }
             }
-            Work::Replay { entries, .. } => {
-                Outcome::Audit { verdict: Verdict::Agrees { operations: entries.len() as u32 } }
-            }
-            Work::Inspect { .. } => Outcome::Audit { verdict: Verdict::Agrees { operations: 1 } },
+            Work::Replay { entries, .. } => Outcome::Audit {
+                verdict: Verdict::Agrees {
+                    operations: entries.len() as u32,
+                },
+            },
+            Work::Inspect { .. } => Outcome::Audit {
+                verdict: Verdict::Agrees { operations: 1 },
+            },
         }
     }
 
@@ -170,8 +238,11 @@ impl World {
     /// Every live session but the `idle` ones offers room and does its leases, one after another, until nobody has any.
     pub(super) fn settle_without(&mut self, idle: &[Session]) {
         loop {
-            let sessions: Vec<(Session, u32)> =
-                self.state.sessions().map(|(session, state)| (session, state.capacity)).collect();
+            let sessions: Vec<(Session, u32)> = self
+                .state
+                .sessions()
+                .map(|(session, state)| (session, state.capacity))
+                .collect();
             let mut busy = false;
             for (session, capacity) in sessions {
                 if idle.contains(&session) || self.state.session(session).is_none() {
@@ -192,8 +263,14 @@ impl World {
     /// As [`settle_without`](Self::settle_without), but stops as soon as the run is in this phase.
     pub(super) fn work_until(&mut self, phase: Phase, idle: &[Session]) {
         for _ in 0..10_000 {
-            let sessions: Vec<(Session, u32)> =
-                self.state.sessions().map(|(session, state)| (session, state.capacity)).collect();
+            if self.state.phase() == phase {
+                return;
+            }
+            let sessions: Vec<(Session, u32)> = self
+                .state
+                .sessions()
+                .map(|(session, state)| (session, state.capacity))
+                .collect();
             for (session, capacity) in sessions {
                 if self.state.phase() == phase {
                     return;
@@ -258,7 +335,11 @@ impl World {
     /// The live miners of a stage.
     pub(super) fn miners(&self, stage: u16) -> Vec<Session> {
         let held = Some(StageIndex::new(stage));
-        self.state.sessions().filter(|(_, state)| state.stage == held).map(|(session, _)| session).collect()
+        self.state
+            .sessions()
+            .filter(|(_, state)| state.stage == held)
+            .map(|(session, _)| session)
+            .collect()
     }
 }
 
