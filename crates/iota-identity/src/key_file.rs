@@ -239,10 +239,10 @@ fn parse(text: &str, path: &Path) -> Result<Keypair, KeyFileError> {
             return mismatch("publicKey");
         }
     }
-    if let Some(stored) = contents.ss58_address.as_deref() {
-        if address::decode(stored) != Ok(keypair.peer_id()) {
-            return mismatch("ss58Address");
-        }
+    if let Some(stored) = contents.ss58_address.as_deref()
+        && address::decode(stored) != Ok(keypair.peer_id())
+    {
+        return mismatch("ss58Address");
     }
     Ok(keypair)
 }
