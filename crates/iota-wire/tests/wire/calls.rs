@@ -35,6 +35,17 @@ fn request(session: Session) -> WorkRequest {
     }
 }
 
+/// Until the stub has the poll and waits for work: it has a subscriber then.
+async fn until_waiting<T>(served: &Served, poll: &tokio::task::JoinHandle<T>) {
+    while served.stub.work.receiver_count() == 0 {
+        assert!(
+            !poll.is_finished(),
+            "the poll was answered before there was work"
+        );
+        tokio::task::yield_now().await;
+    }
+}
+
 fn reply(session: Session) -> WorkReply {
     let output = ObjectName {
         purpose: Purpose::Activation,
@@ -150,10 +161,7 @@ async fn a_long_poll_answers_when_there_is_work() {
         let client = client.clone();
         async move { client.get_work(request(session)).await }
     });
-    // The stub is waiting: it has a subscriber.
-    while served.stub.work.receiver_count() == 0 {
-        tokio::task::yield_now().await;
-    }
+    until_waiting(&served, &poll).await;
     assert!(!poll.is_finished());
     served.stub.work.send_replace(Some(reply(session)));
     assert_eq!(poll.await.unwrap(), Ok(reply(session)));
@@ -301,9 +309,7 @@ async fn shutting_down_waits_for_no_poll_and_no_watcher() {
     let mut snapshots = Box::pin(client.watch().await.unwrap());
     assert!(snapshots.next().await.is_some());
     let poll = tokio::spawn(async move { client.get_work(request(session)).await });
-    while served.stub.work.receiver_count() == 0 {
-        tokio::task::yield_now().await;
-    }
+    until_waiting(&served, &poll).await;
     served.stop.send(()).unwrap();
     let error = poll.await.unwrap().unwrap_err();
     assert_eq!(
