@@ -149,3 +149,6 @@ macro_rules! enumeration {
     };
 }
 use enumeration;
+
+#[cfg(test)]
+mod tests;

@@ -119,7 +119,7 @@ pub struct WorkRequest {
 /// The answer to a [`WorkRequest`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct WorkReply {
-    /// The session's leases that it did not list as held.
+    /// The session's leases that it did not list as held; at most [`LEASES_MAX`](crate::limits::LEASES_MAX).
     pub leases: Vec<LeasedWork>,
     /// Leases among those held that are not the session's any more.
     pub revoked: Vec<LeaseId>,

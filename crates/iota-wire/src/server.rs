@@ -79,10 +79,12 @@ pub trait OrchestratorApi: Send + Sync + 'static {
 /// An orchestrator's gRPC services, ready for [`serve`].
 #[derive(Debug)]
 pub struct Service {
-    /// The orchestrator, health and reflection.
+    /// The orchestrator, health and reflection; for a program that brings its own transport instead of [`serve`].
     pub routes: Routes,
     /// Says to load balancers whether the orchestrator is ready; serving from the start.
     pub health: HealthReporter,
+    /// Turns true when the server is to end: long polls and watchers must not hold it up.
+    closing: watch::Sender<bool>,
 }
 
 /// Makes `api` into gRPC services that let in what `authenticator` accepts by `clock`.
@@ -91,7 +93,8 @@ pub async fn service(
     authenticator: Arc<Authenticator>,
     clock: Clock,
 ) -> Service {
-    let orchestrator = OrchestratorServiceServer::new(Handler::new(api))
+    let (closing, closed) = watch::channel(false);
+    let orchestrator = OrchestratorServiceServer::new(Handler::new(api, closed))
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(REPLY_BYTES_MAX);
     let orchestrator = Authenticated::new(orchestrator, authenticator, clock, OPEN_METHODS);
@@ -108,18 +111,35 @@ pub async fn service(
     let routes = Routes::new(orchestrator)
         .add_service(health_service)
         .add_service(reflection);
-    Service { routes, health }
+    Service {
+        routes,
+        health,
+        closing,
+    }
 }
 
-/// Serves on `listener` until `shutdown` is done; then finishes the calls under way, long polls included.
+/// Serves on `listener` until `shutdown` is done. Then it reports itself as not serving, answers the long polls with
+/// [`ApiError::Unavailable`], ends the watchers' streams, and finishes the other calls under way.
 ///
 /// # Errors
 /// [`ServeError`] if the listener fails.
 pub async fn serve(
     listener: TcpListener,
-    routes: Routes,
+    service: Service,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
+    let Service {
+        routes,
+        health,
+        closing,
+    } = service;
+    let shutdown = async move {
+        shutdown.await;
+        health
+            .set_not_serving::<Authenticated<OrchestratorServiceServer<()>>>()
+            .await;
+        closing.send_replace(true);
+    };
     let address = listener.local_addr().map_err(|source| ServeError {
         address: None,
         source: source.into(),

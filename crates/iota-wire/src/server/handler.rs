@@ -2,11 +2,12 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt as _};
 use iota_protocol::work::{Failure, Outcome};
 use iota_protocol::{LeaseId, PeerId, Role, Session};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_stream::wrappers::WatchStream;
 use tonic::{Request, Response, Status};
 
@@ -21,13 +22,15 @@ use crate::server::OrchestratorApi;
 pub(super) struct Handler<A> {
     api: Arc<A>,
     watchers: Arc<Semaphore>,
+    closed: watch::Receiver<bool>,
 }
 
 impl<A> Handler<A> {
-    pub(super) fn new(api: Arc<A>) -> Self {
+    pub(super) fn new(api: Arc<A>, closed: watch::Receiver<bool>) -> Self {
         Self {
             api,
             watchers: Arc::new(Semaphore::new(WATCHERS_MAX)),
+            closed,
         }
     }
 }
@@ -72,7 +75,14 @@ impl<A: OrchestratorApi> OrchestratorService for Handler<A> {
     ) -> Result<Response<proto::GetWorkResponse>, Status> {
         let (peer, message) = open(request);
         let request = WorkRequest::from_message(message, peer).map_err(ApiError::from)?;
-        let reply = self.api.get_work(request).await?;
+        // The reply comes first if both are there: a lease that was just given should not wait for a restart.
+        let reply = tokio::select! {
+            biased;
+            reply = self.api.get_work(request) => reply?,
+            () = closing(self.closed.clone()) => {
+                return Err(ApiError::Unavailable { retry_after: RESTART_RETRY_AFTER }.into());
+            }
+        };
         Ok(Response::new(reply.into()))
     }
 
@@ -128,7 +138,17 @@ impl<A: OrchestratorApi> OrchestratorService for Handler<A> {
                 status: Some(status.into()),
             })
         });
-        Ok(Response::new(Box::pin(snapshots)))
+        Ok(Response::new(Box::pin(
+            snapshots.take_until(Box::pin(closing(self.closed.clone()))),
+        )))
+    }
+}
+
+/// Done when the server is to end.
+async fn closing(mut closed: watch::Receiver<bool>) {
+    if closed.wait_for(|closed| *closed).await.is_err() {
+        // Nobody is left to say so: the routes are used without `serve`.
+        std::future::pending().await
     }
 }
 
@@ -144,4 +164,7 @@ fn open<Message>(request: Request<Message>) -> (PeerId, Message) {
 /// Watchers at a time. They are strangers, so there is a bound.
 const WATCHERS_MAX: usize = 64;
 
-const WATCHERS_RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(10);
+const WATCHERS_RETRY_AFTER: Duration = Duration::from_secs(10);
+
+/// How soon to look for an orchestrator that is restarting.
+const RESTART_RETRY_AFTER: Duration = Duration::from_secs(1);
