@@ -162,6 +162,38 @@ async fn grants_on_the_server_conform() {
     conformance::check(&world, RUN).await;
 }
 
+/// What an orchestrator does against a cloud, done against the embedded server.
+#[cfg(feature = "s3")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_over_s3_conforms_lists_and_deletes() {
+    let world = World::new().await;
+    let location = iota_store::S3Location {
+        endpoint: format!("http://{}", world.server.local_address())
+            .parse()
+            .unwrap(),
+        bucket: BUCKET.to_owned(),
+        region: REGION.to_owned(),
+    };
+    let store = location.open(&credentials()).unwrap();
+    conformance::check(&store, RUN).await;
+
+    let listed = store.list(&KeyPrefix::Run(RUN)).await.unwrap();
+    assert!(!listed.is_empty());
+    assert_eq!(
+        listed,
+        world.store().list(&KeyPrefix::Run(RUN)).await.unwrap()
+    );
+    let deleted = store.delete_prefix(&KeyPrefix::Run(RUN)).await.unwrap();
+    assert_eq!(deleted, listed.len() as u64);
+    assert_eq!(world.files(), Vec::<std::path::PathBuf>::new());
+
+    let wrong = location
+        .open(&Credentials::new("orchestrator", "a guess"))
+        .unwrap();
+    let error = wrong.get(&object(1), &seal(b"good")).await.unwrap_err();
+    assert!(matches!(error, Error::Refused { status: 403 }), "{error:?}");
+}
+
 #[tokio::test]
 async fn peers_and_orchestrator_see_the_same_objects() {
     let world = World::new().await;
