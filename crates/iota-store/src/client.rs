@@ -36,6 +36,8 @@ impl GrantClient {
     /// # Panics
     /// If the operating system's resolver or TLS set-up cannot be used at all.
     pub fn new() -> Self {
+        #[cfg(feature = "tls")]
+        crate::tls::install_provider();
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)

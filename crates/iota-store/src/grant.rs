@@ -102,7 +102,7 @@ impl Credentials {
         &self.access_key
     }
 
-    #[cfg(feature = "server")]
+    #[cfg(any(feature = "server", feature = "s3"))]
     pub(crate) fn secret_key(&self) -> &str {
         &self.secret_key
     }

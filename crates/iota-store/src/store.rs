@@ -191,6 +191,8 @@ fn from_object_store(key: &impl ToString, error: object_store::Error) -> Error {
         object_store::Error::NotFound { .. } => Error::Missing {
             key: key.to_string(),
         },
+        object_store::Error::PermissionDenied { .. } => Error::Refused { status: 403 },
+        object_store::Error::Unauthenticated { .. } => Error::Refused { status: 401 },
         other => Error::Unavailable {
             source: Box::new(other),
         },

@@ -162,6 +162,38 @@ async fn grants_on_the_server_conform() {
     conformance::check(&world, RUN).await;
 }
 
+/// What an orchestrator does against a cloud, done against the embedded server.
+#[cfg(feature = "s3")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_over_s3_conforms_lists_and_deletes() {
+    let world = World::new().await;
+    let location = iota_store::S3Location {
+        endpoint: format!("http://{}", world.server.local_address())
+            .parse()
+            .unwrap(),
+        bucket: BUCKET.to_owned(),
+        region: REGION.to_owned(),
+    };
+    let store = location.open(&credentials()).unwrap();
+    conformance::check(&store, RUN).await;
+
+    let listed = store.list(&KeyPrefix::Run(RUN)).await.unwrap();
+    assert!(!listed.is_empty());
+    assert_eq!(
+        listed,
+        world.store().list(&KeyPrefix::Run(RUN)).await.unwrap()
+    );
+    let deleted = store.delete_prefix(&KeyPrefix::Run(RUN)).await.unwrap();
+    assert_eq!(deleted, listed.len() as u64);
+    assert_eq!(world.files(), Vec::<std::path::PathBuf>::new());
+
+    let wrong = location
+        .open(&Credentials::new("orchestrator", "a guess"))
+        .unwrap();
+    let error = wrong.get(&object(1), &seal(b"good")).await.unwrap_err();
+    assert!(matches!(error, Error::Refused { status: 403 }), "{error:?}");
+}
+
 #[tokio::test]
 async fn peers_and_orchestrator_see_the_same_objects() {
     let world = World::new().await;
@@ -298,6 +330,8 @@ async fn an_upload_without_a_length_is_refused_whatever_is_signed() {
     assert_eq!(world.files(), Vec::<std::path::PathBuf>::new());
 }
 
+/// A client that reads the answer only when it has sent everything. Far more than any socket buffer is on its way when
+/// the server has made up its mind, and the answer must not be lost under the bytes that nobody wants.
 #[tokio::test]
 async fn a_large_upload_that_is_refused_is_told_why() {
     let world = World::with(ServerSettings {
@@ -305,13 +339,36 @@ async fn a_large_upload_that_is_refused_is_told_why() {
         ..ServerSettings::default()
     })
     .await;
-    // Far more than any socket buffer: the answer must not be lost under the bytes that nobody reads.
     let bytes = Bytes::from(vec![7; 32 << 20]);
     let grant = world.put_grant(&object(1), bytes.len() as u64);
+    let mut stream = TcpStream::connect(world.server.local_address())
+        .await
+        .unwrap();
+    let head = put_head(&world, &grant);
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&bytes).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 400") && answer.contains("EntityTooLarge"),
+        "{answer}"
+    );
+
     let error = world.client.upload(&grant, bytes).await.unwrap_err();
     assert!(matches!(error, Error::Refused { status: 400 }), "{error:?}");
     assert_eq!(error.kind(), ErrorKind::Fix);
     assert_eq!(world.files(), Vec::<std::path::PathBuf>::new());
+}
+
+/// The head of an honest upload, for tests that are less honest about the body.
+fn put_head(world: &World, grant: &Grant) -> String {
+    format!(
+        "PUT {}?{} HTTP/1.1\r\nhost: {}\r\ncontent-length: {}\r\nif-none-match: *\r\n\r\n",
+        grant.url.path(),
+        grant.url.query().unwrap(),
+        world.server.local_address(),
+        grant.length_bytes
+    )
 }
 
 #[tokio::test]
@@ -484,12 +541,7 @@ async fn an_upload_that_breaks_off_is_never_seen() {
     let mut stream = TcpStream::connect(world.server.local_address())
         .await
         .unwrap();
-    let head = format!(
-        "PUT {}?{} HTTP/1.1\r\nhost: {}\r\ncontent-length: {length_bytes}\r\nif-none-match: *\r\n\r\n",
-        grant.url.path(),
-        grant.url.query().unwrap(),
-        world.server.local_address()
-    );
+    let head = put_head(&world, &grant);
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.write_all(&vec![7; 4 << 20]).await.unwrap();
     let anything = Seal {
@@ -812,12 +864,7 @@ async fn who_sends_nothing_is_let_go() {
     let mut stream = TcpStream::connect(world.server.local_address())
         .await
         .unwrap();
-    let head = format!(
-        "PUT {}?{} HTTP/1.1\r\nhost: {}\r\ncontent-length: 100\r\nif-none-match: *\r\n\r\nhalf",
-        grant.url.path(),
-        grant.url.query().unwrap(),
-        world.server.local_address()
-    );
+    let head = put_head(&world, &grant) + "half";
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut answer = vec![0; 12];
     stream.read_exact(&mut answer).await.unwrap();

@@ -8,8 +8,9 @@ use url::form_urlencoded;
 use super::BUCKET;
 
 /// What the server does at all. Not in it: forms, multipart uploads, buckets, access lists.
-const OPERATIONS: [&str; 5] = [
+const OPERATIONS: [&str; 6] = [
     "DeleteObject",
+    "DeleteObjects",
     "GetObject",
     "HeadObject",
     "ListObjectsV2",

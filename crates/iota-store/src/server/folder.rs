@@ -349,6 +349,7 @@ fn missing_is_fine(error: io::Error) -> io::Result<()> {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use std::sync::Barrier;
 
     fn open(total_bytes_max: u64) -> (tempfile::TempDir, Arc<Folder>) {
         let outer = tempfile::tempdir().unwrap();
@@ -420,6 +421,31 @@ mod tests {
         assert_eq!(fs::read(folder.root.join("a")).unwrap(), b"second");
         assert_eq!(fs::read_dir(&folder.partial).unwrap().count(), 0);
         assert_eq!(folder.usage().stored_bytes, 6);
+    }
+
+    #[test]
+    fn of_uploads_that_end_at_the_same_moment_one_wins() {
+        let (_outer, folder) = open(1000);
+        let barrier = Barrier::new(4);
+        for round in 0..500 {
+            let key = format!("round-{round}");
+            let race = &|racer: usize| {
+                let mut upload = folder.begin(&key, 1).unwrap();
+                upload.write(&[racer as u8]).unwrap();
+                barrier.wait();
+                upload.commit(Mode::Create).is_ok()
+            };
+            let won: Vec<bool> = std::thread::scope(|scope| {
+                let threads = [0, 1, 2, 3].map(|racer| scope.spawn(move || race(racer)));
+                threads.map(|thread| thread.join().unwrap()).to_vec()
+            });
+            assert_eq!(won.iter().filter(|won| **won).count(), 1, "round {round}");
+            let stored = fs::read(folder.root.join(&key)).unwrap();
+            assert!(
+                won[usize::from(stored[0])],
+                "round {round}: a loser's bytes"
+            );
+        }
     }
 
     #[test]

@@ -11,9 +11,10 @@ use futures::{StreamExt as _, stream};
 use http::StatusCode;
 use s3s::checksum::ChecksumHasher;
 use s3s::dto::{
-    Checksum, DeleteObjectInput, DeleteObjectOutput, ETag, ETagCondition, GetObjectInput,
-    GetObjectOutput, HeadObjectInput, HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output,
-    Object, PutObjectInput, PutObjectOutput, StreamingBlob, Timestamp,
+    Checksum, DeleteObjectInput, DeleteObjectOutput, DeleteObjectsInput, DeleteObjectsOutput,
+    DeletedObject, ETag, ETagCondition, GetObjectInput, GetObjectOutput, HeadObjectInput,
+    HeadObjectOutput, ListObjectsV2Input, ListObjectsV2Output, Object, PutObjectInput,
+    PutObjectOutput, StreamingBlob, Timestamp,
 };
 use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result, s3_error};
 
@@ -194,6 +195,31 @@ impl S3 for FolderService {
         self.blocking(move |folder| Ok(folder.delete(&key)?))
             .await?;
         Ok(S3Response::new(DeleteObjectOutput::default()))
+    }
+
+    async fn delete_objects(
+        &self,
+        request: S3Request<DeleteObjectsInput>,
+    ) -> S3Result<S3Response<DeleteObjectsOutput>> {
+        let objects = request.input.delete.objects;
+        let deleted = self
+            .blocking(move |folder| {
+                objects
+                    .into_iter()
+                    .map(|object| {
+                        folder.delete(&object.key)?;
+                        Ok(DeletedObject {
+                            key: Some(object.key),
+                            ..DeletedObject::default()
+                        })
+                    })
+                    .collect::<S3Result<Vec<_>>>()
+            })
+            .await?;
+        Ok(S3Response::new(DeleteObjectsOutput {
+            deleted: Some(deleted),
+            ..DeleteObjectsOutput::default()
+        }))
     }
 
     async fn list_objects_v2(
