@@ -85,5 +85,6 @@ mod tests {
         assert_eq!(first, FIRST_BITS_OF_SEED_7);
     }
 
-    const FIRST_BITS_OF_SEED_7: [u32; 4] = [0, 0, 0, 0];
+    const FIRST_BITS_OF_SEED_7: [u32; 4] =
+        [3_174_156_277, 3_108_869_434, 3_176_401_782, 3_155_552_912];
 }

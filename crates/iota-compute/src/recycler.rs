@@ -38,12 +38,4 @@ impl<B: Backend> Recycler<B> {
     pub(crate) fn clear(&mut self) {
         self.free.clear();
     }
-
-    /// Elements that are kept for later.
-    pub(crate) fn elements(&self) -> usize {
-        self.free
-            .iter()
-            .map(|(elements, buffers)| elements * buffers.len())
-            .sum()
-    }
 }

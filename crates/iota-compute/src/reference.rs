@@ -21,7 +21,6 @@ pub struct Reference {
     dtype: DType,
 }
 
-
 impl Reference {
     /// From a stage's flat parameters. With [`DType::F64`], rounding is out of the way of comparisons.
     ///

@@ -62,6 +62,16 @@ impl<B: Backend> Saved<B> {
     pub const fn optimizer_steps(&self) -> u64 {
         self.optimizer_steps
     }
+
+    /// Memory that it holds on the device of its stage: [`crate::MemoryEstimate::saved_bytes`].
+    pub fn bytes(&self, stage: &Stage<B>) -> u64 {
+        let elements: usize = self
+            .blocks
+            .iter()
+            .map(|block| block.elements(&stage.backend))
+            .sum();
+        (elements * size_of::<f32>()) as u64
+    }
 }
 
 /// A stage with its parameters, gradients and optimizer state on one device.

@@ -27,7 +27,7 @@ pub(super) fn exp(x: f32) -> f32 {
     polynomial = polynomial.mul_add(r, 8.333_452e-3);
     polynomial = polynomial.mul_add(r, 4.166_579_6e-2);
     polynomial = polynomial.mul_add(r, 1.666_666_5e-1);
-    polynomial = polynomial.mul_add(r, 5.000_000_1e-1);
+    polynomial = polynomial.mul_add(r, 0.5);
     let mantissa = (polynomial * r).mul_add(r, r) + 1.0;
     // |n| <= 127, so the cast neither saturates nor wraps, and 2^n is a normal number.
     let power = f32::from_bits(((n as i32 + 127) as u32) << 23);

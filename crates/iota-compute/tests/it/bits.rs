@@ -1,0 +1,136 @@
+use iota_compute::{Cpu, InstructionSet, OptimizerSettings, Stage, StageOptions};
+use iota_model::{ModelConfig, StagePlan, preset};
+
+use crate::{odd_model, stages, tokens, train_pass};
+
+/// Trains for some steps. Returns the losses, the gradients of the last pass, and the parameters, from head to tail.
+fn train(
+    plan: &StagePlan,
+    options: StageOptions,
+    instructions: Option<InstructionSet>,
+) -> [Vec<u32>; 3] {
+    let mut stages = stages(plan, options);
+    if let Some(instructions) = instructions {
+        stages = (0..stages.len())
+            .map(|index| {
+                let cpu = Cpu::new(options.threads)
+                    .unwrap()
+                    .with_instructions(instructions);
+                let mut stage = Stage::on(cpu, plan, index, options.optimizer).unwrap();
+                stage
+                    .state_mut()
+                    .parameters
+                    .copy_from_slice(stages[index].state().parameters);
+                stage
+            })
+            .collect();
+    }
+    let (context, vocabulary) = (plan.config().context, plan.config().vocabulary);
+    let mut losses = Vec::new();
+    let mut pass = |stages: &mut [Stage], seed| {
+        let text = tokens(2 * context + 1, vocabulary, seed);
+        losses.push(train_pass(stages, &text[..2 * context], &text[1..]).to_bits());
+    };
+    for step in 0..3 {
+        pass(&mut stages, 2 * step);
+        pass(&mut stages, 2 * step + 1);
+        for stage in &mut stages {
+            stage.step(0.01, 2).unwrap();
+        }
+    }
+    pass(&mut stages, 99);
+    let bits = |slice: &[f32]| slice.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+    let gradients = stages
+        .iter()
+        .flat_map(|stage| bits(stage.gradients()))
+        .collect();
+    let parameters = stages
+        .iter()
+        .flat_map(|stage| bits(stage.state().parameters))
+        .collect();
+    [losses, gradients, parameters]
+}
+
+/// Clipping looks at the norm of a stage's own gradient, which a cut changes; all else does not depend on cuts.
+fn without_clipping() -> StageOptions {
+    let optimizer = OptimizerSettings {
+        clip_norm: f32::INFINITY,
+        ..OptimizerSettings::default()
+    };
+    StageOptions {
+        optimizer,
+        ..StageOptions::default()
+    }
+}
+
+#[test]
+fn a_model_that_is_cut_computes_the_bits_of_the_uncut_model() {
+    for model in [preset("tiny").unwrap(), odd_model()] {
+        let plan = StagePlan::new(&model, model.blocks).unwrap();
+        let uncut = train(&plan.regroup(1).unwrap(), without_clipping(), None);
+        for stages in 2..=model.blocks {
+            assert!(
+                train(&plan.regroup(stages).unwrap(), without_clipping(), None) == uncut,
+                "{stages} stages"
+            );
+        }
+    }
+}
+
+#[test]
+fn without_a_bottleneck_any_cut_computes_the_bits_of_the_uncut_model() {
+    let model = ModelConfig {
+        bottleneck: None,
+        ..odd_model()
+    };
+    let uncut = train(
+        &StagePlan::new(&model, 1).unwrap(),
+        without_clipping(),
+        None,
+    );
+    for cuts in [vec![1], vec![2], vec![1, 2]] {
+        let plan = StagePlan::with_cuts(&model, Vec::new(), &cuts).unwrap();
+        assert!(
+            train(&plan, without_clipping(), None) == uncut,
+            "cut at {cuts:?}"
+        );
+    }
+}
+
+#[test]
+fn any_number_of_threads_computes_the_same_bits() {
+    // Wide enough for gemm to share its work out, and for sums of more than one stretch.
+    let model = ModelConfig {
+        width: 144,
+        feed_forward: 600,
+        vocabulary: 256,
+        ..odd_model()
+    };
+    let plan = StagePlan::new(&model, 2).unwrap();
+    let alone = train(&plan, StageOptions::default(), None);
+    for threads in [2, 4] {
+        assert!(
+            train(
+                &plan,
+                StageOptions {
+                    threads,
+                    ..StageOptions::default()
+                },
+                None
+            ) == alone,
+            "{threads} threads"
+        );
+    }
+}
+
+#[test]
+fn any_vector_instructions_compute_the_same_bits() {
+    let plan = StagePlan::new(&odd_model(), 2).unwrap();
+    let best = train(&plan, StageOptions::default(), None);
+    for instructions in InstructionSet::available() {
+        assert!(
+            train(&plan, StageOptions::default(), Some(instructions)) == best,
+            "{instructions:?}"
+        );
+    }
+}

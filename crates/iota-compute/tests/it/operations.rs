@@ -1,0 +1,451 @@
+use candle_core::{D, DType, Device, Tensor, Var};
+use iota_compute::backend::{AdamWUpdate, AttentionShape, Form, Product, Turn, Write};
+use iota_compute::{Backend, Cpu};
+
+use crate::{assert_close, noise, tokens};
+
+fn cpu() -> Cpu {
+    Cpu::new(2).unwrap()
+}
+
+fn variable(values: &[f32], shape: &[usize]) -> Var {
+    let tensor = Tensor::from_slice(values, shape, &Device::Cpu)
+        .unwrap()
+        .to_dtype(DType::F64)
+        .unwrap();
+    Var::from_tensor(&tensor).unwrap()
+}
+
+fn flat(tensor: &Tensor) -> Vec<f32> {
+    tensor
+        .to_dtype(DType::F32)
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap()
+}
+
+/// The gradients of these variables, given the gradient of the result.
+fn pull_back(result: &Tensor, gradient: &[f32], of: &[&Var]) -> Vec<Vec<f32>> {
+    let gradient = variable(gradient, result.dims());
+    let store = (result * gradient.as_tensor())
+        .unwrap()
+        .sum_all()
+        .unwrap()
+        .backward()
+        .unwrap();
+    of.iter()
+        .map(|variable| flat(store.get(variable).expect("candle has this gradient")))
+        .collect()
+}
+
+#[test]
+fn products_equal_candles_and_add_to_what_is_there() {
+    let (rows, columns, inner) = (37, 29, 530);
+    let (a, b, before) = (
+        noise(rows * inner, 1),
+        noise(inner * columns, 2),
+        noise(rows * columns, 3),
+    );
+    for (form, a_shape, b_shape) in [
+        (Form::TransposedRight, [rows, inner], [columns, inner]),
+        (Form::Plain, [rows, inner], [inner, columns]),
+        (Form::TransposedLeft, [inner, rows], [inner, columns]),
+    ] {
+        let mut left = variable(&a, &a_shape).into_inner();
+        let mut right = variable(&b, &b_shape).into_inner();
+        if form == Form::TransposedRight {
+            right = right.t().unwrap();
+        }
+        if form == Form::TransposedLeft {
+            left = left.t().unwrap();
+        }
+        let product = left.matmul(&right).unwrap();
+        let mut out = before.clone();
+        cpu()
+            .matmul(
+                Product {
+                    form,
+                    rows,
+                    columns,
+                    inner,
+                },
+                &mut out,
+                &a,
+                &b,
+                Write::Replace,
+            )
+            .unwrap();
+        assert_close("the product", &out, &flat(&product));
+        out.copy_from_slice(&before);
+        cpu()
+            .matmul(
+                Product {
+                    form,
+                    rows,
+                    columns,
+                    inner,
+                },
+                &mut out,
+                &a,
+                &b,
+                Write::Add,
+            )
+            .unwrap();
+        let sum = (product + variable(&before, &[rows, columns]).as_tensor()).unwrap();
+        assert_close("the sum", &out, &flat(&sum));
+    }
+}
+
+#[test]
+fn rms_norm_equals_candles() {
+    let (rows, width) = (150, 37);
+    let (x, scale, gradient) = (
+        noise(rows * width, 1),
+        noise(width, 2),
+        noise(rows * width, 3),
+    );
+    let (x_var, scale_var) = (variable(&x, &[rows, width]), variable(&scale, &[width]));
+    let root = (x_var.sqr().unwrap().mean_keepdim(1).unwrap() + 1e-5)
+        .unwrap()
+        .sqrt()
+        .unwrap();
+    let expected = x_var
+        .broadcast_div(&root)
+        .unwrap()
+        .broadcast_mul(&scale_var)
+        .unwrap();
+
+    let (mut out, mut inverse) = (vec![0.0; rows * width], vec![0.0; rows]);
+    cpu()
+        .rms_norm(&mut out, &mut inverse, &x, &scale, 1e-5)
+        .unwrap();
+    assert_close("the result", &out, &flat(&expected));
+
+    let (mut x_gradient, mut scale_gradient) = (vec![9.0; rows * width], vec![0.0; width]);
+    let backward = |x_gradient: &mut [f32], write, scale_gradient: &mut [f32]| {
+        cpu()
+            .rms_norm_backward(
+                (x_gradient, write),
+                scale_gradient,
+                &gradient,
+                &x,
+                &scale,
+                &inverse,
+            )
+            .unwrap();
+    };
+    backward(&mut x_gradient, Write::Replace, &mut scale_gradient);
+    let expected = pull_back(&expected, &gradient, &[&x_var, &scale_var]);
+    assert_close("the gradient of x", &x_gradient, &expected[0]);
+    assert_close("the gradient of the scale", &scale_gradient, &expected[1]);
+
+    backward(&mut x_gradient, Write::Add, &mut scale_gradient);
+    let twice = |values: &[f32]| values.iter().map(|x| 2.0 * x).collect::<Vec<_>>();
+    assert_close("the sum for x", &x_gradient, &twice(&expected[0]));
+    assert_close(
+        "the sum for the scale",
+        &scale_gradient,
+        &twice(&expected[1]),
+    );
+}
+
+#[test]
+fn swiglu_equals_candles_and_restores_its_result_going_back() {
+    let (rows, width) = (90, 401);
+    let gate_up: Vec<f32> = noise(rows * 2 * width, 1)
+        .into_iter()
+        .map(|x| 12.0 * x)
+        .collect();
+    let gradient = noise(rows * width, 2);
+    let packed = variable(&gate_up, &[rows, 2 * width]);
+    let gate = packed.narrow(1, 0, width).unwrap().silu().unwrap();
+    let expected = (gate * packed.narrow(1, width, width).unwrap()).unwrap();
+
+    let mut hidden = vec![0.0; rows * width];
+    cpu().swiglu(&mut hidden, &gate_up, width).unwrap();
+    assert_close("the result", &hidden, &flat(&expected));
+
+    let (mut in_place, mut restored) = (gate_up, gradient.clone());
+    cpu()
+        .swiglu_backward(&mut in_place, &mut restored, width)
+        .unwrap();
+    assert_eq!(restored, hidden);
+    assert_close(
+        "the gradient",
+        &in_place,
+        &pull_back(&expected, &gradient, &[&packed])[0],
+    );
+}
+
+#[test]
+fn silu_and_relu_equal_candles() {
+    let x: Vec<f32> = noise(20_011, 1).into_iter().map(|x| 30.0 * x).collect();
+    let gradient = noise(x.len(), 2);
+    let variable = variable(&x, &[x.len()]);
+
+    let (mut silu, expected) = (vec![0.0; x.len()], variable.silu().unwrap());
+    cpu().silu(&mut silu, &x).unwrap();
+    assert_close("silu", &silu, &flat(&expected));
+    let (mut restored, mut in_place) = (x.clone(), gradient.clone());
+    cpu().silu_backward(&mut restored, &mut in_place).unwrap();
+    assert_eq!(restored, silu);
+    assert_close(
+        "the gradient of silu",
+        &in_place,
+        &pull_back(&expected, &gradient, &[&variable])[0],
+    );
+
+    let (mut relu, expected) = (x.clone(), variable.relu().unwrap());
+    cpu().relu(&mut relu).unwrap();
+    assert_eq!(relu, flat(&expected));
+    let mut in_place = gradient.clone();
+    cpu().relu_backward(&mut in_place, &relu).unwrap();
+    assert_eq!(in_place, pull_back(&expected, &gradient, &[&variable])[0]);
+}
+
+#[test]
+fn columns_are_added_from_the_first_on() {
+    let (mut narrow, mut wide) = (
+        vec![1.0, 2.0, 3.0, 4.0],
+        vec![10.0, 20.0, 30.0, 40.0, 50.0, 60.0],
+    );
+    cpu().add_columns((&mut narrow, 2), (&wide, 3), 2).unwrap();
+    assert_eq!(narrow, [11.0, 22.0, 43.0, 54.0]);
+    cpu().add_columns((&mut wide, 3), (&narrow, 2), 2).unwrap();
+    assert_eq!(wide, [21.0, 42.0, 30.0, 83.0, 104.0, 60.0]);
+}
+
+/// More than two blocks of queries, and a last one that is not full.
+const SHAPE: AttentionShape = AttentionShape {
+    sequences: 2,
+    tokens: 150,
+    heads: 6,
+    key_value_heads: 2,
+    head_width: 10,
+};
+
+#[test]
+fn attention_equals_candles() {
+    let packed: Vec<f32> = noise(SHAPE.rows() * SHAPE.packed_width(), 1)
+        .into_iter()
+        .map(|x| 3.0 * x)
+        .collect();
+    let gradient = noise(SHAPE.rows() * SHAPE.width(), 2);
+    let variable = variable(
+        &packed,
+        &[SHAPE.sequences, SHAPE.tokens, SHAPE.packed_width()],
+    );
+    let (all, shared, width) = (SHAPE.heads, SHAPE.key_value_heads, SHAPE.head_width);
+    let heads = |first: usize, count: usize| {
+        let part = variable.narrow(2, first * width, count * width).unwrap();
+        let part = part
+            .reshape((SHAPE.sequences, SHAPE.tokens, count, width))
+            .unwrap()
+            .transpose(1, 2)
+            .unwrap();
+        let shape = (SHAPE.sequences, count, all / count, SHAPE.tokens, width);
+        let part = part
+            .contiguous()
+            .unwrap()
+            .unsqueeze(2)
+            .unwrap()
+            .expand(shape)
+            .unwrap();
+        part.reshape((SHAPE.sequences, all, SHAPE.tokens, width))
+            .unwrap()
+    };
+    let (queries, keys, values) = (
+        heads(0, all),
+        heads(all, shared),
+        heads(all + shared, shared),
+    );
+    let scores = (queries.matmul(&keys.t().unwrap()).unwrap() * (width as f64).powf(-0.5)).unwrap();
+    let later: Vec<f64> = (0..SHAPE.tokens)
+        .flat_map(|query| {
+            (0..SHAPE.tokens).map(move |key| if key > query { f64::NEG_INFINITY } else { 0.0 })
+        })
+        .collect();
+    let later = Tensor::from_vec(later, (SHAPE.tokens, SHAPE.tokens), &Device::Cpu).unwrap();
+    let weights =
+        candle_nn::ops::softmax(&scores.broadcast_add(&later).unwrap(), D::Minus1).unwrap();
+    let expected = weights
+        .matmul(&values)
+        .unwrap()
+        .transpose(1, 2)
+        .unwrap()
+        .contiguous()
+        .unwrap();
+
+    let (mut out, mut log_sums) = (
+        vec![0.0; gradient.len()],
+        vec![0.0; SHAPE.rows() * SHAPE.heads],
+    );
+    cpu()
+        .attention(&mut out, &mut log_sums, &packed, SHAPE)
+        .unwrap();
+    assert_close("the result", &out, &flat(&expected));
+
+    let mut packed_gradient = vec![9.0; packed.len()];
+    cpu()
+        .attention_backward(
+            &mut packed_gradient,
+            &gradient,
+            &out,
+            &log_sums,
+            &packed,
+            SHAPE,
+        )
+        .unwrap();
+    assert_close(
+        "the gradient",
+        &packed_gradient,
+        &pull_back(&expected, &gradient, &[&variable])[0],
+    );
+}
+
+#[test]
+fn turning_back_undoes_turning_and_leaves_values_alone() {
+    let half = SHAPE.head_width / 2;
+    let angles = noise(SHAPE.tokens * half, 1);
+    let (cosines, sines): (Vec<f32>, Vec<f32>) = angles
+        .iter()
+        .map(|angle| (angle.cos(), angle.sin()))
+        .unzip();
+    let packed = noise(SHAPE.rows() * SHAPE.packed_width(), 2);
+    let mut turned = packed.clone();
+    cpu()
+        .rotate(&mut turned, (&cosines, &sines), SHAPE, Turn::Forward)
+        .unwrap();
+    let row = SHAPE.tokens + 3; // the fourth token of the second sequence
+    let (before, after) = (
+        &packed[row * SHAPE.packed_width()..],
+        &turned[row * SHAPE.packed_width()..],
+    );
+    let angle = angles[3 * half];
+    assert_close(
+        "a pair",
+        &[after[0]],
+        &[before[0] * angle.cos() - before[half] * angle.sin()],
+    );
+    assert_close(
+        "a pair",
+        &[after[half]],
+        &[before[half] * angle.cos() + before[0] * angle.sin()],
+    );
+    let values = (SHAPE.heads + SHAPE.key_value_heads) * SHAPE.head_width;
+    assert_eq!(
+        before[values..SHAPE.packed_width()],
+        after[values..SHAPE.packed_width()]
+    );
+    cpu()
+        .rotate(&mut turned, (&cosines, &sines), SHAPE, Turn::Back)
+        .unwrap();
+    assert_close("what was turned and turned back", &turned, &packed);
+}
+
+#[test]
+fn cross_entropy_equals_candles_over_several_chunks() {
+    let (rows, width, vocabulary) = (1100, 20, 77);
+    let x: Vec<f32> = noise(rows * width, 1)
+        .into_iter()
+        .map(|x| 4.0 * x)
+        .collect();
+    let (projection, targets) = (noise(vocabulary * width, 2), tokens(rows, vocabulary, 3));
+    let (x_var, projection_var) = (
+        variable(&x, &[rows, width]),
+        variable(&projection, &[vocabulary, width]),
+    );
+    let logits = x_var.matmul(&projection_var.t().unwrap()).unwrap();
+    let target_tensor = Tensor::new(targets.clone(), &Device::Cpu).unwrap();
+    let expected = candle_nn::loss::cross_entropy(&logits, &target_tensor).unwrap();
+
+    let alone = cpu()
+        .cross_entropy(None, &x, &projection, &targets, width)
+        .unwrap();
+    assert_close("the loss", &[alone], &[flat(&expected)[0]]);
+    let (mut x_gradient, mut projection_gradient) =
+        (vec![9.0; x.len()], vec![0.0; projection.len()]);
+    let gradients = Some((&mut x_gradient[..], &mut projection_gradient[..]));
+    assert_eq!(
+        cpu()
+            .cross_entropy(gradients, &x, &projection, &targets, width)
+            .unwrap(),
+        alone
+    );
+    let expected = pull_back(&expected, &[1.0], &[&x_var, &projection_var]);
+    assert_close("the gradient of x", &x_gradient, &expected[0]);
+    assert_close(
+        "the gradient of the projection",
+        &projection_gradient,
+        &expected[1],
+    );
+}
+
+#[test]
+fn an_embedding_gathers_and_its_gradient_adds_up_repeated_tokens() {
+    let table = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0];
+    let tokens = vec![2, 0, 2];
+    let mut out = vec![0.0; 6];
+    cpu().embedding(&mut out, &table, &tokens, 2).unwrap();
+    assert_eq!(out, [5.0, 6.0, 1.0, 2.0, 5.0, 6.0]);
+    let mut gradient = vec![0.0; 6];
+    cpu()
+        .embedding_backward(&mut gradient, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &tokens, 2)
+        .unwrap();
+    assert_eq!(gradient, [3.0, 4.0, 0.0, 0.0, 6.0, 8.0]);
+}
+
+#[test]
+fn adamw_steps_as_candles_optimizer_does() {
+    use candle_nn::optim::{AdamW, Optimizer, ParamsAdamW};
+    let count = 20_000;
+    let mut parameters = noise(count, 1);
+    let expected = variable(&parameters, &[count]);
+    let settings = ParamsAdamW {
+        lr: 0.01,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+        weight_decay: 0.1,
+    };
+    let mut optimizer = AdamW::new(vec![expected.clone()], settings).unwrap();
+    let (mut first, mut second) = (vec![0.0; count], vec![0.0; count]);
+    for step in 1..=3 {
+        let gradient = noise(count, 10 + step);
+        let loss = (expected.as_tensor() * variable(&gradient, &[count]).as_tensor())
+            .unwrap()
+            .sum_all()
+            .unwrap();
+        optimizer.backward_step(&loss).unwrap();
+        let update = AdamWUpdate {
+            learning_rate: 0.01,
+            gradient_scale: 1.0,
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            first_correction: (1.0 / (1.0 - 0.9_f64.powi(step as i32))) as f32,
+            second_correction: (1.0 / (1.0 - 0.95_f64.powi(step as i32))) as f32,
+        };
+        cpu()
+            .adamw(
+                &mut parameters,
+                (&mut first, &mut second),
+                &gradient,
+                update,
+            )
+            .unwrap();
+        assert_close("the parameters", &parameters, &flat(&expected));
+    }
+}
+
+#[test]
+fn a_squared_norm_is_summed_in_f64() {
+    let mut values = noise(100_003, 1);
+    values[0] = 1e18;
+    let expected: f64 = values.iter().map(|x| f64::from(*x).powi(2)).sum();
+    assert!((cpu().squared_norm(&values).unwrap() / expected - 1.0).abs() < 1e-12);
+    assert!(expected > f64::from(f32::MAX) / 1e3);
+}
