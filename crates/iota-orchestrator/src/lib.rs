@@ -178,7 +178,7 @@ impl Orchestrator {
     /// # Errors
     /// If serving, the journal, the store or the metrics failed; the run ended with it.
     pub async fn finish(mut self) -> Result<(Arc<State>, Course), Error> {
-        let mut failed = Ok(());
+        let (mut failed, mut kept) = (Ok(()), None);
         tokio::select! {
             // An error means that the owner is gone; its own result says why.
             _ = self.state.wait_for(|state| state.is_over()) => {
@@ -186,26 +186,22 @@ impl Orchestrator {
                 tokio::time::sleep(FAREWELL).await;
             }
             result = &mut self.serving => failed = flatten(result),
-            () = self.keeping_failed() => {}
+            result = &mut self.keeping => kept = Some(flatten(result)),
         }
         let last = Arc::clone(&self.state.borrow());
         self.shutdown.request();
-        if !self.serving.is_finished() {
-            failed = failed.and(flatten((&mut self.serving).await));
+        if failed.is_ok() {
+            failed = flatten(self.serving.await);
         }
         drop(self.owner);
         failed = failed.and(flatten(self.owning.await));
-        let course = flatten(self.keeping.await);
+        let course = match kept {
+            Some(course) => course,
+            None => flatten(self.keeping.await),
+        };
         self.store_server.shutdown(FAREWELL).await;
         failed?;
         Ok((last, course?))
-    }
-
-    /// The keeper outlives the owner unless it fails.
-    async fn keeping_failed(&self) {
-        while !self.keeping.is_finished() {
-            tokio::time::sleep(FAREWELL).await;
-        }
     }
 }
 
@@ -300,7 +296,7 @@ impl OrchestratorBuilder {
         let service = iota_wire::service(Arc::new(api), Arc::new(authenticator), clock).await;
         let ended = shutdown.wait();
         let serving = tokio::spawn(async move {
-            iota_wire::serve(listener, service.routes, ended)
+            iota_wire::serve(listener, service, ended)
                 .await
                 .map_err(|error| Error::Serve(error.to_string()))
         });

@@ -13,7 +13,7 @@ use iota_protocol::work::{Failure, Lease, Outcome, WorkKind};
 use iota_protocol::{LeaseId, Rejection, Role, Session, Timestamp};
 use iota_run::Description;
 use iota_wire::{CallError, CallErrorKind, Client, ConnectOptions, Joined, LeasedWork, WorkReply, WorkRequest};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, info, warn};
 
@@ -213,7 +213,7 @@ impl<W: Worker> Driver<W> {
             Effect::Report { session, lease, result } => {
                 self.tasks.spawn(async move {
                     let answer = match result {
-                        Ok(outcome) => client.complete(session, lease, &outcome).await,
+                        Ok(outcome) => client.complete(session, lease, outcome).await,
                         Err(failure) => client.fail(session, lease, failure).await.map(|()| true),
                     };
                     Input::Reported(lease, answer)

@@ -109,7 +109,7 @@ impl Peers {
         let mut children = Vec::new();
         for Recruit { kind, name, keypair } in recruits {
             let key = keys.join(format!("{name}.json"));
-            iota_identity::save(&key, &keypair)?;
+            iota_identity::key_file::create(&key, &keypair)?;
             let program = match kind {
                 Kind::Miner(_) => sibling("iota-miner")?,
                 Kind::Validator => sibling("iota-validator")?,
