@@ -1,1 +1,85 @@
-fn main() {}
+//! The iota-validator program: audits the miners of a run.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, Parser, Subcommand};
+use iota_node::{Exit, Shutdown, Telemetry};
+use iota_validator::{Stop, Validator};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Audit the miners of an iota run: replay what they did, compare bits.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Take part in a run until it is over. The orchestrator has to list this validator's identity.
+    Run(Run),
+    /// Print this validator's identity; makes the key if there is none.
+    Identity {
+        /// The validator's key.
+        #[arg(long, value_name = "FILE", default_value = "iota-validator-key.json", env = "IOTA_KEY")]
+        key: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    /// Where the orchestrator answers, such as `http://127.0.0.1:7400`.
+    #[arg(long, value_name = "URL", env = "IOTA_ORCHESTRATOR")]
+    orchestrator: String,
+    /// The validator's key; made on first use.
+    #[arg(long, value_name = "FILE", default_value = "iota-validator-key.json", env = "IOTA_KEY")]
+    key: PathBuf,
+    /// Threads that one operation uses; the results do not depend on it.
+    #[arg(long, value_name = "N", default_value_t = default_threads(), env = "IOTA_THREADS")]
+    threads: usize,
+}
+
+fn main() -> Exit {
+    let done = match Arguments::parse().command {
+        Command::Identity { key } => identity(&key),
+        Command::Run(run) => start(run),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("iota-validator: {error:#}");
+        Exit::Failed
+    })
+}
+
+fn identity(key: &PathBuf) -> anyhow::Result<Exit> {
+    let keypair = load(key)?;
+    println!("{}", keypair.peer_id());
+    Ok(Exit::Done)
+}
+
+fn start(run: Run) -> anyhow::Result<Exit> {
+    Telemetry::from_environment()?.init()?;
+    let keypair = load(&run.key)?;
+    let peer = keypair.peer_id();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let stopped = runtime.block_on(async {
+        let shutdown = Shutdown::on_signals()?;
+        let validator = Validator::builder(run.orchestrator).with_keypair(keypair).with_threads(run.threads);
+        anyhow::Ok(validator.run(shutdown).await?)
+    })?;
+    if stopped == Stop::Refused {
+        anyhow::bail!("the orchestrator does not take this validator; it has to list {peer}");
+    }
+    Ok(Exit::Done)
+}
+
+fn load(key: &PathBuf) -> anyhow::Result<iota_identity::Keypair> {
+    iota_identity::load_or_create(key).with_context(|| format!("the validator's key, {}", key.display()))
+}
+
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

@@ -124,6 +124,17 @@ pub fn load(path: impl AsRef<Path>) -> Result<Keypair, KeyFileError> {
 /// # Errors
 /// [`KeyFileError::Io`]; of kind [`io::ErrorKind::AlreadyExists`] if there is a file already.
 pub fn create(path: impl AsRef<Path>) -> Result<Keypair, KeyFileError> {
+    create_from_seed(path, &new_seed())
+}
+
+/// Saves the key that a seed stands for at `path`, together with the folders above it.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_from_seed(
+    path: impl AsRef<Path>,
+    seed: &[u8; 32],
+) -> Result<Keypair, KeyFileError> {
     let path = path.as_ref();
     let failed = |action| {
         move |source| KeyFileError::Io {
@@ -138,9 +149,8 @@ pub fn create(path: impl AsRef<Path>) -> Result<Keypair, KeyFileError> {
     };
     fs::create_dir_all(folder).map_err(failed("create the folder of"))?;
 
-    let seed = new_seed();
     let keypair = Keypair::from_seed(*seed);
-    let text = render(&seed, &keypair);
+    let text = render(seed, &keypair);
 
     // Written in full under another name, then linked: a link, unlike a rename, never replaces a file that is there.
     let suffix: String = new_seed()[..8]

@@ -59,10 +59,11 @@ impl Store {
         manifest: &T,
         references: &[(ObjectKey, Seal)],
     ) -> Result<Seal> {
-        stream::iter(references)
+        // By value: a closure over borrowed items makes a future that is Send for one lifetime only.
+        stream::iter(references.iter().copied())
             .map(|(object, seal)| async move {
-                let found_bytes = self.length(object).await?;
-                seal::check_length(object, seal.length, found_bytes)
+                let found_bytes = self.length(&object).await?;
+                seal::check_length(&object, seal.length, found_bytes)
             })
             .buffer_unordered(CONCURRENT_CHECKS)
             .try_collect::<()>()

@@ -44,6 +44,7 @@ use tracing::info;
 pub use report::Report;
 pub use settings::{InvalidTestnet, TestnetSettings};
 pub use summary::summary;
+pub use view::show;
 
 use peers::{Kind, Peers, Recruit, recruits};
 use report::Loss;
@@ -136,7 +137,7 @@ impl Testnet {
         let validators = recruits
             .iter()
             .filter(|recruit| recruit.kind == Kind::Validator)
-            .map(|recruit| recruit.keypair.peer_id())
+            .map(|recruit| recruit.keypair().peer_id())
             .collect();
         let participants = Participants { miners_to_start: settings.miners_per_stage, validators };
         let setup = Setup::new(&settings.run_options(), participants)?;

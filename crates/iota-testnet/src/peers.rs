@@ -17,12 +17,24 @@ use crate::Error;
 use crate::settings::TestnetSettings;
 
 /// One miner or validator to be.
-#[derive(Debug, Clone)]
 pub(crate) struct Recruit {
     pub(crate) kind: Kind,
     /// A name for logs and files, such as `miner-3`.
     pub(crate) name: String,
-    pub(crate) keypair: Keypair,
+    seed: [u8; 32],
+}
+
+impl Recruit {
+    pub(crate) fn keypair(&self) -> Keypair {
+        Keypair::from_seed(self.seed)
+    }
+}
+
+impl std::fmt::Debug for Recruit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The seed is a secret even here.
+        f.debug_struct("Recruit").field("kind", &self.kind).field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 /// As what it joins.
@@ -39,20 +51,20 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Everybody whom the settings ask for. Keys derive from the seed, so that two runs of one seed have the same peers.
 pub(crate) fn recruits(settings: &TestnetSettings) -> Vec<Recruit> {
-    let key = |role: &str, number: u32| {
+    let seed = |role: &str, number: u32| {
         let material = format!("iota testnet key {role} {number} of seed {}", settings.seed);
-        Keypair::from_seed(*iota_protocol::Digest::of(material.as_bytes()).as_bytes())
+        *iota_protocol::Digest::of(material.as_bytes()).as_bytes()
     };
     let miners = (0..settings.miners()).map(|number| {
         // Cheaters are spread over the stages, from the last miner backwards: joining fills stages in turn.
         let honest = settings.miners() - settings.cheaters;
         let behaviour = if number < honest { Behaviour::Honest } else { Behaviour::WrongTensors };
         let name = format!("miner-{number}");
-        Recruit { kind: Kind::Miner(behaviour), name, keypair: key("miner", number) }
+        Recruit { kind: Kind::Miner(behaviour), name, seed: seed("miner", number) }
     });
     let validators = (0..settings.validators).map(|number| {
         let name = format!("validator-{number}");
-        Recruit { kind: Kind::Validator, name, keypair: key("validator", number) }
+        Recruit { kind: Kind::Validator, name, seed: seed("validator", number) }
     });
     miners.chain(validators).collect()
 }
@@ -70,7 +82,9 @@ impl Peers {
     pub(crate) fn start_tasks(recruits: Vec<Recruit>, url: &str, cores: usize, shutdown: &Shutdown) -> Self {
         let gate = Gate::new(cores);
         let mut tasks = JoinSet::new();
-        for Recruit { kind, name, keypair } in recruits {
+        for recruit in recruits {
+            let keypair = recruit.keypair();
+            let Recruit { kind, name, .. } = recruit;
             let (gate, shutdown, url) = (gate.clone(), shutdown.child(), url.to_owned());
             tasks.spawn(async move {
                 let stopped = match kind {
@@ -107,9 +121,9 @@ impl Peers {
             std::fs::create_dir_all(path).map_err(|source| Error::Folder { path: path.clone(), source })?;
         }
         let mut children = Vec::new();
-        for Recruit { kind, name, keypair } in recruits {
+        for Recruit { kind, name, seed } in recruits {
             let key = keys.join(format!("{name}.json"));
-            iota_identity::key_file::create(&key, &keypair)?;
+            iota_identity::key_file::create_from_seed(&key, &seed)?;
             let program = match kind {
                 Kind::Miner(_) => sibling("iota-miner")?,
                 Kind::Validator => sibling("iota-validator")?,

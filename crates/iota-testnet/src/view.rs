@@ -12,7 +12,7 @@ use tokio::sync::watch;
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 /// Shows a run until there are no more statuses.
-pub(crate) async fn show(mut status: watch::Receiver<RunStatus>, samples_per_epoch: u64) {
+pub async fn show(mut status: watch::Receiver<RunStatus>, samples_per_epoch: u64) {
     let mut view: Box<dyn View + Send> = if std::io::stderr().is_terminal() {
         Box::new(Live::new(samples_per_epoch))
     } else {

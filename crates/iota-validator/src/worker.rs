@@ -57,7 +57,7 @@ impl ValidatorWorker {
             })
             .await?;
         let mut operations = 0;
-        let mut fetched = futures::stream::iter(entries)
+        let mut fetched = futures::stream::iter(entries.iter().cloned())
             .map(|entry| self.fetch(entry, stage, leased))
             .buffered(FETCHED_AHEAD);
         while let Some(Fetched { entry, input, output_gradient }) = fetched.try_next().await? {
@@ -86,7 +86,7 @@ impl ValidatorWorker {
         Ok(Verdict::Agrees { operations })
     }
 
-    async fn fetch(&self, entry: &LogEntry, stage: StageIndex, leased: &LeasedWork) -> Result<Fetched, Failure> {
+    async fn fetch(&self, entry: LogEntry, stage: StageIndex, leased: &LeasedWork) -> Result<Fetched, Failure> {
         let (Work::Forward { sample, input, .. } | Work::Backward { sample, input, .. }) = &entry.work else {
             return Err(Failure::Internal);
         };
@@ -102,7 +102,7 @@ impl ValidatorWorker {
             }
             _ => None,
         };
-        Ok(Fetched { entry: entry.clone(), input: OperationInput { tokens, activation }, output_gradient })
+        Ok(Fetched { entry, input: OperationInput { tokens, activation }, output_gradient })
     }
 
     async fn inspect(&self, object: &ObjectRef, leased: &LeasedWork) -> Result<Verdict, Failure> {

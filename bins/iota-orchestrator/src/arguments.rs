@@ -1,0 +1,149 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Train one model on many machines: run a whole network here, or serve miners.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a whole network on this machine: orchestrator, store, miners, validators. Exit code 0 means that it trained.
+    Testnet(Testnet),
+    /// Serve a run and wait for miners to come.
+    Serve(Serve),
+    /// Look at settings.
+    Config {
+        #[command(subcommand)]
+        command: Config,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Config {
+    /// Print the settings of a testnet as they would be used, each with its origin; the output is a settings file.
+    Show(Testnet),
+}
+
+/// Flags that are given override the environment (`IOTA_…`), which overrides the settings file.
+#[derive(Debug, Args)]
+pub(crate) struct Testnet {
+    #[command(flatten)]
+    pub(crate) run: Run,
+    /// Miners of each stage.
+    #[arg(long, value_name = "N")]
+    pub(crate) miners_per_stage: Option<u32>,
+    /// Validators.
+    #[arg(long, value_name = "N")]
+    pub(crate) validators: Option<u32>,
+    /// Miners that submit wrong tensors, to see them found.
+    #[arg(long, value_name = "N")]
+    pub(crate) cheaters: Option<u32>,
+    /// Run every miner and validator as a process of its own.
+    #[arg(long)]
+    pub(crate) processes: bool,
+    /// Afterwards train the same model uncut in one process, for comparison.
+    #[arg(long)]
+    pub(crate) baseline: bool,
+}
+
+/// What testnets and served runs have in common.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    /// Into how many stages the model is cut.
+    #[arg(long, value_name = "N")]
+    pub(crate) stages: Option<u16>,
+    /// Merges after which the run is complete.
+    #[arg(long, value_name = "N")]
+    pub(crate) epochs: Option<u64>,
+    /// Name of the model.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) preset: Option<String>,
+    /// A UTF-8 text file, or a folder of such, instead of the bundled text.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) corpus: Option<PathBuf>,
+    /// The run folder.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    /// Initial weights and the order of the data derive from it.
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+    /// Where peers call; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// A TOML file with settings; `config show` prints one.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    #[command(flatten)]
+    pub(crate) run: Run,
+    /// Miners that every stage needs before training starts.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub(crate) miners_to_start: u32,
+    /// Identity of a validator that may join; may be given several times.
+    #[arg(long = "validator", value_name = "ID")]
+    pub(crate) validators: Vec<iota_protocol::PeerId>,
+    /// The orchestrator's key; made on first use. By default in the run folder.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+}
+
+impl Testnet {
+    /// The flags that were given, as settings.
+    pub(crate) fn flags(&self) -> toml::Table {
+        let mut flags = self.run.flags();
+        let numbers = [
+            ("miners_per_stage", self.miners_per_stage),
+            ("validators", self.validators),
+            ("cheaters", self.cheaters),
+        ];
+        for (name, value) in numbers {
+            if let Some(value) = value {
+                flags.insert(name.to_owned(), i64::from(value).into());
+            }
+        }
+        for (name, given) in [("processes", self.processes), ("baseline", self.baseline)] {
+            if given {
+                flags.insert(name.to_owned(), true.into());
+            }
+        }
+        flags
+    }
+}
+
+impl Run {
+    /// The flags that were given, as settings.
+    pub(crate) fn flags(&self) -> toml::Table {
+        let mut flags = toml::Table::new();
+        let mut training = toml::Table::new();
+        let mut set = |name: &str, value: Option<toml::Value>| {
+            if let Some(value) = value {
+                flags.insert(name.to_owned(), value);
+            }
+        };
+        let path = |path: &PathBuf| path.display().to_string().into();
+        // TOML has signed numbers only; what does not fit is refused when the setting is read.
+        let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX).into();
+        set("stages", self.stages.map(|stages| i64::from(stages).into()));
+        set("preset", self.preset.clone().map(Into::into));
+        set("corpus", self.corpus.as_ref().map(path));
+        set("out", self.out.as_ref().map(path));
+        set("seed", self.seed.map(number));
+        set("listen", self.listen.map(|address| address.to_string().into()));
+        if let Some(epochs) = self.epochs {
+            training.insert("epochs".to_owned(), number(epochs));
+            flags.insert("training".to_owned(), training.into());
+        }
+        flags
+    }
+}
