@@ -548,6 +548,7 @@ impl State {
             }
             (Work::Install { checkpoint }, Outcome::Install { state }) => {
                 if let Some(holder) = self.sessions.get_mut(session) {
+                    holder.begin_epoch();
                     // Odd until it is known to be like the others: the event Installed follows if it is.
                     holder.installation = Some(Installation {
                         epoch: checkpoint.epoch,
@@ -769,7 +770,6 @@ impl State {
                 odd: false,
             });
             state.given_us = state.given_us.max(given_us.unwrap_or(0));
-            state.begin_epoch();
         }
     }
 

@@ -9,7 +9,7 @@ use crate::rejection::Rejection;
 use crate::state::State;
 use crate::state::samples::Holder;
 use crate::state::sessions::{Answer, SessionState};
-use crate::work::{Lease, Outcome, Verdict, Work};
+use crate::work::{Lease, Outcome, Verdict, Work, WorkKind};
 
 impl State {
     pub(super) fn decide_complete(
@@ -302,15 +302,26 @@ impl State {
             }
             events.push(Event::ReplicasDiffer { stage, epoch, odd });
         }
-        let right = reports
+        for (session, state) in reports
             .iter()
-            .filter(|(session, digest)| **digest == usual && !was_fine(session));
-        events.extend(right.map(|(session, state)| Event::Installed {
-            session: *session,
-            stage,
-            epoch,
-            state: *state,
-        }));
+            .filter(|(session, digest)| **digest == usual && !was_fine(session))
+        {
+            // One that was thought odd need not install again.
+            let again = self
+                .leases_of(*session)
+                .filter(|lease| *session != reporter && lease.work.kind() == WorkKind::Install);
+            events.extend(again.map(|lease| Event::LeaseEnded {
+                lease: lease.id,
+                session: *session,
+                why: LeaseEnd::Superseded,
+            }));
+            events.push(Event::Installed {
+                session: *session,
+                stage,
+                epoch,
+                state: *state,
+            });
+        }
         events
     }
 

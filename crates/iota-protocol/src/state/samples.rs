@@ -176,25 +176,25 @@ impl Samples {
 
     /// Forgets where a sample waits, before its chain or its holder changes.
     pub(crate) fn unindex(&mut self, sample: SampleId, tail: StageIndex) {
-        let Some(state) = self.flying.get(&sample) else {
+        let Some(state) = self.flying.get_mut(&sample) else {
             return;
         };
+        let piece = state.next_piece(tail);
+        let holder = std::mem::replace(&mut state.holder, Holder::Done);
         let Holder::Waits {
             preference,
             lapses_at,
-        } = &state.holder
+        } = holder
         else {
             return;
         };
         if let Some(lapses_at) = lapses_at {
-            self.lapses.remove(&(*lapses_at, sample));
+            self.lapses.remove(&(lapses_at, sample));
         }
         match preference.only {
             Some(session) => remove(&mut self.bound, &session, sample),
             None => {
-                let piece = state
-                    .next_piece(tail)
-                    .expect("what waits has a piece to do");
+                let piece = piece.expect("what waits has a piece to do");
                 remove(&mut self.open, &piece, sample);
             }
         }

@@ -1,6 +1,6 @@
 //! A small network driven by hand: sessions that do what they are leased, when they are told to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::command::{Command, Role};
@@ -65,19 +65,24 @@ pub(super) struct World {
     pub(super) state: State,
     pub(super) now: Timestamp,
     pub(super) events: Vec<Event>,
+    /// The events with their times: what a journal would hold.
+    pub(super) log: Vec<(Timestamp, Event)>,
     replica: State,
     ordinals: BTreeMap<Session, u32>,
 }
 
 impl World {
+    pub(super) const START: Timestamp = Timestamp::from_millis(1_000);
+
     pub(super) fn new(settings: RunSettings) -> Self {
-        let now = Timestamp::from_millis(1_000);
+        let now = Self::START;
         let state = State::new(settings, now).unwrap();
         Self {
             replica: state.clone(),
             state,
             now,
             events: Vec::new(),
+            log: Vec::new(),
             ordinals: BTreeMap::new(),
         }
     }
@@ -92,6 +97,8 @@ impl World {
                     self.replica.apply(self.now, event);
                 }
                 self.events.extend_from_slice(events);
+                self.log
+                    .extend(events.iter().map(|event| (self.now, event.clone())));
                 assert_eq!(
                     self.replica, self.state,
                     "events replay to another state after {command:?}"
@@ -229,38 +236,28 @@ impl World {
         }
     }
 
+    /// As [`honest`](Self::honest), with an ordinal that the session has not used whatever it said before.
+    pub(super) fn fresh(&mut self, lease: &Lease) -> Outcome {
+        let used = self.state.session(lease.session).map_or(0, |state| {
+            state
+                .log()
+                .iter()
+                .map(|entry| entry.ordinal + 1)
+                .max()
+                .unwrap_or(0)
+        });
+        self.ordinals.insert(lease.session, used);
+        self.honest(lease)
+    }
+
     /// Does one lease honestly.
     pub(super) fn work(&mut self, lease: &Lease) -> Vec<Event> {
         let outcome = self.honest(lease);
         self.complete(lease.session, lease.id, outcome).unwrap()
     }
 
-    /// Every live session but the `idle` ones offers room and does its leases, one after another, until nobody has any.
-    pub(super) fn settle_without(&mut self, idle: &[Session]) {
-        loop {
-            let sessions: Vec<(Session, u32)> = self
-                .state
-                .sessions()
-                .map(|(session, state)| (session, state.capacity))
-                .collect();
-            let mut busy = false;
-            for (session, capacity) in sessions {
-                if idle.contains(&session) || self.state.session(session).is_none() {
-                    continue;
-                }
-                self.offer(session, capacity);
-                if let Some(lease) = self.leases(session).first().cloned() {
-                    self.work(&lease);
-                    busy = true;
-                }
-            }
-            if !busy {
-                return;
-            }
-        }
-    }
-
-    /// As [`settle_without`](Self::settle_without), but stops as soon as the run is in this phase.
+    /// Every live session but the `idle` ones offers room and does its leases, one after another, until the run is in
+    /// this phase.
     pub(super) fn work_until(&mut self, phase: Phase, idle: &[Session]) {
         for _ in 0..10_000 {
             if self.state.phase() == phase {
@@ -346,9 +343,4 @@ impl World {
 /// What an honest miner says it installed.
 pub(super) fn installed(checkpoint: &Checkpoint) -> Digest {
     Digest::of(format!("{checkpoint:?}").as_bytes())
-}
-
-/// Names of distinct sessions, for sets in assertions.
-pub(super) fn set(sessions: &[Session]) -> BTreeSet<Session> {
-    sessions.iter().copied().collect()
 }
