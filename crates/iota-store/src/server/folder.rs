@@ -8,6 +8,7 @@
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind, Write as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -89,6 +90,12 @@ impl Folder {
         match fs::remove_dir_all(&partial) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => fs::create_dir(&partial)?,
+        }
+        if fs::metadata(&root)?.dev() != fs::metadata(&partial)?.dev() {
+            return Err(io::Error::new(
+                ErrorKind::CrossesDevices,
+                "objects are linked in from a folder beside theirs, so theirs cannot be a mount point",
+            ));
         }
         let measured_at = Instant::now();
         let stored_bytes = measure(&root)?;
