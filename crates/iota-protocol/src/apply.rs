@@ -547,6 +547,7 @@ impl State {
                 }
             }
             (Work::Install { checkpoint }, Outcome::Install { state }) => {
+                self.forget_lapsed_samples(session);
                 if let Some(holder) = self.sessions.get_mut(session) {
                     holder.begin_epoch();
                     // Odd until it is known to be like the others: the event Installed follows if it is.
@@ -693,6 +694,23 @@ impl State {
         }
     }
 
+    /// A session starts anew from a checkpoint: what it did before is not in its weights, so it is not logged any more.
+    fn forget_lapsed_samples(&mut self, session: Session) {
+        let Some(state) = self.sessions.get_mut(session) else {
+            return;
+        };
+        let lapsed = &mut self.leases.lapsed;
+        state.lapsed.retain(|lease| {
+            let of_sample = lapsed
+                .get(lease)
+                .is_some_and(|lease| lease.work.sample().is_some());
+            if of_sample {
+                lapsed.remove(lease);
+            }
+            !of_sample
+        });
+    }
+
     /// Uploads are in: audits that compare them can begin.
     fn hand_uploads_to_audits(&mut self) {
         for audit in self
@@ -789,11 +807,16 @@ impl State {
                 Verdict::Differs { .. } => ledger.audits_failed += 1,
             }
         }
-        if favourable
-            && let Work::Inspect { accuser, .. } = audit.work
-            && let Some(ledger) = self.sessions.ledger_mut(accuser.peer)
-        {
-            ledger.accuse_falsely(epoch);
+        if favourable && let Work::Inspect { accuser, .. } = audit.work {
+            if let Some(ledger) = self.sessions.ledger_mut(accuser.peer) {
+                ledger.accuse_falsely(epoch);
+            }
+            if let Some(accusers) = self.merging[index(audit.stage)]
+                .accusations
+                .get_mut(&subject)
+            {
+                accusers.remove(&accuser);
+            }
         }
     }
 }

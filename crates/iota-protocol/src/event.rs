@@ -376,7 +376,7 @@ pub enum Event {
         stage: StageIndex,
         /// Of which epoch.
         epoch: Epoch,
-        /// Those that are not as most are; they install again.
+        /// Those that are not as most are; they install again. Empty if no side outnumbers the other.
         odd: Vec<Session>,
     },
     /// Work of a miner was drawn for replay.

@@ -34,7 +34,7 @@ impl State {
             .stages()
             .flat_map(rates)
             .fold((0_u64, 0_u64), |(sum, count), rate| (sum + rate, count + 1));
-        let usual = if count == 0 { 1 } else { (sum / count).max(1) };
+        let usual = sum.checked_div(count).unwrap_or(1).max(1);
         let room = |stage: &StageIndex| {
             miners_of(*stage).count() < self.settings.miners_per_stage_max as usize
         };
@@ -307,7 +307,9 @@ impl State {
 
 /// Samples per second, times a million, by the measured pace; none if nothing was measured.
 fn rate_of(state: &crate::SessionState) -> Option<u64> {
-    let sample_us =
-        state.pace_us(WorkKind::Forward).unwrap_or(0) + state.pace_us(WorkKind::Backward)?;
+    let sample_us = state
+        .pace_us(WorkKind::Forward)
+        .unwrap_or(0)
+        .saturating_add(state.pace_us(WorkKind::Backward)?);
     Some(1_000_000_000_000 / sample_us.max(1))
 }

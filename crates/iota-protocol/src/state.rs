@@ -246,7 +246,6 @@ impl State {
     /// The oldest epoch whose activations, gradients and uploads somebody may still have to read. Merged cells are kept
     /// as long as a checkpoint names them.
     pub fn oldest_epoch_in_use(&self) -> Epoch {
-        // While a merge is being installed, nobody reads what was merged any more; but a straggler's grants may.
         self.audits
             .pending
             .values()

@@ -245,8 +245,9 @@ impl State {
         }
     }
 
-    /// Compares what the sessions of a stage say they installed. Most of them are right; of equal numbers, those who
-    /// hold that the peer with the lowest name does: any rule will do, if only it stays the same.
+    /// Compares what the sessions of a stage say they installed. Whoever is outnumbered installs again. Where no side
+    /// outnumbers the other nobody can tell who is right: the difference is noted and all go on, because a liar could
+    /// otherwise keep an honest miner out for ever.
     fn compare_replicas(
         &self,
         stage: StageIndex,
@@ -263,17 +264,15 @@ impl State {
             .collect();
         reports.insert(reporter, digest);
         let votes = |digest: &Digest| reports.values().filter(|other| *other == digest).count();
-        let usual = reports
+        let most = reports.values().map(votes).max().unwrap_or(0);
+        let mut leading: Vec<Digest> = reports
             .values()
-            .max_by_key(|digest| {
-                let lowest = reports
-                    .iter()
-                    .find(|(_, other)| other == digest)
-                    .map(|(session, _)| *session);
-                (votes(digest), std::cmp::Reverse(lowest))
-            })
             .copied()
-            .unwrap_or(digest);
+            .filter(|digest| votes(digest) == most)
+            .collect();
+        leading.sort_unstable();
+        leading.dedup();
+        let is_usual = |digest: &Digest| leading.contains(digest);
         let was_fine = |session: &Session| {
             *session != reporter
                 && self
@@ -284,11 +283,11 @@ impl State {
         let odd: Vec<Session> = reports
             .iter()
             .filter(|(session, digest)| {
-                **digest != usual && (**session == reporter || was_fine(session))
+                !is_usual(digest) && (**session == reporter || was_fine(session))
             })
             .map(|(session, _)| *session)
             .collect();
-        if !odd.is_empty() {
+        if !odd.is_empty() || (leading.len() > 1 && leading.contains(&digest)) {
             for lease in odd
                 .iter()
                 .filter(|session| **session != reporter)
@@ -304,7 +303,7 @@ impl State {
         }
         for (session, state) in reports
             .iter()
-            .filter(|(session, digest)| **digest == usual && !was_fine(session))
+            .filter(|(session, digest)| is_usual(digest) && !was_fine(session))
         {
             // One that was thought odd need not install again.
             let again = self

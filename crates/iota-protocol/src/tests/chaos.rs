@@ -356,7 +356,7 @@ fn small(stages: u16, validated: bool, miners_to_start: u32) -> RunSettings {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1_000, max_shrink_iters: 4_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 600, max_shrink_iters: 4_000, ..ProptestConfig::default() })]
 
     /// Cites every invariant of [`crate::invariants::ALL`], P4 (replay) and P3 (the run ends).
     #[test]
