@@ -53,7 +53,7 @@
 //! | [`cpu`] | [`Cpu`]: the operations on a CPU |
 //! | [`optimizer`], [`initialise`](Stage::initialise), [`state`] | AdamW and clipping, initial weights, flat state and its digest |
 //! | [`memory`] | what a stage needs |
-//! | [`reference`] | the same model as a plain composition of candle's tensors, with its autograd: the oracle |
+//! | [`mod@reference`] | the same model as a plain composition of candle's tensors, with its autograd: the oracle |
 //!
 //! What it does *not* know: samples, peers, files, tokenizers, learning-rate schedules, and who asked for the work.
 

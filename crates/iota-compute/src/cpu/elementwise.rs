@@ -5,7 +5,7 @@
 )]
 
 use super::instructions::{InstructionSet, vectorised};
-use super::numeric::sigmoid;
+use super::numeric::{LANES, sigmoid};
 use super::threads::Threads;
 use crate::backend::{AdamWUpdate, AttentionShape, Turn};
 
@@ -66,19 +66,38 @@ pub(super) fn swiglu_backward(
 }
 
 vectorised! {
+    /// Goes through local arrays: of three slices that are written at once, the compiler would not believe that they do
+    /// not overlap.
     fn swiglu_backward_rows(gate_up: &mut [f32], hidden: &mut [f32], width: usize) {
         for (hidden, gate_up) in hidden.chunks_exact_mut(width).zip(gate_up.chunks_exact_mut(2 * width)) {
             let (gate, up) = gate_up.split_at_mut(width);
+            let (hidden, hidden_rest) = hidden.as_chunks_mut::<LANES>();
+            let (gate, gate_rest) = gate.as_chunks_mut::<LANES>();
+            let (up, up_rest) = up.as_chunks_mut::<LANES>();
             for ((hidden, gate), up) in hidden.iter_mut().zip(gate).zip(up) {
-                let (gradient, g, u) = (*hidden, *gate, *up);
-                let open = sigmoid(g);
-                let silu = g * open;
-                *hidden = silu * u;
-                *up = gradient * silu;
-                *gate = gradient * u * silu_slope(open, silu);
+                let (mut h, mut g, mut u) = (*hidden, *gate, *up);
+                for lane in 0..LANES {
+                    (h[lane], g[lane], u[lane]) = swiglu_gradient(h[lane], g[lane], u[lane]);
+                }
+                (*hidden, *gate, *up) = (h, g, u);
+            }
+            for ((h, g), u) in hidden_rest.iter_mut().zip(gate_rest).zip(up_rest) {
+                (*h, *g, *u) = swiglu_gradient(*h, *g, *u);
             }
         }
     }
+}
+
+/// From the gradient of a hidden channel, its gate and its up: the channel, and the gradients of gate and up.
+#[inline(always)]
+fn swiglu_gradient(gradient: f32, gate: f32, up: f32) -> (f32, f32, f32) {
+    let open = sigmoid(gate);
+    let silu = gate * open;
+    (
+        silu * up,
+        gradient * up * silu_slope(open, silu),
+        gradient * silu,
+    )
 }
 
 /// The derivative of `silu(x) = x sigmoid(x)`: `sigmoid(x) (1 - silu(x)) + silu(x)`.
