@@ -30,7 +30,12 @@ struct Run {
     #[arg(long, value_name = "URL", env = "IOTA_ORCHESTRATOR")]
     orchestrator: String,
     /// The miner's key; made on first use.
-    #[arg(long, value_name = "FILE", default_value = "iota-miner-key.json", env = "IOTA_KEY")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "iota-miner-key.json",
+        env = "IOTA_KEY"
+    )]
     key: PathBuf,
     /// Threads that one operation uses; the results do not depend on it.
     #[arg(long, value_name = "N", default_value_t = default_threads(), env = "IOTA_THREADS")]
@@ -62,10 +67,16 @@ fn start(run: Run) -> anyhow::Result<Stop> {
     Telemetry::from_environment()?.init()?;
     let keypair = iota_identity::load_or_create(&run.key)
         .with_context(|| format!("the miner's key, {}", run.key.display()))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let shutdown = Shutdown::on_signals()?;
-        let behaviour = if run.cheat { Behaviour::WrongTensors } else { Behaviour::Honest };
+        let behaviour = if run.cheat {
+            Behaviour::WrongTensors
+        } else {
+            Behaviour::Honest
+        };
         let stopped = Miner::builder(run.orchestrator)
             .with_keypair(keypair)
             .with_threads(run.threads)

@@ -139,7 +139,10 @@ impl Run {
         set("corpus", self.corpus.as_ref().map(path));
         set("out", self.out.as_ref().map(path));
         set("seed", self.seed.map(number));
-        set("listen", self.listen.map(|address| address.to_string().into()));
+        set(
+            "listen",
+            self.listen.map(|address| address.to_string().into()),
+        );
         if let Some(epochs) = self.epochs {
             training.insert("epochs".to_owned(), number(epochs));
             flags.insert("training".to_owned(), training.into());

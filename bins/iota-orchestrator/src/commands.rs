@@ -15,8 +15,13 @@ pub(crate) fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
     match arguments.command {
         Command::Testnet(flags) => testnet(&flags),
         Command::Serve(flags) => serve(flags),
-        Command::Config { command: Config::Show(flags) } => {
-            print!("{}", load(flags.flags(), flags.run.config.as_ref())?.show()?);
+        Command::Config {
+            command: Config::Show(flags),
+        } => {
+            print!(
+                "{}",
+                load(flags.flags(), flags.run.config.as_ref())?.show()?
+            );
             Ok(Exit::Done)
         }
     }
@@ -38,7 +43,10 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> Exit {
     }
 }
 
-fn load(flags: toml::Table, file: Option<&PathBuf>) -> Result<Loaded<TestnetSettings>, SettingsError> {
+fn load(
+    flags: toml::Table,
+    file: Option<&PathBuf>,
+) -> Result<Loaded<TestnetSettings>, SettingsError> {
     let mut layers = Layers::new(&TestnetSettings::default())?;
     if let Some(file) = file {
         layers = layers.file(file)?;
@@ -60,19 +68,31 @@ fn testnet(flags: &arguments::Testnet) -> anyhow::Result<Exit> {
         anyhow::Ok(testnet.run(&shutdown).await?)
     })?;
     print!("{}", summary(&report));
-    Ok(if report.trained { Exit::Done } else { Exit::Failed })
+    Ok(if report.trained {
+        Exit::Done
+    } else {
+        Exit::Failed
+    })
 }
 
 fn serve(flags: Serve) -> anyhow::Result<Exit> {
     let settings = load(flags.run.flags(), flags.run.config.as_ref())?.settings;
     Telemetry::from_environment()?.init()?;
-    let participants =
-        Participants { miners_to_start: flags.miners_to_start, validators: flags.validators };
+    let participants = Participants {
+        miners_to_start: flags.miners_to_start,
+        validators: flags.validators,
+    };
     let setup = Setup::new(&settings.run_options(), participants)?;
     if let Some(earlier) = folder::prepare(&settings.out)? {
-        eprintln!("the earlier run in {} is now in {}", settings.out.display(), earlier.display());
+        eprintln!(
+            "the earlier run in {} is now in {}",
+            settings.out.display(),
+            earlier.display()
+        );
     }
-    let key = flags.key.unwrap_or_else(|| settings.out.join("orchestrator-key.json"));
+    let key = flags
+        .key
+        .unwrap_or_else(|| settings.out.join("orchestrator-key.json"));
     let keypair = iota_identity::load_or_create(&key)
         .with_context(|| format!("the orchestrator's key, {}", key.display()))?;
     runtime()?.block_on(async {
@@ -85,7 +105,10 @@ fn serve(flags: Serve) -> anyhow::Result<Exit> {
             .await?;
         println!("serving {} at {}", orchestrator.run(), orchestrator.url());
         let status = orchestrator.status();
-        let viewing = tokio::spawn(iota_testnet::show(status, settings.training.samples_per_epoch));
+        let viewing = tokio::spawn(iota_testnet::show(
+            status,
+            settings.training.samples_per_epoch,
+        ));
         let mut state = orchestrator.state();
         let interrupted = tokio::select! {
             over = state.wait_for(|state| state.is_over()) => { drop(over); false }
@@ -96,10 +119,16 @@ fn serve(flags: Serve) -> anyhow::Result<Exit> {
         }
         orchestrator.finish().await?;
         viewing.await?;
-        Ok(if interrupted { Exit::Interrupted } else { Exit::Done })
+        Ok(if interrupted {
+            Exit::Interrupted
+        } else {
+            Exit::Done
+        })
     })
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
 }

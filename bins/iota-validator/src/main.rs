@@ -25,7 +25,12 @@ enum Command {
     /// Print this validator's identity; makes the key if there is none.
     Identity {
         /// The validator's key.
-        #[arg(long, value_name = "FILE", default_value = "iota-validator-key.json", env = "IOTA_KEY")]
+        #[arg(
+            long,
+            value_name = "FILE",
+            default_value = "iota-validator-key.json",
+            env = "IOTA_KEY"
+        )]
         key: PathBuf,
     },
 }
@@ -36,7 +41,12 @@ struct Run {
     #[arg(long, value_name = "URL", env = "IOTA_ORCHESTRATOR")]
     orchestrator: String,
     /// The validator's key; made on first use.
-    #[arg(long, value_name = "FILE", default_value = "iota-validator-key.json", env = "IOTA_KEY")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "iota-validator-key.json",
+        env = "IOTA_KEY"
+    )]
     key: PathBuf,
     /// Threads that one operation uses; the results do not depend on it.
     #[arg(long, value_name = "N", default_value_t = default_threads(), env = "IOTA_THREADS")]
@@ -64,10 +74,14 @@ fn start(run: Run) -> anyhow::Result<Exit> {
     Telemetry::from_environment()?.init()?;
     let keypair = load(&run.key)?;
     let peer = keypair.peer_id();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
     let stopped = runtime.block_on(async {
         let shutdown = Shutdown::on_signals()?;
-        let validator = Validator::builder(run.orchestrator).with_keypair(keypair).with_threads(run.threads);
+        let validator = Validator::builder(run.orchestrator)
+            .with_keypair(keypair)
+            .with_threads(run.threads);
         anyhow::Ok(validator.run(shutdown).await?)
     })?;
     if stopped == Stop::Refused {
@@ -77,7 +91,8 @@ fn start(run: Run) -> anyhow::Result<Exit> {
 }
 
 fn load(key: &PathBuf) -> anyhow::Result<iota_identity::Keypair> {
-    iota_identity::load_or_create(key).with_context(|| format!("the validator's key, {}", key.display()))
+    iota_identity::load_or_create(key)
+        .with_context(|| format!("the validator's key, {}", key.display()))
 }
 
 fn default_threads() -> usize {

@@ -131,10 +131,7 @@ pub fn create(path: impl AsRef<Path>) -> Result<Keypair, KeyFileError> {
 ///
 /// # Errors
 /// As [`create`].
-pub fn create_from_seed(
-    path: impl AsRef<Path>,
-    seed: &[u8; 32],
-) -> Result<Keypair, KeyFileError> {
+pub fn create_from_seed(path: impl AsRef<Path>, seed: &[u8; 32]) -> Result<Keypair, KeyFileError> {
     let path = path.as_ref();
     let failed = |action| {
         move |source| KeyFileError::Io {

@@ -22,7 +22,11 @@ impl Behaviour {
                 // The header of a safetensors object says its own length in the first eight bytes; what follows are
                 // little-endian f32. Flipping every other sign keeps shape, norm and finiteness.
                 let mut bytes = honest.to_vec();
-                let header = u64::from_le_bytes(bytes[..8].try_into().expect("an encoded tensor has a header"));
+                let header = u64::from_le_bytes(
+                    bytes[..8]
+                        .try_into()
+                        .expect("an encoded tensor has a header"),
+                );
                 for value in bytes[8 + header as usize..].chunks_exact_mut(8) {
                     value[3] ^= 0x80;
                 }

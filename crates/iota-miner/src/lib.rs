@@ -130,13 +130,32 @@ impl MinerBuilder {
     /// If the orchestrator's run cannot be taken part in: another version, or a model that this program cannot build.
     pub async fn run(self, shutdown: Shutdown) -> Result<Stop, Error> {
         let keypair = Arc::new(self.keypair.unwrap_or_else(Keypair::generate));
-        let connected = connect(&self.orchestrator, keypair, Arc::clone(&self.clock), &shutdown).await?;
-        let Some((client, description)) = connected else { return Ok(Stop::Shutdown) };
+        let connected = connect(
+            &self.orchestrator,
+            keypair,
+            Arc::clone(&self.clock),
+            &shutdown,
+        )
+        .await?;
+        let Some((client, description)) = connected else {
+            return Ok(Stop::Shutdown);
+        };
         let description = Arc::new(description);
         let gate = self.gate.unwrap_or_else(|| Gate::new(1));
-        let stage = StageThread::start(self.capacity as usize, gate.clone()).map_err(|_| Error::StageGone)?;
-        let worker = Arc::new(MinerWorker::new(description, stage, gate, self.threads, self.behaviour)?);
-        let participation = Participation { role: Role::Miner, capacity: self.capacity, hold: HOLD };
+        let stage = StageThread::start(self.capacity as usize, gate.clone())
+            .map_err(|_| Error::StageGone)?;
+        let worker = Arc::new(MinerWorker::new(
+            description,
+            stage,
+            gate,
+            self.threads,
+            self.behaviour,
+        )?);
+        let participation = Participation {
+            role: Role::Miner,
+            capacity: self.capacity,
+            hold: HOLD,
+        };
         participate(client, worker, participation, self.clock, shutdown).await
     }
 }

@@ -21,10 +21,30 @@ pub(crate) struct StageThread {
 #[derive(Debug)]
 enum Job {
     Reset(Box<Engine>),
-    Install(Checkpoint, BTreeMap<ObjectName, CellPlanes>, oneshot::Sender<Result<Digest, Error>>),
-    Forward(Epoch, SampleId, OperationInput, oneshot::Sender<Result<(u32, Bytes), Error>>),
-    Backward(Epoch, SampleId, OperationInput, BackwardJob, oneshot::Sender<Result<BackwardResult, Error>>),
-    Upload(Epoch, Vec<CellUpload>, f32, oneshot::Sender<Result<Uploaded, Error>>),
+    Install(
+        Checkpoint,
+        BTreeMap<ObjectName, CellPlanes>,
+        oneshot::Sender<Result<Digest, Error>>,
+    ),
+    Forward(
+        Epoch,
+        SampleId,
+        OperationInput,
+        oneshot::Sender<Result<(u32, Bytes), Error>>,
+    ),
+    Backward(
+        Epoch,
+        SampleId,
+        OperationInput,
+        BackwardJob,
+        oneshot::Sender<Result<BackwardResult, Error>>,
+    ),
+    Upload(
+        Epoch,
+        Vec<CellUpload>,
+        f32,
+        oneshot::Sender<Result<Uploaded, Error>>,
+    ),
     Discard(SampleId),
 }
 
@@ -48,18 +68,24 @@ impl StageThread {
     /// Starts the thread. `queue`: operations that may wait. Each computes when `gate` lets it.
     pub(crate) fn start(queue: usize, gate: Gate) -> std::io::Result<Self> {
         let (jobs, mut queued) = mpsc::channel::<(Session, Job)>(queue.max(1));
-        std::thread::Builder::new().name("stage".to_owned()).spawn(move || {
-            let mut owner: Option<(Session, Box<Engine>)> = None;
-            while let Some((session, job)) = queued.blocking_recv() {
-                if let Job::Reset(engine) = job {
-                    owner = Some((session, engine));
-                    continue;
+        std::thread::Builder::new()
+            .name("stage".to_owned())
+            .spawn(move || {
+                let mut owner: Option<(Session, Box<Engine>)> = None;
+                while let Some((session, job)) = queued.blocking_recv() {
+                    if let Job::Reset(engine) = job {
+                        owner = Some((session, engine));
+                        continue;
+                    }
+                    // What an ended session still had in the queue must not touch the weights of the next.
+                    let Some((_, engine)) =
+                        owner.as_mut().filter(|(current, _)| *current == session)
+                    else {
+                        continue;
+                    };
+                    gate.pass(|| job.run(engine));
                 }
-                // What an ended session still had in the queue must not touch the weights of the next.
-                let Some((_, engine)) = owner.as_mut().filter(|(current, _)| *current == session) else { continue };
-                gate.pass(|| job.run(engine));
-            }
-        })?;
+            })?;
         Ok(Self { jobs })
     }
 
@@ -74,7 +100,8 @@ impl StageThread {
         checkpoint: Checkpoint,
         cells: BTreeMap<ObjectName, CellPlanes>,
     ) -> Result<Digest, Error> {
-        self.ask(session, |reply| Job::Install(checkpoint, cells, reply)).await
+        self.ask(session, |reply| Job::Install(checkpoint, cells, reply))
+            .await
     }
 
     pub(crate) async fn forward(
@@ -84,7 +111,8 @@ impl StageThread {
         sample: SampleId,
         input: OperationInput,
     ) -> Result<(u32, Bytes), Error> {
-        self.ask(session, |reply| Job::Forward(epoch, sample, input, reply)).await
+        self.ask(session, |reply| Job::Forward(epoch, sample, input, reply))
+            .await
     }
 
     pub(crate) async fn backward(
@@ -95,7 +123,10 @@ impl StageThread {
         input: OperationInput,
         job: BackwardJob,
     ) -> Result<BackwardResult, Error> {
-        self.ask(session, |reply| Job::Backward(epoch, sample, input, job, reply)).await
+        self.ask(session, |reply| {
+            Job::Backward(epoch, sample, input, job, reply)
+        })
+        .await
     }
 
     pub(crate) async fn upload(
@@ -105,7 +136,10 @@ impl StageThread {
         cells: Vec<CellUpload>,
         learning_rate: f32,
     ) -> Result<Uploaded, Error> {
-        self.ask(session, |reply| Job::Upload(epoch, cells, learning_rate, reply)).await
+        self.ask(session, |reply| {
+            Job::Upload(epoch, cells, learning_rate, reply)
+        })
+        .await
     }
 
     /// Forgets what the forward of a sample left.
@@ -124,33 +158,63 @@ impl StageThread {
     }
 
     async fn send(&self, session: Session, job: Job) -> Result<(), Error> {
-        self.jobs.send((session, job)).await.map_err(|_| Error::StageGone)
+        self.jobs
+            .send((session, job))
+            .await
+            .map_err(|_| Error::StageGone)
     }
 }
 
 impl Job {
     fn run(self, engine: &mut Engine) {
         let is_current = |epoch: Epoch, engine: &Engine| {
-            if engine.epoch() == Some(epoch) { Ok(()) } else { Err(Error::Input("its epoch is closed")) }
+            if engine.epoch() == Some(epoch) {
+                Ok(())
+            } else {
+                Err(Error::Input("its epoch is closed"))
+            }
         };
         // A receiver that is gone has been told of in the type's comment.
         match self {
-            Self::Reset(_) => unreachable!("the thread takes a new engine before it runs jobs on one"),
-            Self::Install(checkpoint, cells, reply) => drop(reply.send(engine.install(&checkpoint, &cells))),
+            Self::Reset(_) => {
+                unreachable!("the thread takes a new engine before it runs jobs on one")
+            }
+            Self::Install(checkpoint, cells, reply) => {
+                drop(reply.send(engine.install(&checkpoint, &cells)))
+            }
             Self::Forward(epoch, sample, input, reply) => {
-                drop(reply.send(is_current(epoch, engine).and_then(|()| engine.forward(sample, &input))));
+                drop(
+                    reply.send(
+                        is_current(epoch, engine).and_then(|()| engine.forward(sample, &input)),
+                    ),
+                );
             }
             Self::Backward(epoch, sample, input, job, reply) => {
-                let BackwardJob { output_gradient, learning_rate } = job;
+                let BackwardJob {
+                    output_gradient,
+                    learning_rate,
+                } = job;
                 drop(reply.send(is_current(epoch, engine).and_then(|()| {
-                    engine.backward(sample, &input, output_gradient.as_deref(), learning_rate, false)
+                    engine.backward(
+                        sample,
+                        &input,
+                        output_gradient.as_deref(),
+                        learning_rate,
+                        false,
+                    )
                 })));
             }
             Self::Upload(epoch, cells, learning_rate, reply) => {
                 drop(reply.send(is_current(epoch, engine).and_then(|()| {
                     engine.finish(learning_rate)?;
-                    let encoded = cells.iter().map(|cell| engine.cell(&cell.range)).collect::<Result<_, _>>()?;
-                    Ok(Uploaded { cells: encoded, optimizer_steps: engine.optimizer_steps() })
+                    let encoded = cells
+                        .iter()
+                        .map(|cell| engine.cell(&cell.range))
+                        .collect::<Result<_, _>>()?;
+                    Ok(Uploaded {
+                        cells: encoded,
+                        optimizer_steps: engine.optimizer_steps(),
+                    })
                 })));
             }
             Self::Discard(sample) => engine.discard(sample),

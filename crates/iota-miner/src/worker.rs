@@ -2,7 +2,9 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use iota_peer::{Engine, Error, Gate, OperationInput, Transfer, Undone, Worker, fetch_cells, merge};
+use iota_peer::{
+    Engine, Error, Gate, OperationInput, Transfer, Undone, Worker, fetch_cells, merge,
+};
 use iota_protocol::work::{CellUpload, Checkpoint, Failure, Lease, ObjectRef, Outcome, Seal, Work};
 use iota_protocol::{SampleId, Session, StageIndex};
 use iota_run::Description;
@@ -34,11 +36,22 @@ impl MinerWorker {
         behaviour: Behaviour,
     ) -> Result<Self, Error> {
         let transfer = Transfer::new(Arc::clone(&description))?;
-        Ok(Self { description, transfer, stage, gate, threads, behaviour, place: Mutex::default() })
+        Ok(Self {
+            description,
+            transfer,
+            stage,
+            gate,
+            threads,
+            behaviour,
+            place: Mutex::default(),
+        })
     }
 
     fn place(&self) -> Result<(Session, StageIndex), Failure> {
-        self.place.lock().unwrap_or_else(PoisonError::into_inner).ok_or(Failure::Internal)
+        self.place
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .ok_or(Failure::Internal)
     }
 
     async fn operation_input(
@@ -50,47 +63,103 @@ impl MinerWorker {
     ) -> Result<OperationInput, Failure> {
         let reads_tokens = stage.get() == 0 || stage.get() + 1 == self.description.stages;
         let tokens = async {
-            if reads_tokens { self.transfer.tokens(sample, leased).await.map(Some) } else { Ok(None) }
+            if reads_tokens {
+                self.transfer.tokens(sample, leased).await.map(Some)
+            } else {
+                Ok(None)
+            }
         };
         let activation = async {
-            let Some(object) = activation else { return Ok(None) };
-            Ok(Some((object.seal.digest, self.transfer.activation(object, leased).await?)))
+            let Some(object) = activation else {
+                return Ok(None);
+            };
+            Ok(Some((
+                object.seal.digest,
+                self.transfer.activation(object, leased).await?,
+            )))
         };
         let (tokens, activation) = futures::try_join!(tokens, activation)?;
         Ok(OperationInput { tokens, activation })
     }
 
-    async fn forward(&self, leased: &LeasedWork, abandoned: &watch::Receiver<bool>) -> Result<Outcome, Undone> {
-        let Lease { session, stage, epoch, work, .. } = &leased.lease;
-        let Work::Forward { sample, input, output } = work else { unreachable!("called for a forward") };
-        let input = self.operation_input(*sample, *stage, input.as_ref(), leased).await?;
+    async fn forward(
+        &self,
+        leased: &LeasedWork,
+        abandoned: &watch::Receiver<bool>,
+    ) -> Result<Outcome, Undone> {
+        let Lease {
+            session,
+            stage,
+            epoch,
+            work,
+            ..
+        } = &leased.lease;
+        let Work::Forward {
+            sample,
+            input,
+            output,
+        } = work
+        else {
+            unreachable!("called for a forward")
+        };
+        let input = self
+            .operation_input(*sample, *stage, input.as_ref(), leased)
+            .await?;
         still_wanted(abandoned)?;
-        let (ordinal, bytes) =
-            self.stage.forward(*session, *epoch, *sample, input).await.map_err(|error| failure(&error))?;
+        let (ordinal, bytes) = self
+            .stage
+            .forward(*session, *epoch, *sample, input)
+            .await
+            .map_err(|error| failure(&error))?;
         let bytes = self.behaviour.tamper(bytes);
         match self.transfer.upload(*output, bytes, leased).await {
             Ok(output) => Ok(Outcome::Forward { ordinal, output }),
             Err(failure) => {
                 // Nobody will ever have seen this forward.
-                self.stage.discard(*session, *sample).await.map_err(|error| crate::worker::failure(&error))?;
+                self.stage
+                    .discard(*session, *sample)
+                    .await
+                    .map_err(|error| crate::worker::failure(&error))?;
                 Err(failure.into())
             }
         }
     }
 
-    async fn backward(&self, leased: &LeasedWork, abandoned: &watch::Receiver<bool>) -> Result<Outcome, Undone> {
-        let Lease { session, stage, epoch, work, .. } = &leased.lease;
-        let Work::Backward { sample, input, output_gradient, gradient, learning_rate } = work else {
+    async fn backward(
+        &self,
+        leased: &LeasedWork,
+        abandoned: &watch::Receiver<bool>,
+    ) -> Result<Outcome, Undone> {
+        let Lease {
+            session,
+            stage,
+            epoch,
+            work,
+            ..
+        } = &leased.lease;
+        let Work::Backward {
+            sample,
+            input,
+            output_gradient,
+            gradient,
+            learning_rate,
+        } = work
+        else {
             unreachable!("called for a backward")
         };
         let output_gradient_values = async {
-            let Some(object) = output_gradient else { return Ok(None) };
+            let Some(object) = output_gradient else {
+                return Ok(None);
+            };
             self.transfer.activation(object, leased).await.map(Some)
         };
         let input = self.operation_input(*sample, *stage, input.as_ref(), leased);
         let (output_gradient, input) = futures::try_join!(output_gradient_values, input)?;
         still_wanted(abandoned)?;
-        let job = BackwardJob { output_gradient, learning_rate: *learning_rate };
+        let job = BackwardJob {
+            output_gradient,
+            learning_rate: *learning_rate,
+        };
         let result = self
             .stage
             .backward(*session, *epoch, *sample, input, job)
@@ -105,7 +174,12 @@ impl MinerWorker {
             (None, None) => None,
             (Some(name), Some(bytes)) => {
                 let bytes = self.behaviour.tamper(bytes);
-                Some(self.transfer.upload(*name, bytes, leased).await.map_err(|_| Undone::Tainted)?)
+                Some(
+                    self.transfer
+                        .upload(*name, bytes, leased)
+                        .await
+                        .map_err(|_| Undone::Tainted)?,
+                )
             }
             _ => return Err(Undone::Tainted),
         };
@@ -134,10 +208,17 @@ impl MinerWorker {
             .zip(uploaded.cells)
             .map(|(cell, bytes)| self.transfer.upload(cell.output, bytes, leased));
         let seals: Vec<Seal> = futures::future::try_join_all(uploads).await?;
-        Ok(Outcome::Upload { cells: seals, optimizer_steps: uploaded.optimizer_steps })
+        Ok(Outcome::Upload {
+            cells: seals,
+            optimizer_steps: uploaded.optimizer_steps,
+        })
     }
 
-    async fn install(&self, checkpoint: &Checkpoint, leased: &LeasedWork) -> Result<Outcome, Undone> {
+    async fn install(
+        &self,
+        checkpoint: &Checkpoint,
+        leased: &LeasedWork,
+    ) -> Result<Outcome, Undone> {
         let cells = fetch_cells(&self.transfer, checkpoint, leased).await?;
         let state = self
             .stage
@@ -160,7 +241,11 @@ impl Worker for MinerWorker {
         Ok(())
     }
 
-    async fn work(&self, leased: Arc<LeasedWork>, abandoned: watch::Receiver<bool>) -> Result<Outcome, Undone> {
+    async fn work(
+        &self,
+        leased: Arc<LeasedWork>,
+        abandoned: watch::Receiver<bool>,
+    ) -> Result<Outcome, Undone> {
         let (session, stage) = self.place()?;
         if leased.lease.session != session || leased.lease.stage != stage {
             return Err(Failure::Internal.into());
@@ -168,7 +253,10 @@ impl Worker for MinerWorker {
         match &leased.lease.work {
             Work::Forward { .. } => self.forward(&leased, &abandoned).await,
             Work::Backward { .. } => self.backward(&leased, &abandoned).await,
-            Work::Upload { cells, learning_rate } => self.upload(cells, *learning_rate, &leased).await,
+            Work::Upload {
+                cells,
+                learning_rate,
+            } => self.upload(cells, *learning_rate, &leased).await,
             Work::Merge { .. } => Ok(merge(&self.transfer, &self.gate, &leased).await?),
             Work::Install { checkpoint } => self.install(checkpoint, &leased).await,
             Work::Replay { .. } | Work::Inspect { .. } => {
@@ -179,7 +267,9 @@ impl Worker for MinerWorker {
     }
 
     fn reported(&self, lease: &Lease, logged: bool) {
-        let (Work::Forward { sample, .. }, false) = (&lease.work, logged) else { return };
+        let (Work::Forward { sample, .. }, false) = (&lease.work, logged) else {
+            return;
+        };
         let (stage, session, sample) = (self.stage.clone(), lease.session, *sample);
         // In the queue before any backward of the sample can be: that is leased only after an accepted forward.
         tokio::spawn(async move {
@@ -191,7 +281,11 @@ impl Worker for MinerWorker {
 }
 
 fn still_wanted(abandoned: &watch::Receiver<bool>) -> Result<(), Undone> {
-    if *abandoned.borrow() { Err(Failure::Internal.into()) } else { Ok(()) }
+    if *abandoned.borrow() {
+        Err(Failure::Internal.into())
+    } else {
+        Ok(())
+    }
 }
 
 fn failure(error: &Error) -> Undone {

@@ -7,7 +7,9 @@ use iota_node::clock::Clock;
 use iota_protocol::event::Event;
 use iota_protocol::work::{Failure, Outcome};
 use iota_protocol::{Command, LeaseId, PeerId, Role, Session, State};
-use iota_wire::{ApiError, Joined, OrchestratorApi, RunInfo, RunStatus, WorkReply, WorkRequest, WorkStatus};
+use iota_wire::{
+    ApiError, Joined, OrchestratorApi, RunInfo, RunStatus, WorkReply, WorkRequest, WorkStatus,
+};
 use tokio::sync::watch;
 
 use crate::owner::{Gone, OwnerHandle};
@@ -33,25 +35,43 @@ impl Api {
             phase: state.phase(),
             epoch: state.epoch(),
             run_over: state.is_over(),
-            phase_deadline_remaining: state.phase_deadline().map(|deadline| deadline.since(self.clock.now())),
+            phase_deadline_remaining: state
+                .phase_deadline()
+                .map(|deadline| deadline.since(self.clock.now())),
         }
     }
 }
 
 impl OrchestratorApi for Api {
     async fn run_info(&self) -> Result<RunInfo, ApiError> {
-        Ok(RunInfo { server_time: self.clock.now(), ..self.info.clone() })
+        Ok(RunInfo {
+            server_time: self.clock.now(),
+            ..self.info.clone()
+        })
     }
 
     async fn join(&self, peer: PeerId, role: Role, capacity: u32) -> Result<Joined, ApiError> {
-        let events = self.command(Command::Join { peer, role, capacity }).await?;
+        let events = self
+            .command(Command::Join {
+                peer,
+                role,
+                capacity,
+            })
+            .await?;
         let joined = events.iter().find_map(|event| match event {
-            Event::SessionJoined { session, stage, .. } if session.peer == peer => Some((*session, *stage)),
+            Event::SessionJoined { session, stage, .. } if session.peer == peer => {
+                Some((*session, *stage))
+            }
             _ => None,
         });
         let (session, stage) = joined.expect("a join that is not refused begins a session");
         let WorkStatus { phase, epoch, .. } = self.work_status();
-        Ok(Joined { session, stage, epoch, phase })
+        Ok(Joined {
+            session,
+            stage,
+            epoch,
+            phase,
+        })
     }
 
     async fn leave(&self, session: Session) -> Result<(), ApiError> {
@@ -59,24 +79,59 @@ impl OrchestratorApi for Api {
     }
 
     async fn get_work(&self, request: WorkRequest) -> Result<WorkReply, ApiError> {
-        let WorkRequest { session, room, held, hold } = request;
+        let WorkRequest {
+            session,
+            room,
+            held,
+            hold,
+        } = request;
         let until = self.clock.now() + hold;
         let answer = self.owner.poll(session, room, held, until).await??;
-        Ok(WorkReply { leases: answer.leases, revoked: answer.revoked, status: self.work_status() })
+        Ok(WorkReply {
+            leases: answer.leases,
+            revoked: answer.revoked,
+            status: self.work_status(),
+        })
     }
 
-    async fn complete(&self, session: Session, lease: LeaseId, outcome: Outcome) -> Result<bool, ApiError> {
-        let events = self.command(Command::Complete { session, lease, outcome }).await?;
+    async fn complete(
+        &self,
+        session: Session,
+        lease: LeaseId,
+        outcome: Outcome,
+    ) -> Result<bool, ApiError> {
+        let events = self
+            .command(Command::Complete {
+                session,
+                lease,
+                outcome,
+            })
+            .await?;
         // A repeated report has no events: the first one was recorded.
         let credited = events.iter().find_map(|event| match event {
-            Event::Completed { lease: done, credited, .. } if *done == lease => Some(*credited),
+            Event::Completed {
+                lease: done,
+                credited,
+                ..
+            } if *done == lease => Some(*credited),
             _ => None,
         });
         Ok(credited.unwrap_or(true))
     }
 
-    async fn fail(&self, session: Session, lease: LeaseId, failure: Failure) -> Result<(), ApiError> {
-        self.command(Command::Fail { session, lease, failure }).await.map(drop)
+    async fn fail(
+        &self,
+        session: Session,
+        lease: LeaseId,
+        failure: Failure,
+    ) -> Result<(), ApiError> {
+        self.command(Command::Fail {
+            session,
+            lease,
+            failure,
+        })
+        .await
+        .map(drop)
     }
 
     fn watch(&self) -> watch::Receiver<RunStatus> {
@@ -86,6 +141,8 @@ impl OrchestratorApi for Api {
 
 impl From<Gone> for ApiError {
     fn from(Gone: Gone) -> Self {
-        Self::Unavailable { retry_after: Duration::from_secs(1) }
+        Self::Unavailable {
+            retry_after: Duration::from_secs(1),
+        }
     }
 }

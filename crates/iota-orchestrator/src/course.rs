@@ -51,7 +51,9 @@ impl Course {
 
     /// From the first sample's beginning to the last merge.
     pub fn elapsed(&self) -> Duration {
-        self.began.zip(self.ended).map_or(Duration::ZERO, |(began, ended)| ended.since(began))
+        self.began
+            .zip(self.ended)
+            .map_or(Duration::ZERO, |(began, ended)| ended.since(began))
     }
 }
 
@@ -72,9 +74,21 @@ mod tests {
         assert!(course.loss_at_start().is_nan());
         for sample in 0..200_u64 {
             let at = Timestamp::from_millis(1_000 * sample);
-            course.follow(at, &Event::SampleOpened { sample: SampleId::new(sample) });
+            course.follow(
+                at,
+                &Event::SampleOpened {
+                    sample: SampleId::new(sample),
+                },
+            );
             let loss = 5.0 - sample as f32 / 100.0;
-            course.follow(at, &Event::SampleCompleted { sample: SampleId::new(sample), loss, path: vec![] });
+            course.follow(
+                at,
+                &Event::SampleCompleted {
+                    sample: SampleId::new(sample),
+                    loss,
+                    path: vec![],
+                },
+            );
         }
         assert!((course.loss_at_start() - (5.0 - 0.035)).abs() < 1e-5);
         assert!((course.loss_at_end() - (5.0 - 1.675)).abs() < 1e-5);

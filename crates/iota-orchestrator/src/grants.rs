@@ -41,31 +41,60 @@ impl Granter {
             .data
             .shards
             .iter()
-            .map(|shard| Seal { digest: shard.digest, length: shard.length_bytes })
+            .map(|shard| Seal {
+                digest: shard.digest,
+                length: shard.length_bytes,
+            })
             .collect();
         let sampler = description.sampler()?;
-        Ok(Self { run: settings.run, tail: settings.tail(), settings, shards, sampler, signer })
+        Ok(Self {
+            run: settings.run,
+            tail: settings.tail(),
+            settings,
+            shards,
+            sampler,
+            signer,
+        })
     }
 
     /// The lease with its grants.
     pub(crate) fn grant(&self, lease: &Lease, now: Timestamp) -> LeasedWork {
         let ttl = lease.deadline.since(now) + GRACE;
-        let mut collector = Collector { granter: self, ttl, now, grants: Vec::new() };
+        let mut collector = Collector {
+            granter: self,
+            ttl,
+            now,
+            grants: Vec::new(),
+        };
         collector.work(&lease.work, lease.stage);
-        LeasedWork { lease: lease.clone(), grants: collector.grants }
+        LeasedWork {
+            lease: lease.clone(),
+            grants: collector.grants,
+        }
     }
 }
 
 impl Collector<'_> {
     fn work(&mut self, work: &Work, stage: StageIndex) {
         let settings = &self.granter.settings;
-        let cell_bytes = |elements: u64| settings.cell_overhead_bytes + elements * settings.cell_element_bytes;
+        let cell_bytes =
+            |elements: u64| settings.cell_overhead_bytes + elements * settings.cell_element_bytes;
         match work {
-            Work::Forward { sample, input, output } => {
+            Work::Forward {
+                sample,
+                input,
+                output,
+            } => {
                 self.read_operation(*sample, input.as_ref(), None, stage);
                 self.write(*output, settings.activation_bytes);
             }
-            Work::Backward { sample, input, output_gradient, gradient, .. } => {
+            Work::Backward {
+                sample,
+                input,
+                output_gradient,
+                gradient,
+                ..
+            } => {
                 self.read_operation(*sample, input.as_ref(), output_gradient.as_ref(), stage);
                 if let Some(gradient) = gradient {
                     self.write(*gradient, settings.activation_bytes);
@@ -76,22 +105,41 @@ impl Collector<'_> {
                     self.write(cell.output, cell_bytes(cell.range.end - cell.range.start));
                 }
             }
-            Work::Merge { range, inputs, output, .. } => {
+            Work::Merge {
+                range,
+                inputs,
+                output,
+                ..
+            } => {
                 for input in inputs {
                     self.read(&input.object);
                 }
                 self.write(*output, cell_bytes(range.end - range.start));
             }
             Work::Install { checkpoint } => self.read_checkpoint(checkpoint),
-            Work::Replay { checkpoint, entries, .. } => {
+            Work::Replay {
+                checkpoint,
+                entries,
+                ..
+            } => {
                 self.read_checkpoint(checkpoint);
                 for entry in entries {
                     match &entry.work {
                         Work::Forward { sample, input, .. } => {
                             self.read_operation(*sample, input.as_ref(), None, stage);
                         }
-                        Work::Backward { sample, input, output_gradient, .. } => {
-                            self.read_operation(*sample, input.as_ref(), output_gradient.as_ref(), stage);
+                        Work::Backward {
+                            sample,
+                            input,
+                            output_gradient,
+                            ..
+                        } => {
+                            self.read_operation(
+                                *sample,
+                                input.as_ref(),
+                                output_gradient.as_ref(),
+                                stage,
+                            );
                         }
                         // The rules log operations of a stage only.
                         _ => {}
@@ -114,9 +162,14 @@ impl Collector<'_> {
         }
         if stage.get() == 0 || stage == self.granter.tail {
             let shard = self.granter.sampler.slice(sample).shard;
-            let target = GrantTarget::Shard { index: u32::try_from(shard).expect("a manifest has fewer shards") };
+            let target = GrantTarget::Shard {
+                index: u32::try_from(shard).expect("a manifest has fewer shards"),
+            };
             let seal = self.granter.shards[shard];
-            let key = ObjectKey::Shard { run: self.granter.run, digest: seal.digest };
+            let key = ObjectKey::Shard {
+                run: self.granter.run,
+                digest: seal.digest,
+            };
             self.add_read(target, &key, &seal);
         }
     }
@@ -130,7 +183,10 @@ impl Collector<'_> {
     }
 
     fn read(&mut self, object: &ObjectRef) {
-        let key = ObjectKey::Object { run: self.granter.run, name: object.name };
+        let key = ObjectKey::Object {
+            run: self.granter.run,
+            name: object.name,
+        };
         self.add_read(GrantTarget::Object(object.name), &key, &object.seal);
     }
 
@@ -142,9 +198,16 @@ impl Collector<'_> {
     }
 
     fn write(&mut self, name: ObjectName, length_bytes: u64) {
-        let key = ObjectKey::Object { run: self.granter.run, name };
-        let grant = self.granter.signer.put(&key, length_bytes, self.ttl, self.now);
-        self.grants.push(travelling(GrantTarget::Object(name), grant));
+        let key = ObjectKey::Object {
+            run: self.granter.run,
+            name,
+        };
+        let grant = self
+            .granter
+            .signer
+            .put(&key, length_bytes, self.ttl, self.now);
+        self.grants
+            .push(travelling(GrantTarget::Object(name), grant));
     }
 }
 

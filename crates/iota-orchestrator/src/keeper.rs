@@ -14,8 +14,8 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::course::Course;
 use crate::Error;
+use crate::course::Course;
 use crate::owner::Batch;
 
 /// One line of `metrics.jsonl`.
@@ -23,9 +23,19 @@ use crate::owner::Batch;
 #[serde(rename_all = "snake_case", tag = "kind")]
 enum Metric<'a> {
     /// A sample was trained on by every stage.
-    Sample { at_ms: u64, sample: u64, epoch: u64, loss: f32, path: Vec<String> },
+    Sample {
+        at_ms: u64,
+        sample: u64,
+        epoch: u64,
+        loss: f32,
+        path: Vec<String>,
+    },
     /// Anything else that happens a few times an epoch, as the journal has it.
-    Event { at_ms: u64, epoch: u64, event: &'a Event },
+    Event {
+        at_ms: u64,
+        epoch: u64,
+        event: &'a Event,
+    },
 }
 
 /// Keeps metrics, manifests and order in the store.
@@ -47,8 +57,10 @@ pub(crate) struct Keeper {
 impl Keeper {
     pub(crate) fn new(run: RunId, store: Store, folder: &Path) -> Result<Self, Error> {
         let metrics_path = folder.join("metrics.jsonl");
-        let metrics = std::fs::File::create(&metrics_path)
-            .map_err(|source| Error::Folder { path: metrics_path.clone(), source })?;
+        let metrics = std::fs::File::create(&metrics_path).map_err(|source| Error::Folder {
+            path: metrics_path.clone(),
+            source,
+        })?;
         Ok(Self {
             run,
             store,
@@ -80,12 +92,21 @@ impl Keeper {
         self.course.follow(at, event);
         let (at_ms, epoch) = (at.as_millis(), self.epoch.get());
         match event {
-            Event::RoomOffered { .. } | Event::Leased(_) | Event::Completed { .. } | Event::SampleOpened { .. } => {
+            Event::RoomOffered { .. }
+            | Event::Leased(_)
+            | Event::Completed { .. }
+            | Event::SampleOpened { .. } => {
                 return Ok(());
             }
             Event::SampleCompleted { sample, loss, path } => {
                 let path = path.iter().map(|session| session.peer.short()).collect();
-                return self.write(&Metric::Sample { at_ms, sample: sample.get(), epoch, loss: *loss, path });
+                return self.write(&Metric::Sample {
+                    at_ms,
+                    sample: sample.get(),
+                    epoch,
+                    loss: *loss,
+                    path,
+                });
             }
             Event::PhaseChanged { epoch, phase, .. } => {
                 self.epoch = *epoch;
@@ -100,8 +121,15 @@ impl Keeper {
             Event::CheckpointCommitted(checkpoint) => self.commit(checkpoint).await?,
             _ => {}
         }
-        self.write(&Metric::Event { at_ms, epoch, event })?;
-        if matches!(event, Event::PhaseChanged { .. } | Event::AuditSettled { .. } | Event::AuditAbandoned { .. }) {
+        self.write(&Metric::Event {
+            at_ms,
+            epoch,
+            event,
+        })?;
+        if matches!(
+            event,
+            Event::PhaseChanged { .. } | Event::AuditSettled { .. } | Event::AuditAbandoned { .. }
+        ) {
             self.flush()?;
             self.clean().await;
         }
@@ -110,8 +138,11 @@ impl Keeper {
 
     /// Writes a checkpoint's manifest, after everything that it names is there.
     async fn commit(&self, checkpoint: &Checkpoint) -> Result<(), Error> {
-        let key =
-            ObjectKey::Checkpoint { run: self.run, epoch: checkpoint.epoch, stage: checkpoint.stage };
+        let key = ObjectKey::Checkpoint {
+            run: self.run,
+            epoch: checkpoint.epoch,
+            stage: checkpoint.stage,
+        };
         let objects = objects_of(self.run, checkpoint);
         self.store.put_manifest(&key, checkpoint, &objects).await?;
         info!(stage = %checkpoint.stage, epoch = %checkpoint.epoch, "checkpoint committed");
@@ -121,8 +152,17 @@ impl Keeper {
     /// Deletes the activations and uploads of epochs that neither training nor an audit can need.
     async fn clean(&mut self) {
         let current = self.epoch.get();
-        let needed = if self.over { current + 1 } else { current.saturating_sub(1) };
-        let first_needed = self.unsettled.values().map(|epoch| epoch.get()).chain([needed]).min();
+        let needed = if self.over {
+            current + 1
+        } else {
+            current.saturating_sub(1)
+        };
+        let first_needed = self
+            .unsettled
+            .values()
+            .map(|epoch| epoch.get())
+            .chain([needed])
+            .min();
         while Some(self.oldest.get()) < first_needed {
             for purpose in [Purpose::Activation, Purpose::Gradient, Purpose::Upload] {
                 let prefix = KeyPrefix::Epoch(self.run, purpose, self.oldest);
@@ -149,18 +189,28 @@ impl Keeper {
     }
 
     fn trouble(&self, source: std::io::Error) -> Error {
-        Error::Folder { path: self.metrics_path.clone(), source }
+        Error::Folder {
+            path: self.metrics_path.clone(),
+            source,
+        }
     }
 }
 
 /// The merged cells that a checkpoint consists of.
 fn objects_of(run: RunId, checkpoint: &Checkpoint) -> Vec<(ObjectKey, iota_protocol::work::Seal)> {
     use iota_protocol::work::SegmentSource;
-    let merged = checkpoint.segments.iter().filter_map(|segment| match &segment.source {
-        SegmentSource::Merged { object, .. } => {
-            Some((ObjectKey::Object { run, name: object.name }, object.seal))
-        }
-        SegmentSource::Genesis => None,
-    });
+    let merged = checkpoint
+        .segments
+        .iter()
+        .filter_map(|segment| match &segment.source {
+            SegmentSource::Merged { object, .. } => Some((
+                ObjectKey::Object {
+                    run,
+                    name: object.name,
+                },
+                object.seal,
+            )),
+            SegmentSource::Genesis => None,
+        });
     merged.collect()
 }

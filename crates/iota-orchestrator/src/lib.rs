@@ -255,24 +255,39 @@ impl OrchestratorBuilder {
         // The run's own secret: whoever reads the folder can do without the store's credentials anyway.
         let credentials = Credentials::new("iota", hex(&settings.secret));
         let store_root = self.folder.join("store");
-        let store_server =
-            S3Server::bind(self.store_listen, store_root, credentials, ServerSettings::default()).await?;
+        let store_server = S3Server::bind(
+            self.store_listen,
+            store_root,
+            credentials,
+            ServerSettings::default(),
+        )
+        .await?;
         let store = store_server.store()?;
         let description = self.setup.publish(&store).await?;
-        let granter =
-            Granter::new(settings.clone(), &description, store_server.grants()).map_err(SetupError::from)?;
+        let granter = Granter::new(settings.clone(), &description, store_server.grants())
+            .map_err(SetupError::from)?;
 
         let state = State::new(settings, self.clock.now()).map_err(SetupError::from)?;
         let (followers, batches) = mpsc::channel(KEEPER_LAG);
         let keeper = Keeper::new(run, store.clone(), &self.folder)?;
-        let (owner, handle, readers) =
-            Owner::new(state, self.journal, granter, Arc::clone(&self.clock), followers);
+        let (owner, handle, readers) = Owner::new(
+            state,
+            self.journal,
+            granter,
+            Arc::clone(&self.clock),
+            followers,
+        );
 
         let listener = tokio::net::TcpListener::bind(self.listen)
             .await
-            .map_err(|source| Error::Listen { address: self.listen, source })?;
-        let address =
-            listener.local_addr().map_err(|source| Error::Listen { address: self.listen, source })?;
+            .map_err(|source| Error::Listen {
+                address: self.listen,
+                source,
+            })?;
+        let address = listener.local_addr().map_err(|source| Error::Listen {
+            address: self.listen,
+            source,
+        })?;
         let keypair = self.keypair.unwrap_or_else(Keypair::generate);
         let info = RunInfo {
             run,
@@ -320,7 +335,10 @@ impl OrchestratorBuilder {
 }
 
 /// Makes every new snapshot of the state into a status, until there are no more.
-fn follow_status(mut state: watch::Receiver<Arc<State>>, clock: Arc<dyn Clock>) -> watch::Receiver<RunStatus> {
+fn follow_status(
+    mut state: watch::Receiver<Arc<State>>,
+    clock: Arc<dyn Clock>,
+) -> watch::Receiver<RunStatus> {
     let mut tracker = StatusTracker::new(clock.now());
     let first = tracker.status(&state.borrow_and_update(), clock.now());
     let (sender, receiver) = watch::channel(first);

@@ -62,7 +62,10 @@ pub struct TrainingOptions {
 /// How long things may take, in milliseconds; see [`Timing`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[expect(missing_docs, reason = "each is the field of Timing with the same name")]
+#[expect(
+    missing_docs,
+    reason = "each is the field of Timing with the same name"
+)]
 pub struct TimingOptions {
     pub lease_initial_ms: u64,
     pub lease_min_ms: u64,
@@ -91,7 +94,13 @@ pub(crate) const BUNDLED: &str = "bundled";
 
 impl Default for TrainingOptions {
     fn default() -> Self {
-        let AdamW { beta1, beta2, weight_decay, clip_norm, .. } = AdamW::default();
+        let AdamW {
+            beta1,
+            beta2,
+            weight_decay,
+            clip_norm,
+            ..
+        } = AdamW::default();
         Self {
             epochs: 6,
             samples_per_epoch: 120,

@@ -59,9 +59,15 @@ pub(crate) struct Gone;
 
 impl OwnerHandle {
     /// Has the rules decide on a command; returns its events once they are durable.
-    pub(crate) async fn command(&self, command: Command) -> Result<Result<Vec<Event>, Rejection>, Gone> {
+    pub(crate) async fn command(
+        &self,
+        command: Command,
+    ) -> Result<Result<Vec<Event>, Rejection>, Gone> {
         let (reply, answer) = oneshot::channel();
-        self.requests.send(Request::Command(command, reply)).await.map_err(|_| Gone)?;
+        self.requests
+            .send(Request::Command(command, reply))
+            .await
+            .map_err(|_| Gone)?;
         answer.await.map_err(|_| Gone)
     }
 
@@ -74,8 +80,17 @@ impl OwnerHandle {
         until: Timestamp,
     ) -> Result<Result<PollAnswer, Rejection>, Gone> {
         let (reply, answer) = oneshot::channel();
-        let poll = Poll { session, room, held, until, reply };
-        self.requests.send(Request::Poll(poll)).await.map_err(|_| Gone)?;
+        let poll = Poll {
+            session,
+            room,
+            held,
+            until,
+            reply,
+        };
+        self.requests
+            .send(Request::Poll(poll))
+            .await
+            .map_err(|_| Gone)?;
         answer.await.map_err(|_| Gone)
     }
 }
@@ -161,7 +176,12 @@ impl Owner {
     fn next_wake(&self) -> Option<Timestamp> {
         let polls = self.parked.values().map(|poll| poll.until).min();
         let publish = self.published_at + PUBLISH_EVERY * 5;
-        self.state.next_deadline().into_iter().chain(polls).chain([publish]).min()
+        self.state
+            .next_deadline()
+            .into_iter()
+            .chain(polls)
+            .chain([publish])
+            .min()
     }
 
     async fn decide(&mut self, command: &Command) -> Result<Result<Vec<Event>, Rejection>, Error> {
@@ -176,7 +196,13 @@ impl Owner {
         if events.is_empty() {
             return Ok(Ok(events));
         }
-        let records: Vec<Record> = events.iter().map(|event| Record { at: now, event: event.clone() }).collect();
+        let records: Vec<Record> = events
+            .iter()
+            .map(|event| Record {
+                at: now,
+                event: event.clone(),
+            })
+            .collect();
         if let Err(error) = self.journal.append(&records) {
             error!(%error, "the journal cannot be written; stopping");
             return Err(error);
@@ -194,7 +220,10 @@ impl Owner {
         if let Some(earlier) = self.parked.remove(&poll.session) {
             drop(earlier.reply.send(Ok(PollAnswer::default())));
         }
-        let offer = Command::OfferRoom { session: poll.session, room: poll.room };
+        let offer = Command::OfferRoom {
+            session: poll.session,
+            room: poll.room,
+        };
         if let Err(rejection) = self.decide(&offer).await? {
             drop(poll.reply.send(Err(rejection)));
             return Ok(());
@@ -235,7 +264,9 @@ impl Owner {
         for event in events {
             match event {
                 Event::Leased(lease) => touched.push(lease.session),
-                Event::LeaseEnded { session, .. } | Event::SessionEnded { session, .. } => touched.push(*session),
+                Event::LeaseEnded { session, .. } | Event::SessionEnded { session, .. } => {
+                    touched.push(*session)
+                }
                 _ => {}
             }
         }
@@ -249,8 +280,12 @@ impl Owner {
     }
 
     fn answer_overdue(&mut self, now: Timestamp) {
-        let overdue: Vec<Session> =
-            self.parked.iter().filter(|(_, poll)| poll.until <= now).map(|(session, _)| *session).collect();
+        let overdue: Vec<Session> = self
+            .parked
+            .iter()
+            .filter(|(_, poll)| poll.until <= now)
+            .map(|(session, _)| *session)
+            .collect();
         for session in overdue {
             if let Some(poll) = self.parked.remove(&session) {
                 drop(poll.reply.send(Ok(PollAnswer::default())));

@@ -91,9 +91,13 @@ impl Setup {
             // A shard's tokens are read in whole samples, so a multiple of one wastes none.
             let sample_tokens = usize::try_from(shape.tokens()).unwrap_or(usize::MAX).max(1);
             let shard_tokens = SHARD_TOKENS.next_multiple_of(sample_tokens);
-            let mut preparation = Preparation::new(corpus, Tokenizer::default(), split, shard_tokens)?;
+            let mut preparation =
+                Preparation::new(corpus, Tokenizer::default(), split, shard_tokens)?;
             for shard in &mut preparation {
-                shards.push((ObjectKey::shard(run, shard.entry.digest), shard.bytes.into()));
+                shards.push((
+                    ObjectKey::shard(run, shard.entry.digest),
+                    shard.bytes.into(),
+                ));
             }
             Ok(preparation.finish())
         };
@@ -113,8 +117,9 @@ impl Setup {
         };
         description.sampler()?;
         let cell_bytes = |elements| tensor::encoded_length(&cell_spec(elements));
-        let stage_parameters: Vec<u64> =
-            (0..usize::from(options.stages)).map(|stage| plan.layout(stage).elements() as u64).collect();
+        let stage_parameters: Vec<u64> = (0..usize::from(options.stages))
+            .map(|stage| plan.layout(stage).elements() as u64)
+            .collect();
         let miners_to_start = participants.miners_to_start;
         let in_flight = match training.samples_in_flight {
             0 => 3 * miners_to_start.max(1) * u32::from(options.stages),
@@ -140,7 +145,12 @@ impl Setup {
             timing: options.timing.into(),
         };
         settings.validate()?;
-        Ok(Self { settings, description, held_out, shards })
+        Ok(Self {
+            settings,
+            description,
+            held_out,
+            shards,
+        })
     }
 
     /// What the rules are given.
@@ -169,7 +179,10 @@ impl Setup {
 
 /// The shape of a sample.
 fn shape(sequences: u32, model: &ModelConfig) -> BatchShape {
-    BatchShape { sequences, context: u32::try_from(model.context).unwrap_or(u32::MAX) }
+    BatchShape {
+        sequences,
+        context: u32::try_from(model.context).unwrap_or(u32::MAX),
+    }
 }
 
 fn random<const N: usize>() -> Result<[u8; N], SetupError> {

@@ -22,7 +22,12 @@ const WINDOW: Duration = Duration::from_secs(10);
 impl StatusTracker {
     /// A tracker of a run that begins now.
     pub fn new(began: Timestamp) -> Self {
-        Self { began, trained: std::collections::VecDeque::new(), loss: None, completed: 0 }
+        Self {
+            began,
+            trained: std::collections::VecDeque::new(),
+            loss: None,
+            completed: 0,
+        }
     }
 
     /// How the run is doing.
@@ -53,11 +58,16 @@ impl StatusTracker {
     /// A moving average over samples, so that one odd verse does not show as progress or its opposite.
     fn follow_loss(&mut self, state: &State, completed: u64) {
         let new = usize::try_from(completed - self.completed).unwrap_or(usize::MAX);
-        let samples: Vec<f64> =
-            state.completed_samples().map(|(_, sample)| f64::from(sample.loss)).collect();
+        let samples: Vec<f64> = state
+            .completed_samples()
+            .map(|(_, sample)| f64::from(sample.loss))
+            .collect();
         // A new epoch starts an empty list; what completed between two snapshots around its start is passed over.
         for loss in &samples[samples.len().saturating_sub(new)..] {
-            self.loss = Some(self.loss.map_or(*loss, |average| average + (loss - average) / 16.0));
+            self.loss = Some(
+                self.loss
+                    .map_or(*loss, |average| average + (loss - average) / 16.0),
+            );
         }
         self.completed = completed;
     }
@@ -69,9 +79,15 @@ impl StatusTracker {
         while self.trained.len() > 2 && now.since(self.trained[1].0) > WINDOW {
             self.trained.pop_front();
         }
-        let Some((since, earlier)) = self.trained.front() else { return 0.0 };
+        let Some((since, earlier)) = self.trained.front() else {
+            return 0.0;
+        };
         let seconds = now.since(*since).as_secs_f64();
-        if seconds > 0.0 { (tokens - earlier) as f64 / seconds } else { 0.0 }
+        if seconds > 0.0 {
+            (tokens - earlier) as f64 / seconds
+        } else {
+            0.0
+        }
     }
 }
 
@@ -86,6 +102,9 @@ fn miners_per_stage(state: &State) -> Vec<u32> {
 }
 
 fn count(state: &State, role: Role) -> u32 {
-    let sessions = state.sessions().filter(|(_, session)| session.role == role).count();
+    let sessions = state
+        .sessions()
+        .filter(|(_, session)| session.role == role)
+        .count();
     u32::try_from(sessions).unwrap_or(u32::MAX)
 }

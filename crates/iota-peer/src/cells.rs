@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use iota_merge::Accumulator;
-use iota_protocol::work::{Checkpoint, Failure, MergeInput, ObjectName, Outcome, SegmentSource, Work};
+use iota_protocol::work::{
+    Checkpoint, Failure, MergeInput, ObjectName, Outcome, SegmentSource, Work,
+};
 use iota_run::cell_spec;
 use iota_store::tensor;
 use iota_wire::LeasedWork;
@@ -24,30 +26,56 @@ pub async fn fetch_cells(
 ) -> Result<BTreeMap<ObjectName, CellPlanes>, Failure> {
     let mut objects = BTreeMap::new();
     for segment in &checkpoint.segments {
-        if let SegmentSource::Merged { object, cell_elements, .. } = &segment.source {
+        if let SegmentSource::Merged {
+            object,
+            cell_elements,
+            ..
+        } = &segment.source
+        {
             objects.insert(object.name, (*object, *cell_elements as usize));
         }
     }
     let fetches = objects.into_values().map(|(object, elements)| async move {
         Ok((object.name, transfer.cell(&object, elements, leased).await?))
     });
-    Ok(futures::future::try_join_all(fetches).await?.into_iter().collect())
+    Ok(futures::future::try_join_all(fetches)
+        .await?
+        .into_iter()
+        .collect())
 }
 
 /// Averages a cell over its uploads, as they arrive but in the order of the lease.
 ///
 /// # Errors
 /// [`Failure::BadInput`] if an upload is missing, altered or of another shape.
-pub async fn merge(transfer: &Transfer, gate: &Gate, leased: &LeasedWork) -> Result<Outcome, Failure> {
-    let Work::Merge { range, inputs, output, .. } = &leased.lease.work else {
+pub async fn merge(
+    transfer: &Transfer,
+    gate: &Gate,
+    leased: &LeasedWork,
+) -> Result<Outcome, Failure> {
+    let Work::Merge {
+        range,
+        inputs,
+        output,
+        ..
+    } = &leased.lease.work
+    else {
         unreachable!("called for a merge")
     };
     let elements = (range.end - range.start) as usize;
     let mut planes = [(); 3].map(|()| Accumulator::new(elements));
     let mut quarantined = Vec::new();
-    for MergeInput { session, object, weight } in inputs {
+    for MergeInput {
+        session,
+        object,
+        weight,
+    } in inputs
+    {
         let copy = transfer.cell(object, elements, leased).await?;
-        if copy.iter().any(|plane| tensor::first_non_finite(plane).is_some()) {
+        if copy
+            .iter()
+            .any(|plane| tensor::first_non_finite(plane).is_some())
+        {
             quarantined.push(*session);
             continue;
         }
@@ -69,14 +97,24 @@ pub async fn merge(transfer: &Transfer, gate: &Gate, leased: &LeasedWork) -> Res
             return Err(Failure::NotFinite);
         };
         let [a, b, c] = cell_spec(elements);
-        Ok(tensor::encode(&[(a, &parameters.elements), (b, &first.elements), (c, &second.elements)]))
+        Ok(tensor::encode(&[
+            (a, &parameters.elements),
+            (b, &first.elements),
+            (c, &second.elements),
+        ]))
     })
     .await??;
     let merged = transfer.upload(*output, bytes, leased).await?;
-    Ok(Outcome::Merge { merged, quarantined })
+    Ok(Outcome::Merge {
+        merged,
+        quarantined,
+    })
 }
 
-async fn blocking<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(job).await.map_err(|_| Failure::Internal)
+async fn blocking<T: Send + 'static>(
+    job: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(job)
+        .await
+        .map_err(|_| Failure::Internal)
 }
-

@@ -70,14 +70,39 @@ impl Engine {
     ///
     /// # Errors
     /// If the run has no such stage.
-    pub fn new(description: Arc<Description>, index: StageIndex, threads: usize) -> Result<Self, Error> {
+    pub fn new(
+        description: Arc<Description>,
+        index: StageIndex,
+        threads: usize,
+    ) -> Result<Self, Error> {
         let plan = description.plan()?;
-        let AdamW { beta1, beta2, epsilon, weight_decay, clip_norm } = description.optimizer;
-        let optimizer = OptimizerSettings { beta1, beta2, epsilon, weight_decay, clip_norm };
+        let AdamW {
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+            clip_norm,
+        } = description.optimizer;
+        let optimizer = OptimizerSettings {
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+            clip_norm,
+        };
         let options = StageOptions { threads, optimizer };
         let stage = Stage::new(&plan, usize::from(index.get()), options)?;
         let activation = activation_spec(&description);
-        Ok(Self { description, activation, index, stage, epoch: None, ordinal: 0, pending: 0, kept: BTreeMap::new() })
+        Ok(Self {
+            description,
+            activation,
+            index,
+            stage,
+            epoch: None,
+            ordinal: 0,
+            pending: 0,
+            kept: BTreeMap::new(),
+        })
     }
 
     /// The epoch whose weights it holds.
@@ -120,22 +145,39 @@ impl Engine {
         let elements = self.elements() as u64;
         let mut next = 0;
         // Initial weights are the same for every range of genesis, so they are made once, below what is merged.
-        if checkpoint.segments.iter().any(|segment| segment.source == SegmentSource::Genesis) {
+        if checkpoint
+            .segments
+            .iter()
+            .any(|segment| segment.source == SegmentSource::Genesis)
+        {
             self.stage.initialise(self.description.seed)?;
         }
         for segment in &checkpoint.segments {
-            if segment.range.start != next || segment.range.end > elements || segment.range.is_empty() {
-                return Err(Error::Checkpoint("its segments do not cover the stage in order"));
+            if segment.range.start != next
+                || segment.range.end > elements
+                || segment.range.is_empty()
+            {
+                return Err(Error::Checkpoint(
+                    "its segments do not cover the stage in order",
+                ));
             }
             next = segment.range.end;
-            let SegmentSource::Merged { object, offset, .. } = &segment.source else { continue };
-            let planes = cells.get(&object.name).ok_or(Error::Checkpoint("a cell of it was not given"))?;
+            let SegmentSource::Merged { object, offset, .. } = &segment.source else {
+                continue;
+            };
+            let planes = cells
+                .get(&object.name)
+                .ok_or(Error::Checkpoint("a cell of it was not given"))?;
             let target = segment.range.start as usize..segment.range.end as usize;
             let source = *offset as usize..*offset as usize + target.len();
             let state = self.stage.state_mut();
-            for (plane, values) in [state.parameters, state.first_moment, state.second_moment].into_iter().zip(planes)
+            for (plane, values) in [state.parameters, state.first_moment, state.second_moment]
+                .into_iter()
+                .zip(planes)
             {
-                let values = values.get(source.clone()).ok_or(Error::Checkpoint("a segment exceeds its cell"))?;
+                let values = values
+                    .get(source.clone())
+                    .ok_or(Error::Checkpoint("a segment exceeds its cell"))?;
                 plane[target.clone()].copy_from_slice(values);
             }
         }
@@ -152,13 +194,26 @@ impl Engine {
     ///
     /// # Errors
     /// If the input does not fit the stage.
-    pub fn forward(&mut self, sample: SampleId, input: &OperationInput) -> Result<(u32, Bytes), Error> {
+    pub fn forward(
+        &mut self,
+        sample: SampleId,
+        input: &OperationInput,
+    ) -> Result<(u32, Bytes), Error> {
         let (output, saved) = self.stage.forward(stage_input(self.is_head(), input)?)?;
         let digest = input.activation.as_ref().map(|(digest, _)| *digest);
-        if let Some(earlier) = self.kept.insert(sample, Kept { input: digest, saved }) {
+        if let Some(earlier) = self.kept.insert(
+            sample,
+            Kept {
+                input: digest,
+                saved,
+            },
+        ) {
             self.stage.discard(earlier.saved);
         }
-        Ok((self.next_ordinal(), tensor::encode(&[(self.activation.clone(), &output)])))
+        Ok((
+            self.next_ordinal(),
+            tensor::encode(&[(self.activation.clone(), &output)]),
+        ))
     }
 
     /// Carries a sample's gradient back, adds to the stage's gradients, and steps the optimizer if it is time. At the
@@ -186,9 +241,13 @@ impl Engine {
         let recomputed = kept.is_none();
         let (loss, gradient) = match output_gradient {
             None if self.is_tail() => {
-                let tokens = input.tokens.as_ref().ok_or(Error::Input("the tail needs the sample's tokens"))?;
-                let (loss, gradient) =
-                    self.stage.forward_backward_loss(stage_input(is_head, input)?, &tokens.targets)?;
+                let tokens = input
+                    .tokens
+                    .as_ref()
+                    .ok_or(Error::Input("the tail needs the sample's tokens"))?;
+                let (loss, gradient) = self
+                    .stage
+                    .forward_backward_loss(stage_input(is_head, input)?, &tokens.targets)?;
                 (Some(loss), gradient)
             }
             Some(output_gradient) if !self.is_tail() => {
@@ -198,14 +257,24 @@ impl Engine {
                 };
                 (None, self.stage.backward(saved, output_gradient)?)
             }
-            _ => return Err(Error::Input("the tail starts from the loss, every other stage from a gradient")),
+            _ => {
+                return Err(Error::Input(
+                    "the tail starts from the loss, every other stage from a gradient",
+                ));
+            }
         };
-        let gradient = gradient.map(|gradient| tensor::encode(&[(self.activation.clone(), &gradient)]));
+        let gradient =
+            gradient.map(|gradient| tensor::encode(&[(self.activation.clone(), &gradient)]));
         self.pending += 1;
         if self.pending >= self.description.backwards_per_step {
             self.step(learning_rate)?;
         }
-        Ok(BackwardResult { ordinal: self.next_ordinal(), recomputed, gradient, loss })
+        Ok(BackwardResult {
+            ordinal: self.next_ordinal(),
+            recomputed,
+            gradient,
+            loss,
+        })
     }
 
     /// Takes the optimizer step that is pending, if one is: the end of an epoch's training.
@@ -213,7 +282,11 @@ impl Engine {
     /// # Errors
     /// If the gradients are not finite; nothing has been stepped then.
     pub fn finish(&mut self, learning_rate: f32) -> Result<(), Error> {
-        if self.pending > 0 { self.step(learning_rate) } else { Ok(()) }
+        if self.pending > 0 {
+            self.step(learning_rate)
+        } else {
+            Ok(())
+        }
     }
 
     /// Optimizer steps that lie behind its weights.
@@ -237,8 +310,10 @@ impl Engine {
         }
         let state = self.stage.state();
         let planes = [state.parameters, state.first_moment, state.second_moment];
-        let tensors: Vec<_> =
-            cell_spec(range.len()).into_iter().zip(planes.map(|plane| &plane[range.clone()])).collect();
+        let tensors: Vec<_> = cell_spec(range.len())
+            .into_iter()
+            .zip(planes.map(|plane| &plane[range.clone()]))
+            .collect();
         Ok(tensor::encode(&tensors))
     }
 
@@ -264,10 +339,16 @@ impl Engine {
 
 fn stage_input(is_head: bool, input: &OperationInput) -> Result<Input<'_>, Error> {
     if is_head {
-        let tokens = input.tokens.as_ref().ok_or(Error::Input("the head needs the sample's tokens"))?;
+        let tokens = input
+            .tokens
+            .as_ref()
+            .ok_or(Error::Input("the head needs the sample's tokens"))?;
         Ok(Input::Tokens(&tokens.inputs))
     } else {
-        let (_, activation) = input.activation.as_ref().ok_or(Error::Input("the stage needs an activation"))?;
+        let (_, activation) = input
+            .activation
+            .as_ref()
+            .ok_or(Error::Input("the stage needs an activation"))?;
         Ok(Input::Activation(activation))
     }
 }

@@ -18,7 +18,10 @@ struct Inner {
 impl Gate {
     /// A gate for `places` operations at a time, at least one.
     pub fn new(places: usize) -> Self {
-        Self(Arc::new(Inner { free: Mutex::new(places.max(1)), freed: Condvar::new() }))
+        Self(Arc::new(Inner {
+            free: Mutex::new(places.max(1)),
+            freed: Condvar::new(),
+        }))
     }
 
     /// Runs `operation` as soon as there is a place. Blocks the thread.
@@ -30,7 +33,11 @@ impl Gate {
     fn enter(&self) -> Place<'_> {
         let mut free = self.0.free.lock().unwrap_or_else(PoisonError::into_inner);
         while *free == 0 {
-            free = self.0.freed.wait(free).unwrap_or_else(PoisonError::into_inner);
+            free = self
+                .0
+                .freed
+                .wait(free)
+                .unwrap_or_else(PoisonError::into_inner);
         }
         *free -= 1;
         Place(self)

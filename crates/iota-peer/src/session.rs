@@ -12,7 +12,9 @@ use iota_protocol::peer::{CallFailure, Effect, Peer, Stop};
 use iota_protocol::work::{Failure, Lease, Outcome, WorkKind};
 use iota_protocol::{LeaseId, Rejection, Role, Session, Timestamp};
 use iota_run::Description;
-use iota_wire::{CallError, CallErrorKind, Client, ConnectOptions, Joined, LeasedWork, WorkReply, WorkRequest};
+use iota_wire::{
+    CallError, CallErrorKind, Client, ConnectOptions, Joined, LeasedWork, WorkReply, WorkRequest,
+};
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, info, warn};
@@ -83,8 +85,10 @@ pub async fn connect(
     let mut wait = CONNECT_WAIT_MIN;
     loop {
         let now = Arc::clone(&clock);
-        let options =
-            ConnectOptions { clock: iota_wire::Clock::new(move || now.now()), ..ConnectOptions::default() };
+        let options = ConnectOptions {
+            clock: iota_wire::Clock::new(move || now.now()),
+            ..ConnectOptions::default()
+        };
         let error = match Client::connect_with(url, Arc::clone(&keypair), options).await {
             Ok((client, info)) => return Ok(Some((client, Description::from_json(&info.config)?))),
             Err(error) if error.kind() == CallErrorKind::Retry => error,
@@ -113,7 +117,11 @@ pub async fn participate<W: Worker>(
     clock: Arc<dyn Clock>,
     shutdown: Shutdown,
 ) -> Result<Stop, Error> {
-    let seed = u64::from_le_bytes(client.peer_id().as_bytes()[..8].try_into().expect("a peer id has 32 bytes"));
+    let seed = u64::from_le_bytes(
+        client.peer_id().as_bytes()[..8]
+            .try_into()
+            .expect("a peer id has 32 bytes"),
+    );
     let mut driver = Driver {
         client,
         worker,
@@ -189,28 +197,46 @@ impl<W: Worker> Driver<W> {
         match effect {
             Effect::Join => {
                 let Participation { role, capacity, .. } = self.participation;
-                self.tasks.spawn(async move { Input::Joined(client.join(role, capacity).await) });
+                self.tasks
+                    .spawn(async move { Input::Joined(client.join(role, capacity).await) });
             }
-            Effect::Poll { session, room, held } => {
+            Effect::Poll {
+                session,
+                room,
+                held,
+            } => {
                 let hold = self.participation.hold;
-                let request = WorkRequest { session, room, held, hold };
+                let request = WorkRequest {
+                    session,
+                    room,
+                    held,
+                    hold,
+                };
                 let poll = async move { Input::Polled(session, client.get_work(request).await) };
                 if let Some(earlier) = self.poll.replace(self.tasks.spawn(poll)) {
                     earlier.abort();
                 }
             }
             Effect::Start { lease } => {
-                let Some((leased, abandoned)) = self.leases.get(&lease) else { return };
+                let Some((leased, abandoned)) = self.leases.get(&lease) else {
+                    return;
+                };
                 let (leased, abandoned) = (Arc::clone(leased), abandoned.subscribe());
                 let worker = Arc::clone(&self.worker);
-                self.tasks.spawn(async move { Input::Finished(lease, worker.work(leased, abandoned).await) });
+                self.tasks.spawn(async move {
+                    Input::Finished(lease, worker.work(leased, abandoned).await)
+                });
             }
             Effect::Abandon { lease } => {
                 if let Some((_, abandoned)) = self.leases.get(&lease) {
                     abandoned.send_replace(true);
                 }
             }
-            Effect::Report { session, lease, result } => {
+            Effect::Report {
+                session,
+                lease,
+                result,
+            } => {
                 self.tasks.spawn(async move {
                     let answer = match result {
                         Ok(outcome) => client.complete(session, lease, outcome).await,
@@ -219,7 +245,9 @@ impl<W: Worker> Driver<W> {
                     Input::Reported(lease, answer)
                 });
             }
-            Effect::Reset | Effect::Leave { .. } | Effect::Stop { .. } => unreachable!("done in the loop, in order"),
+            Effect::Reset | Effect::Leave { .. } | Effect::Stop { .. } => {
+                unreachable!("done in the loop, in order")
+            }
         }
     }
 
@@ -231,13 +259,15 @@ impl<W: Worker> Driver<W> {
             }
             Input::Joined(Ok(_)) => unreachable!("handled in the loop"),
             Input::Polled(session, Ok(polled)) => {
-                let ids: Vec<LeaseId> = polled.leases.iter().map(|leased| leased.lease.id).collect();
+                let ids: Vec<LeaseId> =
+                    polled.leases.iter().map(|leased| leased.lease.id).collect();
                 for leased in polled.leases {
                     self.leases
                         .entry(leased.lease.id)
                         .or_insert_with(|| (Arc::new(leased), watch::Sender::new(false)));
                 }
-                self.peer.handle_polled(session, &ids, &polled.revoked, polled.status.run_over);
+                self.peer
+                    .handle_polled(session, &ids, &polled.revoked, polled.status.run_over);
             }
             Input::Finished(lease, Ok(outcome)) => self.peer.handle_finished(lease, Ok(outcome)),
             Input::Finished(lease, Err(Undone::Failed(failure))) => {
@@ -278,7 +308,9 @@ fn call_failure(error: &CallError) -> CallFailure {
     match error.kind() {
         CallErrorKind::Retry => CallFailure::Retry(error.retry_after()),
         CallErrorKind::Rejoin => CallFailure::Rejoin,
-        CallErrorKind::GiveUp if error.rejection() == Some(Rejection::RunOver) => CallFailure::RunOver,
+        CallErrorKind::GiveUp if error.rejection() == Some(Rejection::RunOver) => {
+            CallFailure::RunOver
+        }
         CallErrorKind::GiveUp | CallErrorKind::Drop | CallErrorKind::Fix => CallFailure::Refused,
     }
 }

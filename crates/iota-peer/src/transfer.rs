@@ -14,8 +14,8 @@ use iota_store::{ErrorKind, Grant, GrantClient, TensorSpec, tensor};
 use iota_wire::{GrantTarget, LeasedWork};
 use tracing::debug;
 
-use crate::{Error, convert};
 use crate::engine::CellPlanes;
+use crate::{Error, convert};
 
 /// Fetches and uploads what leases grant.
 #[derive(Debug)]
@@ -39,23 +39,43 @@ impl Transfer {
     /// If the run's data cannot give samples, or no HTTP client can be made.
     pub fn new(description: Arc<Description>) -> Result<Self, Error> {
         let sampler = description.sampler()?;
-        Ok(Self { description, sampler, client: GrantClient::new(), shards: Mutex::default() })
+        Ok(Self {
+            description,
+            sampler,
+            client: GrantClient::new(),
+            shards: Mutex::default(),
+        })
     }
 
     /// Inputs and targets of a sample.
     ///
     /// # Errors
     /// [`Failure::StoreUnavailable`] or [`Failure::Internal`]: shards are the orchestrator's, nobody else is to blame.
-    pub async fn tokens(&self, sample: SampleId, leased: &LeasedWork) -> Result<Arc<Tokens>, Failure> {
+    pub async fn tokens(
+        &self,
+        sample: SampleId,
+        leased: &LeasedWork,
+    ) -> Result<Arc<Tokens>, Failure> {
         let slice = self.sampler.slice(sample);
         let info = &self.description.data.shards[slice.shard];
         let cached = self.shards().get(&info.digest).cloned();
         let shard = match cached {
             Some(shard) => shard,
             None => {
-                let grant = grant(leased, |target| *target == GrantTarget::Shard { index: slice.shard as u32 })?;
-                let seal = Seal { digest: info.digest, length: info.length_bytes };
-                let bytes = self.fetch(&grant, &seal).await.map_err(|error| error.into_failure(None))?;
+                let grant = grant(leased, |target| {
+                    *target
+                        == GrantTarget::Shard {
+                            index: slice.shard as u32,
+                        }
+                })?;
+                let seal = Seal {
+                    digest: info.digest,
+                    length: info.length_bytes,
+                };
+                let bytes = self
+                    .fetch(&grant, &seal)
+                    .await
+                    .map_err(|error| error.into_failure(None))?;
                 let shard = Arc::new(info.open(&bytes).map_err(|_| Failure::Internal)?);
                 let mut shards = self.shards();
                 if shards.len() >= SHARDS_KEPT {
@@ -73,7 +93,11 @@ impl Transfer {
     ///
     /// # Errors
     /// [`Failure::BadInput`] if it is missing, altered, of another shape or not finite.
-    pub async fn activation(&self, object: &ObjectRef, leased: &LeasedWork) -> Result<Arc<[f32]>, Failure> {
+    pub async fn activation(
+        &self,
+        object: &ObjectRef,
+        leased: &LeasedWork,
+    ) -> Result<Arc<[f32]>, Failure> {
         let bytes = self.object(object, leased).await?;
         let [values] = decode(&bytes, [activation_spec(&self.description)], object.name)?;
         if tensor::first_non_finite(&values).is_some() {
@@ -102,16 +126,26 @@ impl Transfer {
     /// [`Failure::BadInput`] if it is missing or altered.
     pub async fn object(&self, object: &ObjectRef, leased: &LeasedWork) -> Result<Bytes, Failure> {
         let grant = object_grant(leased, object.name)?;
-        self.fetch(&grant, &object.seal).await.map_err(|error| error.into_failure(Some(object.name)))
+        self.fetch(&grant, &object.seal)
+            .await
+            .map_err(|error| error.into_failure(Some(object.name)))
     }
 
     /// Writes an object and says what was written.
     ///
     /// # Errors
     /// [`Failure::StoreUnavailable`] if the store stays away or refuses.
-    pub async fn upload(&self, name: ObjectName, bytes: Bytes, leased: &LeasedWork) -> Result<Seal, Failure> {
+    pub async fn upload(
+        &self,
+        name: ObjectName,
+        bytes: Bytes,
+        leased: &LeasedWork,
+    ) -> Result<Seal, Failure> {
         let grant = object_grant(leased, name)?;
-        let seal = Seal { digest: Digest::of(&bytes), length: bytes.len() as u64 };
+        let seal = Seal {
+            digest: Digest::of(&bytes),
+            length: bytes.len() as u64,
+        };
         let result = patiently(|| self.client.upload(&grant, bytes.clone())).await;
         match result {
             // The key is nobody else's: if it is taken, an earlier try arrived although its answer was lost.
@@ -121,7 +155,9 @@ impl Transfer {
     }
 
     async fn fetch(&self, grant: &Grant, seal: &Seal) -> Result<Bytes, Trouble> {
-        patiently(|| self.client.fetch(grant, seal)).await.map_err(Trouble)
+        patiently(|| self.client.fetch(grant, seal))
+            .await
+            .map_err(Trouble)
     }
 
     fn shards(&self) -> std::sync::MutexGuard<'_, BTreeMap<Digest, Arc<Shard>>> {
@@ -139,7 +175,9 @@ impl Trouble {
         debug!(error = %self.0, "transfer failed");
         let difference = match &self.0 {
             iota_store::Error::Missing { .. } => Difference::Missing,
-            iota_store::Error::Digest { .. } | iota_store::Error::Length { .. } => Difference::Digest,
+            iota_store::Error::Digest { .. } | iota_store::Error::Length { .. } => {
+                Difference::Digest
+            }
             _ => return Failure::StoreUnavailable,
         };
         object.map_or(Failure::Internal, |object| bad_input(object, difference))
@@ -153,7 +191,9 @@ where
     let mut wait = Duration::from_millis(100);
     for _ in 1..TRIES {
         match call().await {
-            Err(error) if error.kind() == ErrorKind::Retry => debug!(%error, wait_ms = wait.as_millis(), "trying again"),
+            Err(error) if error.kind() == ErrorKind::Retry => {
+                debug!(%error, wait_ms = wait.as_millis(), "trying again")
+            }
             done => return done,
         }
         tokio::time::sleep(wait).await;
@@ -167,8 +207,11 @@ fn decode<const N: usize>(
     specs: [TensorSpec; N],
     object: ObjectName,
 ) -> Result<[Vec<f32>; N], Failure> {
-    let tensors = tensor::decode(bytes, &specs).map_err(|_| bad_input(object, Difference::Malformed))?;
-    tensors.try_into().map_err(|_| bad_input(object, Difference::Malformed))
+    let tensors =
+        tensor::decode(bytes, &specs).map_err(|_| bad_input(object, Difference::Malformed))?;
+    tensors
+        .try_into()
+        .map_err(|_| bad_input(object, Difference::Malformed))
 }
 
 const fn bad_input(object: ObjectName, difference: Difference) -> Failure {

@@ -110,8 +110,13 @@ pub struct Peer {
 enum Place {
     Joining,
     /// `polling`: the room that the open poll offers.
-    Inside { session: Session, polling: Option<u32> },
-    Draining { session: Session },
+    Inside {
+        session: Session,
+        polling: Option<u32>,
+    },
+    Draining {
+        session: Session,
+    },
     Gone,
 }
 
@@ -164,14 +169,29 @@ impl Peer {
             return;
         }
         self.failures_in_a_row = 0;
-        self.place = Place::Inside { session, polling: None };
+        self.place = Place::Inside {
+            session,
+            polling: None,
+        };
         self.effects.push_back(Effect::Reset);
         self.poll();
     }
 
     /// `GetWork` was answered: `leases` are new, `revoked` are held ones that exist no more.
-    pub fn handle_polled(&mut self, session: Session, leases: &[LeaseId], revoked: &[LeaseId], run_over: bool) {
-        let Place::Inside { session: current, polling } = &mut self.place else { return };
+    pub fn handle_polled(
+        &mut self,
+        session: Session,
+        leases: &[LeaseId],
+        revoked: &[LeaseId],
+        run_over: bool,
+    ) {
+        let Place::Inside {
+            session: current,
+            polling,
+        } = &mut self.place
+        else {
+            return;
+        };
         if *current != session {
             return;
         }
@@ -196,8 +216,12 @@ impl Peer {
 
     /// The work of a lease ended, well or badly.
     pub fn handle_finished(&mut self, lease: LeaseId, result: Result<Outcome, Failure>) {
-        let Some(session) = self.session() else { return };
-        let Some(progress) = self.leases.get_mut(&lease) else { return };
+        let Some(session) = self.session() else {
+            return;
+        };
+        let Some(progress) = self.leases.get_mut(&lease) else {
+            return;
+        };
         match (&progress, &result) {
             (Progress::Abandoned, Err(_)) => {
                 self.leases.remove(&lease);
@@ -206,7 +230,11 @@ impl Peer {
             // Late work counts while it is open.
             (Progress::Working, _) | (Progress::Abandoned, Ok(_)) => {
                 *progress = Progress::Reporting(result.clone());
-                self.effects.push_back(Effect::Report { session, lease, result });
+                self.effects.push_back(Effect::Report {
+                    session,
+                    lease,
+                    result,
+                });
             }
             (Progress::Reporting(_), _) => {}
         }
@@ -233,8 +261,12 @@ impl Peer {
     pub fn handle_call_failed(&mut self, failure: CallFailure, now: Timestamp) {
         match (self.place, failure) {
             (Place::Gone | Place::Draining { .. }, _) => {}
-            (Place::Joining, CallFailure::Retry(after)) => self.retry_later(Retry::Join, after, now),
-            (Place::Inside { .. }, CallFailure::Retry(after)) => self.retry_later(Retry::Poll, after, now),
+            (Place::Joining, CallFailure::Retry(after)) => {
+                self.retry_later(Retry::Join, after, now)
+            }
+            (Place::Inside { .. }, CallFailure::Retry(after)) => {
+                self.retry_later(Retry::Poll, after, now)
+            }
             (_, CallFailure::Rejoin) => self.rejoin(),
             (_, CallFailure::Refused) => self.stop(Stop::Refused),
             (_, CallFailure::RunOver) => self.stop(Stop::RunOver),
@@ -291,7 +323,11 @@ impl Peer {
                         (self.session(), self.leases.get(&lease))
                     {
                         let result = result.clone();
-                        self.effects.push_back(Effect::Report { session, lease, result });
+                        self.effects.push_back(Effect::Report {
+                            session,
+                            lease,
+                            result,
+                        });
                     }
                 }
                 Retry::Join => {}
@@ -323,12 +359,20 @@ impl Peer {
     /// One poll at a time, even without room: it is the sign of life. It is replaced as soon as there is room again.
     fn poll(&mut self) {
         let held: Vec<LeaseId> = self.leases.keys().copied().collect();
-        let room = self.capacity.saturating_sub(u32::try_from(held.len()).unwrap_or(u32::MAX));
-        let Place::Inside { session, polling } = &mut self.place else { return };
+        let room = self
+            .capacity
+            .saturating_sub(u32::try_from(held.len()).unwrap_or(u32::MAX));
+        let Place::Inside { session, polling } = &mut self.place else {
+            return;
+        };
         if polling.is_none_or(|offered| offered == 0 && room > 0) {
             *polling = Some(room);
             let session = *session;
-            self.effects.push_back(Effect::Poll { session, room, held });
+            self.effects.push_back(Effect::Poll {
+                session,
+                room,
+                held,
+            });
         }
     }
 
@@ -370,7 +414,8 @@ impl Peer {
         let spread = self.jitter.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 48;
         let millis = u64::try_from(ceiling.as_millis()).unwrap_or(u64::MAX);
         let wait = Duration::from_millis(millis / 4 + millis * 3 / 4 * spread / 0xffff);
-        self.retries.push((now + wait.max(after.unwrap_or_default()), retry));
+        self.retries
+            .push((now + wait.max(after.unwrap_or_default()), retry));
     }
 }
 
@@ -380,7 +425,10 @@ mod tests {
     use crate::id::{Digest, PeerId};
 
     fn session(generation: u32) -> Session {
-        Session { peer: PeerId::from_bytes([7; 32]), generation }
+        Session {
+            peer: PeerId::from_bytes([7; 32]),
+            generation,
+        }
     }
 
     fn drain(peer: &mut Peer) -> Vec<Effect> {
@@ -393,7 +441,14 @@ mod tests {
         peer.handle_joined(session(1));
         assert_eq!(
             drain(&mut peer),
-            [Effect::Reset, Effect::Poll { session: session(1), room: 2, held: vec![] }]
+            [
+                Effect::Reset,
+                Effect::Poll {
+                    session: session(1),
+                    room: 2,
+                    held: vec![]
+                }
+            ]
         );
         peer
     }
@@ -402,7 +457,9 @@ mod tests {
     const B: LeaseId = LeaseId::new(2);
 
     fn done() -> Result<Outcome, Failure> {
-        Ok(Outcome::Install { state: Digest::of(b"state") })
+        Ok(Outcome::Install {
+            state: Digest::of(b"state"),
+        })
     }
 
     #[test]
@@ -411,17 +468,45 @@ mod tests {
         peer.handle_polled(session(1), &[A], &[], false);
         assert_eq!(
             drain(&mut peer),
-            [Effect::Start { lease: A }, Effect::Poll { session: session(1), room: 1, held: vec![A] }]
+            [
+                Effect::Start { lease: A },
+                Effect::Poll {
+                    session: session(1),
+                    room: 1,
+                    held: vec![A]
+                }
+            ]
         );
         peer.handle_polled(session(1), &[B], &[], false);
         assert_eq!(
             drain(&mut peer),
-            [Effect::Start { lease: B }, Effect::Poll { session: session(1), room: 0, held: vec![A, B] }]
+            [
+                Effect::Start { lease: B },
+                Effect::Poll {
+                    session: session(1),
+                    room: 0,
+                    held: vec![A, B]
+                }
+            ]
         );
         peer.handle_finished(A, done());
-        assert_eq!(drain(&mut peer), [Effect::Report { session: session(1), lease: A, result: done() }]);
+        assert_eq!(
+            drain(&mut peer),
+            [Effect::Report {
+                session: session(1),
+                lease: A,
+                result: done()
+            }]
+        );
         peer.handle_reported(A);
-        assert_eq!(drain(&mut peer), [Effect::Poll { session: session(1), room: 1, held: vec![B] }]);
+        assert_eq!(
+            drain(&mut peer),
+            [Effect::Poll {
+                session: session(1),
+                room: 1,
+                held: vec![B]
+            }]
+        );
     }
 
     #[test]
@@ -429,7 +514,10 @@ mod tests {
         let mut peer = inside();
         peer.handle_polled(session(1), &[A], &[], false);
         peer.handle_polled(session(1), &[A], &[], false);
-        let starts = drain(&mut peer).iter().filter(|effect| **effect == Effect::Start { lease: A }).count();
+        let starts = drain(&mut peer)
+            .iter()
+            .filter(|effect| **effect == Effect::Start { lease: A })
+            .count();
         assert_eq!(starts, 1);
     }
 
@@ -447,7 +535,14 @@ mod tests {
         peer.handle_timeout(now);
         assert_eq!(drain(&mut peer), [], "early calls do nothing");
         peer.handle_timeout(at);
-        assert_eq!(drain(&mut peer), [Effect::Report { session: session(1), lease: A, result: done() }]);
+        assert_eq!(
+            drain(&mut peer),
+            [Effect::Report {
+                session: session(1),
+                lease: A,
+                result: done()
+            }]
+        );
     }
 
     #[test]
@@ -470,8 +565,20 @@ mod tests {
         peer.handle_finished(A, Err(Failure::Internal));
         peer.handle_finished(B, done());
         let effects = drain(&mut peer);
-        assert!(effects.contains(&Effect::Report { session: session(1), lease: B, result: done() }), "{effects:?}");
-        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Report { lease: A, .. })), "{effects:?}");
+        assert!(
+            effects.contains(&Effect::Report {
+                session: session(1),
+                lease: B,
+                result: done()
+            }),
+            "{effects:?}"
+        );
+        assert!(
+            !effects
+                .iter()
+                .any(|effect| matches!(effect, Effect::Report { lease: A, .. })),
+            "{effects:?}"
+        );
         assert!(!peer.leases.contains_key(&A));
     }
 
@@ -481,16 +588,34 @@ mod tests {
         peer.handle_polled(session(1), &[A], &[], false);
         drain(&mut peer);
         peer.handle_call_failed(CallFailure::Rejoin, Timestamp::default());
-        assert_eq!(drain(&mut peer), [Effect::Abandon { lease: A }, Effect::Join]);
+        assert_eq!(
+            drain(&mut peer),
+            [Effect::Abandon { lease: A }, Effect::Join]
+        );
         peer.handle_finished(A, done());
-        assert_eq!(drain(&mut peer), [], "work of the old session is not reported in the new one");
+        assert_eq!(
+            drain(&mut peer),
+            [],
+            "work of the old session is not reported in the new one"
+        );
         peer.handle_joined(session(2));
         assert_eq!(
             drain(&mut peer),
-            [Effect::Reset, Effect::Poll { session: session(2), room: 2, held: vec![] }]
+            [
+                Effect::Reset,
+                Effect::Poll {
+                    session: session(2),
+                    room: 2,
+                    held: vec![]
+                }
+            ]
         );
         peer.handle_polled(session(1), &[B], &[], false);
-        assert_eq!(drain(&mut peer), [], "an answer to the old session changes nothing");
+        assert_eq!(
+            drain(&mut peer),
+            [],
+            "an answer to the old session changes nothing"
+        );
     }
 
     #[test]
@@ -504,7 +629,14 @@ mod tests {
         peer.handle_reported(A);
         assert_eq!(
             drain(&mut peer),
-            [Effect::Leave { session: session(1) }, Effect::Stop { why: Stop::Shutdown }]
+            [
+                Effect::Leave {
+                    session: session(1)
+                },
+                Effect::Stop {
+                    why: Stop::Shutdown
+                }
+            ]
         );
     }
 

@@ -69,7 +69,13 @@ pub struct AdamW {
 
 impl Default for AdamW {
     fn default() -> Self {
-        Self { beta1: 0.9, beta2: 0.95, epsilon: 1e-8, weight_decay: 0.1, clip_norm: 1.0 }
+        Self {
+            beta1: 0.9,
+            beta2: 0.95,
+            epsilon: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+        }
     }
 }
 
@@ -140,7 +146,10 @@ impl Description {
 
     /// Sequences in a sample and tokens in a sequence.
     pub fn shape(&self) -> BatchShape {
-        BatchShape { sequences: self.sequences, context: u32::try_from(self.model.context).unwrap_or(u32::MAX) }
+        BatchShape {
+            sequences: self.sequences,
+            context: u32::try_from(self.model.context).unwrap_or(u32::MAX),
+        }
     }
 
     /// Tokens in one sample.

@@ -12,7 +12,13 @@ pub const CELL_PLANES: [&str; 3] = ["parameters", "first_moment", "second_moment
 
 /// The tensor at a stage boundary: `[tokens of a sample, boundary width]`, f32.
 pub fn activation_spec(description: &Description) -> TensorSpec {
-    TensorSpec::f32(ACTIVATION, [description.sample_tokens(), description.model.boundary_width()])
+    TensorSpec::f32(
+        ACTIVATION,
+        [
+            description.sample_tokens(),
+            description.model.boundary_width(),
+        ],
+    )
 }
 
 /// The tensors of a cell of so many elements: each `[elements]`, f32.
@@ -25,6 +31,8 @@ pub fn cell_elements(length_bytes: u64) -> Option<usize> {
     let per_element = CELL_PLANES.len() as u64 * 4;
     let overhead = tensor::encoded_length(&cell_spec(0));
     let elements = length_bytes.checked_sub(overhead)? / per_element;
-    let elements = usize::try_from(elements).ok().filter(|elements| *elements > 0)?;
+    let elements = usize::try_from(elements)
+        .ok()
+        .filter(|elements| *elements > 0)?;
     (tensor::encoded_length(&cell_spec(elements)) == length_bytes).then_some(elements)
 }

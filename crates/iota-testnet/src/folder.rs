@@ -10,7 +10,10 @@ use crate::Error;
 /// # Errors
 /// If the folder holds something else than a run, or cannot be written; nothing has been changed then.
 pub fn prepare(path: &Path) -> Result<Option<PathBuf>, Error> {
-    let trouble = |source| Error::Folder { path: path.to_owned(), source };
+    let trouble = |source| Error::Folder {
+        path: path.to_owned(),
+        source,
+    };
     let moved = match std::fs::read_dir(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(trouble(error)),
@@ -25,7 +28,9 @@ pub fn prepare(path: &Path) -> Result<Option<PathBuf>, Error> {
                 std::fs::rename(path, &aside).map_err(trouble)?;
                 Some(aside)
             } else {
-                return Err(Error::NotARunFolder { path: path.to_owned() });
+                return Err(Error::NotARunFolder {
+                    path: path.to_owned(),
+                });
             }
         }
     };
@@ -40,7 +45,10 @@ pub(crate) fn write_pids(folder: &Path, pids: &[(String, u32)]) -> Result<(), Er
         return Ok(());
     }
     let path = folder.join("processes.txt");
-    let lines: String = pids.iter().map(|(name, pid)| format!("{pid} {name}\n")).collect();
+    let lines: String = pids
+        .iter()
+        .map(|(name, pid)| format!("{pid} {name}\n"))
+        .collect();
     std::fs::write(&path, lines).map_err(|source| Error::Folder { path, source })
 }
 
@@ -60,7 +68,10 @@ mod tests {
             std::fs::write(path.join("report.json"), format!("run {number}")).unwrap();
             let aside = parent.path().join(format!("run.{number}"));
             assert_eq!(prepare(&path).unwrap(), Some(aside.clone()));
-            assert_eq!(std::fs::read_to_string(aside.join("report.json")).unwrap(), format!("run {number}"));
+            assert_eq!(
+                std::fs::read_to_string(aside.join("report.json")).unwrap(),
+                format!("run {number}")
+            );
         }
         assert_eq!(std::fs::read_dir(&path).unwrap().count(), 0);
     }
@@ -69,7 +80,10 @@ mod tests {
     fn a_folder_with_something_else_in_it_is_left_alone() {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("thesis.tex"), "do not touch").unwrap();
-        assert!(matches!(prepare(folder.path()), Err(Error::NotARunFolder { .. })));
+        assert!(matches!(
+            prepare(folder.path()),
+            Err(Error::NotARunFolder { .. })
+        ));
         assert!(folder.path().join("thesis.tex").exists());
     }
 
@@ -79,6 +93,9 @@ mod tests {
         let path = folder.path().join("run");
         std::fs::write(&path, "a file").unwrap();
         let error = prepare(&path).unwrap_err();
-        assert!(error.to_string().contains(&path.display().to_string()), "{error}");
+        assert!(
+            error.to_string().contains(&path.display().to_string()),
+            "{error}"
+        );
     }
 }

@@ -112,6 +112,9 @@ pub enum Error {
     /// A model without stages.
     #[error("the model has no stages")]
     NoStages,
+    /// Every miner and validator has ended, and the run is not over.
+    #[error("every miner and validator has ended before the run was over")]
+    AllGone,
     /// Somebody asked it to stop before the run was over.
     #[error("interrupted before the run was over")]
     Interrupted,
@@ -139,10 +142,18 @@ impl Testnet {
             .filter(|recruit| recruit.kind == Kind::Validator)
             .map(|recruit| recruit.keypair().peer_id())
             .collect();
-        let participants = Participants { miners_to_start: settings.miners_per_stage, validators };
+        let participants = Participants {
+            miners_to_start: settings.miners_per_stage,
+            validators,
+        };
         let setup = Setup::new(&settings.run_options(), participants)?;
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Ok(Self { settings, setup, recruits, cores })
+        Ok(Self {
+            settings,
+            setup,
+            recruits,
+            cores,
+        })
     }
 
     /// Runs the network until the run is over, and sums up. `report.json` is in the run folder then.
@@ -151,9 +162,18 @@ impl Testnet {
     /// Whatever keeps the run from its end; [`Error::Interrupted`] if `shutdown` was requested, after everybody has
     /// left in order.
     pub async fn run(self, shutdown: &Shutdown) -> Result<Report, Error> {
-        let Self { settings, setup, recruits, cores } = self;
+        let Self {
+            settings,
+            setup,
+            recruits,
+            cores,
+        } = self;
         if let Some(earlier) = folder::prepare(&settings.out)? {
-            eprintln!("the earlier run in {} is now in {}", settings.out.display(), earlier.display());
+            eprintln!(
+                "the earlier run in {} is now in {}",
+                settings.out.display(),
+                earlier.display()
+            );
         }
         let description = setup.description().clone();
         let held_out = setup.held_out().clone();
@@ -169,10 +189,12 @@ impl Testnet {
         let orchestrator = Orchestrator::builder(setup, &settings.out)
             .with_listen(settings.listen)
             .with_store_listen(settings.store_listen)
-            .start(shutdown)
+            // Not the caller's: when that one is asked to stop, peers leave first.
+            .start(&Shutdown::new())
             .await?;
         let held_out = HeldOut::load(&description, held_out, orchestrator.store()).await?;
-        let (held_out, held_out_start) = evaluate(Whole::new(&description, 1, cores)?, held_out).await?;
+        let (held_out, held_out_start) =
+            evaluate(Whole::new(&description, 1, cores)?, held_out).await?;
 
         let mut peers = if settings.processes {
             Peers::start_processes(recruits, orchestrator.url(), &settings.out)?
@@ -180,23 +202,28 @@ impl Testnet {
             Peers::start_tasks(recruits, orchestrator.url(), cores, shutdown)
         };
         folder::write_pids(&settings.out, &peers.pids())?;
-        let viewing = tokio::spawn(view::show(orchestrator.status(), settings.training.samples_per_epoch));
-        let interrupted = tokio::select! {
-            () = run_over(orchestrator.state()) => false,
-            result = peers.watch() => { result?; shutdown.is_requested() }
-            () = shutdown.wait() => true,
+        let viewing = tokio::spawn(view::show(
+            orchestrator.status(),
+            settings.training.samples_per_epoch,
+        ));
+        let ended = tokio::select! {
+            () = run_over(orchestrator.state()) => Ok(()),
+            () = shutdown.wait() => Err(Error::Interrupted),
+            watched = peers.watch() => watched.and_then(|()| {
+                if orchestrator.state().borrow().is_over() { Ok(()) } else { Err(Error::AllGone) }
+            }),
         };
-        if interrupted {
+        if ended.is_err() {
             orchestrator.stop().await;
         }
         let store = orchestrator.store().clone();
         let (state, left) = tokio::join!(orchestrator.finish(), peers.join());
         let (state, course) = state?;
         left?;
-        viewing.await.map_err(|error| Error::Panicked(error.to_string()))?;
-        if interrupted {
-            return Err(Error::Interrupted);
-        }
+        viewing
+            .await
+            .map_err(|error| Error::Panicked(error.to_string()))?;
+        ended?;
 
         info!("evaluating the last checkpoint");
         let checkpoints = last_checkpoints(&state);
@@ -207,8 +234,16 @@ impl Testnet {
             let samples = state.sample_counts().completed;
             let settings_of_run = state.settings().clone();
             let per_stage = settings.miners_per_stage;
-            let trained =
-                train_baseline(description, settings_of_run, per_stage, samples, cores, &store, held_out).await?;
+            let trained = train_baseline(
+                description,
+                settings_of_run,
+                per_stage,
+                samples,
+                cores,
+                &store,
+                held_out,
+            )
+            .await?;
             Some(trained)
         } else {
             None

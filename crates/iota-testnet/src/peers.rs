@@ -33,7 +33,10 @@ impl Recruit {
 impl std::fmt::Debug for Recruit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The seed is a secret even here.
-        f.debug_struct("Recruit").field("kind", &self.kind).field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Recruit")
+            .field("kind", &self.kind)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -58,13 +61,25 @@ pub(crate) fn recruits(settings: &TestnetSettings) -> Vec<Recruit> {
     let miners = (0..settings.miners()).map(|number| {
         // Cheaters are spread over the stages, from the last miner backwards: joining fills stages in turn.
         let honest = settings.miners() - settings.cheaters;
-        let behaviour = if number < honest { Behaviour::Honest } else { Behaviour::WrongTensors };
+        let behaviour = if number < honest {
+            Behaviour::Honest
+        } else {
+            Behaviour::WrongTensors
+        };
         let name = format!("miner-{number}");
-        Recruit { kind: Kind::Miner(behaviour), name, seed: seed("miner", number) }
+        Recruit {
+            kind: Kind::Miner(behaviour),
+            name,
+            seed: seed("miner", number),
+        }
     });
     let validators = (0..settings.validators).map(|number| {
         let name = format!("validator-{number}");
-        Recruit { kind: Kind::Validator, name, seed: seed("validator", number) }
+        Recruit {
+            kind: Kind::Validator,
+            name,
+            seed: seed("validator", number),
+        }
     });
     miners.chain(validators).collect()
 }
@@ -79,7 +94,12 @@ pub(crate) enum Peers {
 impl Peers {
     /// Starts everybody in this process. As many stages compute at a time as the machine has cores, each with one
     /// thread: that wastes least.
-    pub(crate) fn start_tasks(recruits: Vec<Recruit>, url: &str, cores: usize, shutdown: &Shutdown) -> Self {
+    pub(crate) fn start_tasks(
+        recruits: Vec<Recruit>,
+        url: &str,
+        cores: usize,
+        shutdown: &Shutdown,
+    ) -> Self {
         let gate = Gate::new(cores);
         let mut tasks = JoinSet::new();
         for recruit in recruits {
@@ -107,7 +127,9 @@ impl Peers {
                             .await
                     }
                 };
-                let stopped = stopped.map(|why| info!(%name, ?why, "peer stopped")).map_err(Error::Peer);
+                let stopped = stopped
+                    .map(|why| info!(%name, ?why, "peer stopped"))
+                    .map_err(Error::Peer);
                 (name, stopped)
             });
         }
@@ -115,10 +137,17 @@ impl Peers {
     }
 
     /// Starts everybody as a process of the real programs, which lie beside this one. Their logs go to the run folder.
-    pub(crate) fn start_processes(recruits: Vec<Recruit>, url: &str, folder: &Path) -> Result<Self, Error> {
+    pub(crate) fn start_processes(
+        recruits: Vec<Recruit>,
+        url: &str,
+        folder: &Path,
+    ) -> Result<Self, Error> {
         let (keys, logs) = (folder.join("keys"), folder.join("logs"));
         for path in [&keys, &logs] {
-            std::fs::create_dir_all(path).map_err(|source| Error::Folder { path: path.clone(), source })?;
+            std::fs::create_dir_all(path).map_err(|source| Error::Folder {
+                path: path.clone(),
+                source,
+            })?;
         }
         let mut children = Vec::new();
         for Recruit { kind, name, seed } in recruits {
@@ -129,10 +158,14 @@ impl Peers {
                 Kind::Validator => sibling("iota-validator")?,
             };
             let log_path = logs.join(format!("{name}.log"));
-            let log = std::fs::File::create(&log_path)
-                .map_err(|source| Error::Folder { path: log_path.clone(), source })?;
+            let log = std::fs::File::create(&log_path).map_err(|source| Error::Folder {
+                path: log_path.clone(),
+                source,
+            })?;
             let mut command = Command::new(&program);
-            command.args(["run", "--orchestrator", url, "--threads", "1", "--key"]).arg(&key);
+            command
+                .args(["run", "--orchestrator", url, "--threads", "1", "--key"])
+                .arg(&key);
             if kind == Kind::Miner(Behaviour::WrongTensors) {
                 command.arg("--cheat");
             }
@@ -142,7 +175,10 @@ impl Peers {
                 .stderr(log)
                 .kill_on_drop(true)
                 .spawn()
-                .map_err(|source| Error::Program { path: program, source })?;
+                .map_err(|source| Error::Program {
+                    path: program,
+                    source,
+                })?;
             info!(%name, pid = child.id(), log = %log_path.display(), "started");
             children.push((name, child));
         }
@@ -153,9 +189,10 @@ impl Peers {
     pub(crate) fn pids(&self) -> Vec<(String, u32)> {
         match self {
             Self::Tasks(_) => Vec::new(),
-            Self::Processes(children) => {
-                children.iter().filter_map(|(name, child)| Some((name.clone(), child.id()?))).collect()
-            }
+            Self::Processes(children) => children
+                .iter()
+                .filter_map(|(name, child)| Some((name.clone(), child.id()?)))
+                .collect(),
         }
     }
 
@@ -164,7 +201,8 @@ impl Peers {
         match self {
             Self::Tasks(tasks) => {
                 while let Some(ended) = tasks.join_next().await {
-                    let (name, result) = ended.map_err(|error| Error::Panicked(error.to_string()))?;
+                    let (name, result) =
+                        ended.map_err(|error| Error::Panicked(error.to_string()))?;
                     if let Err(error) = result {
                         warn!(%name, error = &error as &dyn std::error::Error, "peer failed");
                     }
@@ -196,7 +234,10 @@ impl Peers {
 
     /// Waits until everybody has left, which the end of the run or a shutdown tells them to.
     pub(crate) async fn join(mut self) -> Result<(), Error> {
-        if tokio::time::timeout(LEAVE_WITHIN, self.watch()).await.is_err() {
+        if tokio::time::timeout(LEAVE_WITHIN, self.watch())
+            .await
+            .is_err()
+        {
             warn!("some peers did not leave in time");
         }
         Ok(())
@@ -205,9 +246,13 @@ impl Peers {
 
 /// A program in the folder of this one.
 fn sibling(name: &str) -> Result<PathBuf, Error> {
-    let this = std::env::current_exe()
-        .map_err(|source| Error::Program { path: PathBuf::from(name), source })?;
-    let path = this.with_file_name(name).with_extension(std::env::consts::EXE_EXTENSION);
+    let this = std::env::current_exe().map_err(|source| Error::Program {
+        path: PathBuf::from(name),
+        source,
+    })?;
+    let path = this
+        .with_file_name(name)
+        .with_extension(std::env::consts::EXE_EXTENSION);
     if path.is_file() {
         Ok(path)
     } else {

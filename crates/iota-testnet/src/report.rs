@@ -130,7 +130,12 @@ pub struct Baseline {
 
 impl Report {
     /// The part of a report that the run's last state tells.
-    pub(crate) fn of(state: &State, loss: Loss, elapsed: Duration, baseline: Option<Baseline>) -> Self {
+    pub(crate) fn of(
+        state: &State,
+        loss: Loss,
+        elapsed: Duration,
+        baseline: Option<Baseline>,
+    ) -> Self {
         let counts = state.sample_counts();
         let settings = state.settings();
         let merges: Vec<Merge> = state
@@ -170,8 +175,15 @@ impl Report {
             run: settings.run.to_string(),
             trained,
             loss,
-            tokens: Tokens { trained: tokens, per_second: tokens as f64 / elapsed.as_secs_f64() },
-            samples: Samples { completed: counts.completed, re_leased: counts.re_leased, lost: counts.lost },
+            tokens: Tokens {
+                trained: tokens,
+                per_second: tokens as f64 / elapsed.as_secs_f64(),
+            },
+            samples: Samples {
+                completed: counts.completed,
+                re_leased: counts.re_leased,
+                lost: counts.lost,
+            },
             merges,
             replicas_equal: state.replicas_equal(),
             audits: Audits { passed, failed },
@@ -192,4 +204,3 @@ impl Report {
             .map_err(|source| Error::Folder { path, source })
     }
 }
-

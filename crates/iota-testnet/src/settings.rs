@@ -41,7 +41,14 @@ pub struct TestnetSettings {
 
 impl Default for TestnetSettings {
     fn default() -> Self {
-        let RunOptions { preset, stages, corpus, seed, training, timing } = RunOptions::default();
+        let RunOptions {
+            preset,
+            stages,
+            corpus,
+            seed,
+            training,
+            timing,
+        } = RunOptions::default();
         let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         Self {
             stages,
@@ -93,12 +100,19 @@ impl TestnetSettings {
         if self.miners_per_stage == 0 {
             return invalid("miners_per_stage", "every stage needs a miner".to_owned());
         }
-        let peers = u64::from(self.stages) * u64::from(self.miners_per_stage) + u64::from(self.validators);
+        let peers =
+            u64::from(self.stages) * u64::from(self.miners_per_stage) + u64::from(self.validators);
         if peers > u64::from(PEERS_MAX) {
-            return invalid("miners_per_stage", format!("{peers} peers are more than the {PEERS_MAX} of a testnet"));
+            return invalid(
+                "miners_per_stage",
+                format!("{peers} peers are more than the {PEERS_MAX} of a testnet"),
+            );
         }
         if self.cheaters >= self.miners() {
-            return invalid("cheaters", format!("of {} miners at least one has to be honest", self.miners()));
+            return invalid(
+                "cheaters",
+                format!("of {} miners at least one has to be honest", self.miners()),
+            );
         }
         Ok(())
     }

@@ -8,12 +8,23 @@ use crate::view::thousands;
 /// A report as a newcomer can read it.
 pub fn summary(report: &Report) -> String {
     let mut text = String::new();
-    let mut line = |words: String| writeln!(text, "{words}").expect("writing to a String cannot fail");
-    let verdict = if report.trained { "The network trained." } else { "The network did NOT train." };
+    let mut line =
+        |words: String| writeln!(text, "{words}").expect("writing to a String cannot fail");
+    let verdict = if report.trained {
+        "The network trained."
+    } else {
+        "The network did NOT train."
+    };
     line(format!("\n{verdict} ({})", report.run));
     let loss = &report.loss;
-    line(format!("  loss, training text   {:.3} -> {:.3} nats per token", loss.train_start, loss.train_end));
-    line(format!("  loss, held-out text   {:.3} -> {:.3} nats per token", loss.held_out_start, loss.held_out_end));
+    line(format!(
+        "  loss, training text   {:.3} -> {:.3} nats per token",
+        loss.train_start, loss.train_end
+    ));
+    line(format!(
+        "  loss, held-out text   {:.3} -> {:.3} nats per token",
+        loss.held_out_start, loss.held_out_end
+    ));
     line(format!(
         "  tokens                {} trained on, {:.0} per second",
         thousands(report.tokens.trained),
@@ -33,14 +44,25 @@ pub fn summary(report: &Report) -> String {
         samples.completed, samples.re_leased, samples.lost
     ));
     let sum = |of: fn(&crate::report::Merge) -> u64| report.merges.iter().map(of).sum::<u64>();
-    let (cells, covered, agreed) = (sum(|merge| merge.cells), sum(|merge| merge.covered), sum(|merge| merge.agreed));
+    let (cells, covered, agreed) = (
+        sum(|merge| merge.cells),
+        sum(|merge| merge.covered),
+        sum(|merge| merge.agreed),
+    );
     line(format!(
         "  merges                {} (of one stage each): {covered} of {cells} cells merged, {agreed} with two owners \
          agreeing, replicas {}",
         report.merges.len(),
-        if report.replicas_equal { "equal" } else { "NOT equal" }
+        if report.replicas_equal {
+            "equal"
+        } else {
+            "NOT equal"
+        }
     ));
-    line(format!("  audits                {} passed, {} failed", report.audits.passed, report.audits.failed));
+    line(format!(
+        "  audits                {} passed, {} failed",
+        report.audits.passed, report.audits.failed
+    ));
     for cheater in &report.cheaters {
         line(format!("  cheater found         {}", short(cheater)));
     }

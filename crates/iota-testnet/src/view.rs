@@ -68,21 +68,38 @@ impl Live {
     fn new(samples_per_epoch: u64) -> Self {
         let bars = MultiProgress::new();
         let text = ProgressStyle::with_template("  {msg}").expect("the template is fixed");
-        let bar = ProgressStyle::with_template("{spinner} {prefix:<28} {bar:32} {pos}/{len} samples")
-            .expect("the template is fixed");
+        let bar =
+            ProgressStyle::with_template("{spinner} {prefix:<28} {bar:32} {pos}/{len} samples")
+                .expect("the template is fixed");
         let epoch = bars.add(ProgressBar::new(samples_per_epoch).with_style(bar));
         let training = bars.add(ProgressBar::new_spinner().with_style(text.clone()));
         let network = bars.add(ProgressBar::new_spinner().with_style(text));
         epoch.enable_steady_tick(Duration::from_millis(120));
-        Self { bars, epoch, training, network, samples_per_epoch }
+        Self {
+            bars,
+            epoch,
+            training,
+            network,
+            samples_per_epoch,
+        }
     }
 }
 
 impl View for Live {
     fn update(&mut self, status: &RunStatus) {
-        self.epoch.set_prefix(format!("{} · epoch {} of {}", name(status.phase), ordinal(status), status.epochs));
+        self.epoch.set_prefix(format!(
+            "{} · epoch {} of {}",
+            name(status.phase),
+            ordinal(status),
+            status.epochs
+        ));
         let before = status.epoch.get() * self.samples_per_epoch;
-        self.epoch.set_position(status.samples_completed.saturating_sub(before).min(self.samples_per_epoch));
+        self.epoch.set_position(
+            status
+                .samples_completed
+                .saturating_sub(before)
+                .min(self.samples_per_epoch),
+        );
         self.training.set_message(format!(
             "loss {} · {:.0} tokens/s · {} tokens · {:.0} s",
             loss(status),
@@ -138,7 +155,9 @@ fn ordinal(status: &RunStatus) -> u64 {
 }
 
 fn loss(status: &RunStatus) -> String {
-    status.loss.map_or_else(|| "-----".to_owned(), |loss| format!("{loss:.3}"))
+    status
+        .loss
+        .map_or_else(|| "-----".to_owned(), |loss| format!("{loss:.3}"))
 }
 
 fn miners(status: &RunStatus) -> String {
@@ -177,7 +196,12 @@ mod tests {
 
     #[test]
     fn large_numbers_are_grouped() {
-        for (number, text) in [(0, "0"), (999, "999"), (1_000, "1 000"), (1_234_567, "1 234 567")] {
+        for (number, text) in [
+            (0, "0"),
+            (999, "999"),
+            (1_000, "1 000"),
+            (1_234_567, "1 234 567"),
+        ] {
             assert_eq!(thousands(number), text);
         }
     }

@@ -30,10 +30,26 @@ const EVALUATION_SAMPLES: usize = 32;
 
 impl Whole {
     /// The model cut into so many stages, with its initial weights.
-    pub(crate) fn new(description: &Description, stages: usize, threads: usize) -> Result<Self, Error> {
+    pub(crate) fn new(
+        description: &Description,
+        stages: usize,
+        threads: usize,
+    ) -> Result<Self, Error> {
         let plan = regrouped(description, stages)?;
-        let iota_run::AdamW { beta1, beta2, epsilon, weight_decay, clip_norm } = description.optimizer;
-        let optimizer = OptimizerSettings { beta1, beta2, epsilon, weight_decay, clip_norm };
+        let iota_run::AdamW {
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+            clip_norm,
+        } = description.optimizer;
+        let optimizer = OptimizerSettings {
+            beta1,
+            beta2,
+            epsilon,
+            weight_decay,
+            clip_norm,
+        };
         let stages = (0..stages)
             .map(|index| {
                 let mut stage = Stage::new(&plan, index, StageOptions { threads, optimizer })?;
@@ -56,8 +72,20 @@ impl Whole {
             let key = ObjectKey::checkpoint(description.run, expected.epoch, expected.stage);
             let checkpoint: Checkpoint = store.get_manifest(&key).await?;
             for segment in &checkpoint.segments {
-                let SegmentSource::Merged { object, offset, cell_elements } = &segment.source else { continue };
-                let bytes = store.get(&ObjectKey::object(description.run, object.name), &object.seal).await?;
+                let SegmentSource::Merged {
+                    object,
+                    offset,
+                    cell_elements,
+                } = &segment.source
+                else {
+                    continue;
+                };
+                let bytes = store
+                    .get(
+                        &ObjectKey::object(description.run, object.name),
+                        &object.seal,
+                    )
+                    .await?;
                 let planes = tensor::decode(&bytes, &cell_spec(*cell_elements as usize))
                     .map_err(iota_store::Error::from)?;
                 let target = segment.range.start as usize..segment.range.end as usize;
@@ -80,7 +108,10 @@ impl Whole {
                 let output = stage.forward_only(input(activation.as_deref(), &batch.inputs))?;
                 activation = Some(output);
             }
-            losses.push(f64::from(last.evaluate(input(activation.as_deref(), &batch.inputs), &batch.targets)?));
+            losses.push(f64::from(last.evaluate(
+                input(activation.as_deref(), &batch.inputs),
+                &batch.targets,
+            )?));
         }
         Ok(losses.iter().sum::<f64>() / losses.len().max(1) as f64)
     }
@@ -93,7 +124,11 @@ fn input<'a>(activation: Option<&'a [f32]>, tokens: &'a [u32]) -> Input<'a> {
 /// The same model with the same boundaries, cut into another number of stages.
 fn regrouped(description: &Description, stages: usize) -> Result<StagePlan, Error> {
     let plan = description.plan()?;
-    Ok(if plan.stages().len() == stages { plan } else { plan.regroup(stages).map_err(iota_run::Error::from)? })
+    Ok(if plan.stages().len() == stages {
+        plan
+    } else {
+        plan.regroup(stages).map_err(iota_run::Error::from)?
+    })
 }
 
 /// The held-out text, ready to be read.
@@ -112,7 +147,11 @@ impl HeldOut {
     ) -> Result<Self, Error> {
         let evaluation = Evaluation::new(&manifest, description.shape())?;
         let shards = load_shards(description, &manifest, store).await?;
-        Ok(Self { manifest, evaluation, shards })
+        Ok(Self {
+            manifest,
+            evaluation,
+            shards,
+        })
     }
 }
 
@@ -123,8 +162,13 @@ pub(crate) async fn load_shards(
 ) -> Result<Shards, Error> {
     let mut shards = Shards::new();
     for entry in &manifest.shards {
-        let seal = iota_protocol::work::Seal { digest: entry.digest, length: entry.length_bytes };
-        let bytes = store.get(&ObjectKey::shard(description.run, entry.digest), &seal).await?;
+        let seal = iota_protocol::work::Seal {
+            digest: entry.digest,
+            length: entry.length_bytes,
+        };
+        let bytes = store
+            .get(&ObjectKey::shard(description.run, entry.digest), &seal)
+            .await?;
         shards.insert(entry.digest, entry.open(&bytes)?);
     }
     Ok(shards)
@@ -158,7 +202,8 @@ pub(crate) async fn train_baseline(
             stage.forward_backward_loss(Input::Tokens(&batch.inputs), &batch.targets)?;
             pending += 1;
             if pending == passes_per_step || sample + 1 == samples {
-                let rate = learning_rate_at(&settings.learning_rate, sample, settings.samples_total());
+                let rate =
+                    learning_rate_at(&settings.learning_rate, sample, settings.samples_total());
                 stage.step(rate, pending)?;
                 pending = 0;
             }
@@ -166,7 +211,10 @@ pub(crate) async fn train_baseline(
         }
         let tokens = samples * settings.sample_tokens;
         let held_out_end = whole.evaluate(&held_out)?;
-        Ok(Baseline { tokens_per_second: tokens as f64 / elapsed.as_secs_f64(), held_out_end })
+        Ok(Baseline {
+            tokens_per_second: tokens as f64 / elapsed.as_secs_f64(),
+            held_out_end,
+        })
     })
     .await
     .map_err(|error| Error::Panicked(error.to_string()))?
@@ -174,5 +222,7 @@ pub(crate) async fn train_baseline(
 
 /// Where the run's checkpoints of its last epoch are.
 pub(crate) fn last_checkpoints(state: &iota_protocol::State) -> Vec<Checkpoint> {
-    (0..state.settings().stages()).map(|stage| state.checkpoint(StageIndex::new(stage)).clone()).collect()
+    (0..state.settings().stages())
+        .map(|stage| state.checkpoint(StageIndex::new(stage)).clone())
+        .collect()
 }

@@ -113,11 +113,27 @@ impl ValidatorBuilder {
     /// If the orchestrator's run cannot be taken part in: another version, or a model that this program cannot build.
     pub async fn run(self, shutdown: Shutdown) -> Result<Stop, Error> {
         let keypair = Arc::new(self.keypair.unwrap_or_else(Keypair::generate));
-        let connected = connect(&self.orchestrator, keypair, Arc::clone(&self.clock), &shutdown).await?;
-        let Some((client, description)) = connected else { return Ok(Stop::Shutdown) };
+        let connected = connect(
+            &self.orchestrator,
+            keypair,
+            Arc::clone(&self.clock),
+            &shutdown,
+        )
+        .await?;
+        let Some((client, description)) = connected else {
+            return Ok(Stop::Shutdown);
+        };
         let gate = self.gate.unwrap_or_else(|| Gate::new(1));
-        let worker = Arc::new(ValidatorWorker::new(Arc::new(description), gate, self.threads)?);
-        let participation = Participation { role: Role::Validator, capacity: self.capacity, hold: HOLD };
+        let worker = Arc::new(ValidatorWorker::new(
+            Arc::new(description),
+            gate,
+            self.threads,
+        )?);
+        let participation = Participation {
+            role: Role::Validator,
+            capacity: self.capacity,
+            hold: HOLD,
+        };
         participate(client, worker, participation, self.clock, shutdown).await
     }
 }

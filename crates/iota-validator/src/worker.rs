@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
-use iota_peer::{Engine, Error, Gate, OperationInput, Transfer, Undone, Worker, fetch_cells, merge};
+use iota_peer::{
+    Engine, Error, Gate, OperationInput, Transfer, Undone, Worker, fetch_cells, merge,
+};
 use iota_protocol::work::{
-    Checkpoint, Difference, Failure, Lease, LogEntry, ObjectRef, Outcome, Purpose, UploadRecord, Verdict, Work,
+    Checkpoint, Difference, Failure, Lease, LogEntry, ObjectRef, Outcome, Purpose, UploadRecord,
+    Verdict, Work,
 };
 use iota_protocol::{Digest, StageIndex};
 use iota_run::Description;
@@ -33,9 +36,18 @@ struct Fetched {
 }
 
 impl ValidatorWorker {
-    pub(crate) fn new(description: Arc<Description>, gate: Gate, threads: usize) -> Result<Self, Error> {
+    pub(crate) fn new(
+        description: Arc<Description>,
+        gate: Gate,
+        threads: usize,
+    ) -> Result<Self, Error> {
         let transfer = Transfer::new(Arc::clone(&description))?;
-        Ok(Self { description, transfer, gate, threads })
+        Ok(Self {
+            description,
+            transfer,
+            gate,
+            threads,
+        })
     }
 
     async fn replay(
@@ -47,7 +59,11 @@ impl ValidatorWorker {
         abandoned: &watch::Receiver<bool>,
     ) -> Result<Verdict, Failure> {
         let cells = fetch_cells(&self.transfer, checkpoint, leased).await?;
-        let (description, stage, threads) = (Arc::clone(&self.description), checkpoint.stage, self.threads);
+        let (description, stage, threads) = (
+            Arc::clone(&self.description),
+            checkpoint.stage,
+            self.threads,
+        );
         let start = checkpoint.clone();
         let mut engine = self
             .compute(move || {
@@ -60,7 +76,12 @@ impl ValidatorWorker {
         let mut fetched = futures::stream::iter(entries.iter().cloned())
             .map(|entry| self.fetch(entry, stage, leased))
             .buffered(FETCHED_AHEAD);
-        while let Some(Fetched { entry, input, output_gradient }) = fetched.try_next().await? {
+        while let Some(Fetched {
+            entry,
+            input,
+            output_gradient,
+        }) = fetched.try_next().await?
+        {
             if *abandoned.borrow() {
                 return Err(Failure::Leaving);
             }
@@ -73,49 +94,86 @@ impl ValidatorWorker {
                 })
                 .await?;
             if let Some(difference) = difference {
-                return Ok(Verdict::Differs { ordinal: Some(ordinal), difference });
+                return Ok(Verdict::Differs {
+                    ordinal: Some(ordinal),
+                    difference,
+                });
             }
             operations += 1;
         }
         if let Some(upload) = upload.cloned() {
-            let equal = self.compute(move || uploads_equal(&mut engine, &upload)).await?;
+            let equal = self
+                .compute(move || uploads_equal(&mut engine, &upload))
+                .await?;
             if !equal {
-                return Ok(Verdict::Differs { ordinal: None, difference: Difference::Upload });
+                return Ok(Verdict::Differs {
+                    ordinal: None,
+                    difference: Difference::Upload,
+                });
             }
         }
         Ok(Verdict::Agrees { operations })
     }
 
-    async fn fetch(&self, entry: LogEntry, stage: StageIndex, leased: &LeasedWork) -> Result<Fetched, Failure> {
-        let (Work::Forward { sample, input, .. } | Work::Backward { sample, input, .. }) = &entry.work else {
+    async fn fetch(
+        &self,
+        entry: LogEntry,
+        stage: StageIndex,
+        leased: &LeasedWork,
+    ) -> Result<Fetched, Failure> {
+        let (Work::Forward { sample, input, .. } | Work::Backward { sample, input, .. }) =
+            &entry.work
+        else {
             return Err(Failure::Internal);
         };
         let reads_tokens = stage.get() == 0 || stage.get() + 1 == self.description.stages;
-        let tokens = if reads_tokens { Some(self.transfer.tokens(*sample, leased).await?) } else { None };
+        let tokens = if reads_tokens {
+            Some(self.transfer.tokens(*sample, leased).await?)
+        } else {
+            None
+        };
         let activation = match input {
-            Some(object) => Some((object.seal.digest, self.transfer.activation(object, leased).await?)),
+            Some(object) => Some((
+                object.seal.digest,
+                self.transfer.activation(object, leased).await?,
+            )),
             None => None,
         };
         let output_gradient = match &entry.work {
-            Work::Backward { output_gradient: Some(object), .. } => {
-                Some(self.transfer.activation(object, leased).await?)
-            }
+            Work::Backward {
+                output_gradient: Some(object),
+                ..
+            } => Some(self.transfer.activation(object, leased).await?),
             _ => None,
         };
-        Ok(Fetched { entry, input: OperationInput { tokens, activation }, output_gradient })
+        Ok(Fetched {
+            entry,
+            input: OperationInput { tokens, activation },
+            output_gradient,
+        })
     }
 
     async fn inspect(&self, object: &ObjectRef, leased: &LeasedWork) -> Result<Verdict, Failure> {
         let looked_at = match object.name.purpose {
-            Purpose::Activation | Purpose::Gradient => self.transfer.activation(object, leased).await.map(drop),
-            Purpose::Upload | Purpose::Merged => match iota_run::cell_elements(object.seal.length) {
-                Some(elements) => self.transfer.cell(object, elements, leased).await.map(drop),
-                None => Err(Failure::BadInput { object: object.name, difference: Difference::Malformed }),
-            },
+            Purpose::Activation | Purpose::Gradient => {
+                self.transfer.activation(object, leased).await.map(drop)
+            }
+            Purpose::Upload | Purpose::Merged => {
+                match iota_run::cell_elements(object.seal.length) {
+                    Some(elements) => self.transfer.cell(object, elements, leased).await.map(drop),
+                    None => Err(Failure::BadInput {
+                        object: object.name,
+                        difference: Difference::Malformed,
+                    }),
+                }
+            }
         };
         match looked_at {
             Ok(()) => Ok(Verdict::Agrees { operations: 1 }),
-            Err(Failure::BadInput { difference, .. }) => Ok(Verdict::Differs { ordinal: None, difference }),
+            Err(Failure::BadInput { difference, .. }) => Ok(Verdict::Differs {
+                ordinal: None,
+                difference,
+            }),
             Err(failure) => Err(failure),
         }
     }
@@ -144,8 +202,21 @@ fn redo(
             let (_, bytes) = engine.forward(*sample, input)?;
             Ok((Digest::of(&bytes) != output.digest).then_some(Difference::Output))
         }
-        (Work::Backward { sample, learning_rate, .. }, Outcome::Backward { recomputed, gradient, loss, .. }) => {
-            let result = engine.backward(*sample, input, output_gradient, *learning_rate, *recomputed)?;
+        (
+            Work::Backward {
+                sample,
+                learning_rate,
+                ..
+            },
+            Outcome::Backward {
+                recomputed,
+                gradient,
+                loss,
+                ..
+            },
+        ) => {
+            let result =
+                engine.backward(*sample, input, output_gradient, *learning_rate, *recomputed)?;
             let ours = result.gradient.as_deref().map(Digest::of);
             if ours != gradient.map(|seal| seal.digest) {
                 Ok(Some(Difference::Output))
@@ -155,13 +226,17 @@ fn redo(
                 Ok(None)
             }
         }
-        _ => Err(Error::Input("the log entry's outcome is not one of its work")),
+        _ => Err(Error::Input(
+            "the log entry's outcome is not one of its work",
+        )),
     }
 }
 
 fn uploads_equal(engine: &mut Engine, upload: &UploadRecord) -> Result<bool, Error> {
     engine.finish(upload.learning_rate)?;
-    if engine.optimizer_steps() != upload.optimizer_steps || upload.cells.len() != upload.seals.len() {
+    if engine.optimizer_steps() != upload.optimizer_steps
+        || upload.cells.len() != upload.seals.len()
+    {
         return Ok(false);
     }
     for (cell, seal) in upload.cells.iter().zip(&upload.seals) {
@@ -177,20 +252,38 @@ impl Worker for ValidatorWorker {
         Ok(())
     }
 
-    async fn work(&self, leased: Arc<LeasedWork>, abandoned: watch::Receiver<bool>) -> Result<Outcome, Undone> {
+    async fn work(
+        &self,
+        leased: Arc<LeasedWork>,
+        abandoned: watch::Receiver<bool>,
+    ) -> Result<Outcome, Undone> {
         let verdict = match &leased.lease.work {
-            Work::Replay { subject, checkpoint, entries, upload } => {
-                let verdict = self.replay(checkpoint, entries, upload.as_ref(), &leased, &abandoned).await?;
+            Work::Replay {
+                subject,
+                checkpoint,
+                entries,
+                upload,
+            } => {
+                let verdict = self
+                    .replay(checkpoint, entries, upload.as_ref(), &leased, &abandoned)
+                    .await?;
                 info!(?subject, stage = %checkpoint.stage, ?verdict, "audit finished");
                 verdict
             }
-            Work::Inspect { object, producer, accuser } => {
+            Work::Inspect {
+                object,
+                producer,
+                accuser,
+            } => {
                 let verdict = self.inspect(object, &leased).await?;
                 info!(?producer, ?accuser, ?verdict, "inspection finished");
                 verdict
             }
             Work::Merge { .. } => return Ok(merge(&self.transfer, &self.gate, &leased).await?),
-            Work::Forward { .. } | Work::Backward { .. } | Work::Upload { .. } | Work::Install { .. } => {
+            Work::Forward { .. }
+            | Work::Backward { .. }
+            | Work::Upload { .. }
+            | Work::Install { .. } => {
                 return Err(Failure::Internal.into());
             }
         };
