@@ -35,7 +35,9 @@ pub struct TrainingOptions {
     pub samples_per_epoch: u64,
     /// Token sequences in a sample.
     pub sequences: u32,
-    /// Samples on their way at a time; 0: three for every miner.
+    /// Samples on their way at a time; 0: two for every miner of a stage, and at least one more than there are stages.
+    /// More keep more miners busy; fewer keep gradients fresh: at 18 instead of 4 the default testnet learns a third as
+    /// fast per token.
     pub samples_in_flight: u32,
     /// Backward passes of a miner per step of its optimizer.
     pub backwards_per_step: u32,
@@ -103,12 +105,12 @@ impl Default for TrainingOptions {
         } = AdamW::default();
         Self {
             epochs: 6,
-            samples_per_epoch: 120,
-            sequences: 16,
+            samples_per_epoch: 600,
+            sequences: 4,
             samples_in_flight: 0,
-            backwards_per_step: 2,
-            learning_rate: 3e-3,
-            warmup_samples: 40,
+            backwards_per_step: 1,
+            learning_rate: 2e-3,
+            warmup_samples: 100,
             final_fraction: 0.1,
             beta1,
             beta2,

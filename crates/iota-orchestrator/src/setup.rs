@@ -122,7 +122,7 @@ impl Setup {
             .collect();
         let miners_to_start = participants.miners_to_start;
         let in_flight = match training.samples_in_flight {
-            0 => 3 * miners_to_start.max(1) * u32::from(options.stages),
+            0 => (2 * miners_to_start).max(u32::from(options.stages) + 1),
             samples => samples,
         };
         let settings = RunSettings {
