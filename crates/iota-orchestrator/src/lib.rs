@@ -14,10 +14,36 @@
 //!                                      └──► keeper: metrics, manifests, retention
 //! ```
 //!
-//! One task owns the state ([`owner`); everybody else sends it commands. What it has decided is written to the
-//! [`Journal`] before anybody is told.
+//! One task owns the state; everybody else sends it commands. What it has decided is written to the [`Journal`] before
+//! anybody is told.
 //!
-//! It does not know what a tensor is: sizes come in with the [`Setup`]. It never links the compute engine.
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use iota_node::Shutdown;
+//! use iota_orchestrator::{Orchestrator, Participants, RunOptions, Setup};
+//!
+//! let participants = Participants { miners_to_start: 1, validators: vec![] };
+//! let setup = Setup::new(&RunOptions::default(), participants)?;
+//! let orchestrator = Orchestrator::builder(setup, "my-run").start(&Shutdown::new()).await?;
+//! println!("miners may call {}", orchestrator.url());
+//! let (state, course) = orchestrator.finish().await?;
+//! println!("{} samples, loss {:.3}", state.sample_counts().completed, course.loss_at_end());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | module | concern |
+//! |---|---|
+//! | `options`, `setup` | from what an operator wants to what the rules, the peers and the store are given |
+//! | `owner` | the task that owns the state, and polls that wait for work |
+//! | `api` | what peers can call, as commands |
+//! | `grants` | the presigned requests that go with a lease |
+//! | `journal` | where events go before anybody is told |
+//! | `keeper`, `course` | metrics, manifests, retention; the run in a few numbers |
+//! | `status` | how the run is doing, for people who watch |
+//!
+//! It does *not* know what a tensor is: sizes come in with the [`Setup`]. It takes no decision of a run (those are
+//! `iota-protocol`'s) and never links the compute engine.
 
 mod api;
 mod course;

@@ -16,7 +16,10 @@
 //! | [`engine`] | forward, backward and steps with ordinals; the same bits for a miner and for whoever replays it |
 //! | [`gate`] | how many stages compute at a time on one machine |
 //!
-//! It does not know what a miner does with a lease, or a validator.
+//! `iota-miner` and `iota-validator` each implement [`Worker`] and hand it to [`participate`]; everything else about
+//! being in a run is here, once.
+//!
+//! It does *not* know what a miner does with a lease, or a validator, nor what any result is worth.
 
 pub mod cells;
 mod convert;

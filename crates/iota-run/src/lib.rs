@@ -10,7 +10,22 @@
 //! shapes, sizes and batches from it. The orchestrator derives the sizes that the rules are given, so that it signs
 //! grants for objects of exactly the right length without knowing what a tensor is.
 //!
-//! It does not know how a stage computes (`iota-compute`), who does what (`iota-protocol`) or where objects are
+//! ```
+//! use iota_run::{cell_elements, cell_spec};
+//! use iota_store::tensor;
+//!
+//! // A cell of 1000 elements is an object of so many bytes, whatever is in it; so its length says how many there are.
+//! let length_bytes = tensor::encoded_length(&cell_spec(1_000));
+//! assert_eq!(cell_elements(length_bytes), Some(1_000));
+//! assert_eq!(cell_elements(length_bytes + 1), None);
+//! ```
+//!
+//! | module | concern |
+//! |---|---|
+//! | this one | the [`Description`]: model, stages, data, optimizer; what follows from it |
+//! | `objects` | the tensors in activations, gradients and cells |
+//!
+//! It does *not* know how a stage computes (`iota-compute`), who does what (`iota-protocol`) or where objects are
 //! (`iota-store` is here for the lengths of encoded tensors only).
 
 mod objects;

@@ -66,9 +66,9 @@
 //! | `s3` | a bucket of an S3 service as the store (feature `s3`) |
 //! | [`error`] | what can go wrong, and what to do about it |
 //!
-//! # Left to others
+//! # What it does not know
 //!
-//! This crate does not know when something is written or deleted, who may have a grant, or what a tensor means: the
+//! This crate does *not* know when something is written or deleted, who may have a grant, or what a tensor means: the
 //! rules decide the first two, the model the third. It reads no clock, makes no keys and tries nothing twice.
 //!
 //! [`Seal`]: iota_protocol::work::Seal

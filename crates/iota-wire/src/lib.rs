@@ -43,8 +43,8 @@
 //! | [`clock`] | where the time comes from |
 //! | [`proto`] | what the compiler makes of `proto/iota/v1` |
 //!
-//! What a lease or an outcome *means* is not known here: that is `iota-protocol`'s. Nor is how an object is reached with
-//! a grant (`iota-store`), nor when to repeat a call (the runtimes).
+//! It does *not* know what a lease or an outcome means (that is `iota-protocol`'s), how an object is reached with a grant
+//! (`iota-store`), or when to repeat a call (the runtimes).
 
 pub mod auth;
 pub mod client;

@@ -19,11 +19,12 @@ const ROWS: &[&[&str]] = &[
     ],
     // A network is made of all roles.
     &["iota-testnet"],
-    // A validator replays a miner's work, and so runs a miner's stage.
-    &["iota-validator"],
-    &["iota-orchestrator", "iota-miner"],
-    // The upper half of plumbing (signs with identities) and of numbers (computes what the model describes).
-    &["iota-wire", "iota-compute"],
+    &["iota-orchestrator", "iota-miner", "iota-validator"],
+    // Whoever works on leases: a validator redoes what a miner did, through the same code.
+    &["iota-peer"],
+    // The upper half of plumbing (signs with identities) and of numbers (computes what the model describes), and what all
+    // who take part know of a run (the model and the data, and the objects that follow from them).
+    &["iota-wire", "iota-compute", "iota-run"],
     &[
         "iota-store",
         "iota-node",
