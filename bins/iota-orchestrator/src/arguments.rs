@@ -78,6 +78,12 @@ pub(crate) struct Run {
     /// Where peers call; port 0 takes a free one.
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<SocketAddr>,
+    /// Where the embedded store listens; port 0 takes a free one.
+    #[arg(long, value_name = "ADDR")]
+    pub(crate) store_listen: Option<SocketAddr>,
+    /// Under which URL peers reach the store, if not at the address where it listens.
+    #[arg(long, value_name = "URL")]
+    pub(crate) store_url: Option<String>,
     /// A TOML file with settings; `config show` prints one.
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
@@ -93,9 +99,13 @@ pub(crate) struct Serve {
     /// Identity of a validator that may join; may be given several times.
     #[arg(long = "validator", value_name = "ID")]
     pub(crate) validators: Vec<iota_protocol::PeerId>,
-    /// The orchestrator's key; made on first use. By default in the run folder.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) key: Option<PathBuf>,
+    /// The orchestrator's key; made on first use.
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "iota-orchestrator-key.json"
+    )]
+    pub(crate) key: PathBuf,
 }
 
 impl Testnet {
@@ -143,6 +153,11 @@ impl Run {
             "listen",
             self.listen.map(|address| address.to_string().into()),
         );
+        set(
+            "store_listen",
+            self.store_listen.map(|address| address.to_string().into()),
+        );
+        set("store_url", self.store_url.clone().map(Into::into));
         if let Some(epochs) = self.epochs {
             training.insert("epochs".to_owned(), number(epochs));
             flags.insert("training".to_owned(), training.into());

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use iota_node::settings::SettingsError;
 use iota_node::{Exit, Layers, Loaded, Shutdown, Telemetry};
-use iota_orchestrator::{Orchestrator, Participants, Setup, SetupError};
+use iota_orchestrator::{Orchestrator, Participants, Setup, SetupError, check_addresses};
 use iota_testnet::{Testnet, TestnetSettings, folder, summary};
 
 use crate::arguments::{self, Arguments, Command, Config, Serve};
@@ -36,6 +36,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> Exit {
         Some(
             iota_testnet::Error::Settings(_)
             | iota_testnet::Error::Setup(_)
+            | iota_testnet::Error::Folder { .. }
             | iota_testnet::Error::NotARunFolder { .. },
         ) => Exit::Unusable,
         Some(iota_testnet::Error::Interrupted) => Exit::Interrupted,
@@ -47,7 +48,14 @@ fn load(
     flags: toml::Table,
     file: Option<&PathBuf>,
 ) -> Result<Loaded<TestnetSettings>, SettingsError> {
-    let mut layers = Layers::new(&TestnetSettings::default())?;
+    // Variables of miners and validators, which may run from the same shell, are none of ours.
+    let others = [
+        "IOTA_ORCHESTRATOR",
+        "IOTA_KEY",
+        "IOTA_THREADS",
+        "IOTA_CAPACITY",
+    ];
+    let mut layers = Layers::new(&TestnetSettings::default())?.reserve(others);
     if let Some(file) = file {
         layers = layers.file(file)?;
     }
@@ -83,6 +91,9 @@ fn serve(flags: Serve) -> anyhow::Result<Exit> {
         validators: flags.validators,
     };
     let setup = Setup::new(&settings.run_options(), participants)?;
+    check_addresses(&[settings.listen, settings.store_listen])?;
+    let keypair = iota_identity::load_or_create(&flags.key)
+        .with_context(|| format!("the orchestrator's key, {}", flags.key.display()))?;
     if let Some(earlier) = folder::prepare(&settings.out)? {
         eprintln!(
             "the earlier run in {} is now in {}",
@@ -90,19 +101,20 @@ fn serve(flags: Serve) -> anyhow::Result<Exit> {
             earlier.display()
         );
     }
-    let key = flags
-        .key
-        .unwrap_or_else(|| settings.out.join("orchestrator-key.json"));
-    let keypair = iota_identity::load_or_create(&key)
-        .with_context(|| format!("the orchestrator's key, {}", key.display()))?;
     runtime()?.block_on(async {
         let shutdown = Shutdown::on_signals()?;
-        let orchestrator = Orchestrator::builder(setup, &settings.out)
+        let mut builder = Orchestrator::builder(setup, &settings.out)
             .with_listen(settings.listen)
             .with_store_listen(settings.store_listen)
-            .with_keypair(keypair)
-            .start(&Shutdown::new())
-            .await?;
+            .with_keypair(keypair);
+        if !settings.store_url.is_empty() {
+            let url = settings
+                .store_url
+                .parse()
+                .context("the store's URL, --store-url")?;
+            builder = builder.with_store_url(url);
+        }
+        let orchestrator = builder.start(&Shutdown::new()).await?;
         println!("serving {} at {}", orchestrator.run(), orchestrator.url());
         let status = orchestrator.status();
         let viewing = tokio::spawn(iota_testnet::show(
@@ -112,6 +124,8 @@ fn serve(flags: Serve) -> anyhow::Result<Exit> {
         let mut state = orchestrator.state();
         let interrupted = tokio::select! {
             over = state.wait_for(|state| state.is_over()) => { drop(over); false }
+            // What failed is said by finish().
+            () = orchestrator.broken() => false,
             () = shutdown.wait() => true,
         };
         if interrupted {

@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use iota_node::clock::Clock;
 use iota_protocol::event::Event;
-use iota_protocol::work::{Failure, Outcome};
-use iota_protocol::{Command, LeaseId, PeerId, Role, Session, State};
+use iota_protocol::work::{Failure, Outcome, Seal, Work};
+use iota_protocol::{Command, LeaseId, PeerId, Rejection, Role, Session, State};
+use iota_store::{ErrorKind, ObjectKey, Store};
 use iota_wire::{
     ApiError, Joined, OrchestratorApi, RunInfo, RunStatus, WorkReply, WorkRequest, WorkStatus,
 };
 use tokio::sync::watch;
+use tracing::warn;
 
 use crate::owner::{Gone, OwnerHandle};
 
@@ -22,11 +24,36 @@ pub(crate) struct Api {
     pub(crate) status: watch::Receiver<RunStatus>,
     pub(crate) info: RunInfo,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) store: Store,
+    /// Polls are held no longer, so that a session that only waits is heard of often enough.
+    pub(crate) hold_max: Duration,
 }
 
 impl Api {
     async fn command(&self, command: Command) -> Result<Vec<Event>, ApiError> {
         Ok(self.owner.command(command).await??)
+    }
+
+    /// Whether a merged cell is what its owner commits to. Every miner of the stage will install it, so it is looked at
+    /// before it counts: twice per cell and epoch, in the caller's own task.
+    async fn check_merged(&self, lease: LeaseId, merged: &Seal) -> Result<(), ApiError> {
+        let Some(lease) = self.owner.lease(lease).await? else {
+            return Ok(());
+        };
+        let Work::Merge { output, .. } = lease.work else {
+            return Ok(());
+        };
+        let key = ObjectKey::object(self.info.run, output);
+        match self.store.get(&key, merged).await {
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::Retry => Err(ApiError::Unavailable {
+                retry_after: Duration::from_secs(1),
+            }),
+            Err(error) => {
+                warn!(%key, %error, "a merged cell is not what its owner commits to");
+                Err(Rejection::NotStored.into())
+            }
+        }
     }
 
     fn work_status(&self) -> WorkStatus {
@@ -85,7 +112,7 @@ impl OrchestratorApi for Api {
             held,
             hold,
         } = request;
-        let until = self.clock.now() + hold;
+        let until = self.clock.now() + hold.min(self.hold_max);
         let answer = self.owner.poll(session, room, held, until).await??;
         Ok(WorkReply {
             leases: answer.leases,
@@ -100,6 +127,9 @@ impl OrchestratorApi for Api {
         lease: LeaseId,
         outcome: Outcome,
     ) -> Result<bool, ApiError> {
+        if let Outcome::Merge { merged, .. } = &outcome {
+            self.check_merged(lease, merged).await?;
+        }
         let events = self
             .command(Command::Complete {
                 session,

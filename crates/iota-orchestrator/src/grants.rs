@@ -1,5 +1,6 @@
 //! The grants that go with a lease: exactly the objects that its work names, and nothing else.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use iota_data::Sampler;
@@ -29,6 +30,7 @@ struct Collector<'a> {
     ttl: Duration,
     now: Timestamp,
     grants: Vec<Grant>,
+    readable: BTreeSet<GrantTarget>,
 }
 
 impl Granter {
@@ -65,6 +67,7 @@ impl Granter {
             ttl,
             now,
             grants: Vec::new(),
+            readable: BTreeSet::new(),
         };
         collector.work(&lease.work, lease.stage);
         LeasedWork {
@@ -191,7 +194,7 @@ impl Collector<'_> {
     }
 
     fn add_read(&mut self, target: GrantTarget, key: &ObjectKey, seal: &Seal) {
-        if !self.grants.iter().any(|grant| grant.target == target) {
+        if self.readable.insert(target) {
             let grant = self.granter.signer.get(key, seal, self.ttl, self.now);
             self.grants.push(travelling(target, grant));
         }

@@ -112,7 +112,7 @@ impl Keeper {
                 self.epoch = *epoch;
                 self.over = *phase == Phase::Over;
             }
-            Event::AuditDrawn { audit, .. } => {
+            Event::AuditDrawn { audit, .. } | Event::DisputeOpened { audit, .. } => {
                 self.unsettled.insert(*audit, self.epoch);
             }
             Event::AuditSettled { audit, .. } | Event::AuditAbandoned { audit, .. } => {

@@ -69,7 +69,8 @@ use iota_store::{Credentials, Store};
 use iota_wire::{AuthSettings, Authenticator, RunInfo, RunStatus};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
+use url::Url;
 
 pub use course::Course;
 pub use journal::{Journal, NoJournal, Record};
@@ -130,6 +131,7 @@ pub struct OrchestratorBuilder {
     folder: PathBuf,
     listen: SocketAddr,
     store_listen: SocketAddr,
+    store_url: Option<Url>,
     keypair: Option<Keypair>,
     journal: Box<dyn Journal>,
     clock: Arc<dyn Clock>,
@@ -149,6 +151,7 @@ pub struct Orchestrator {
     owning: JoinHandle<Result<(), Error>>,
     keeping: JoinHandle<Result<Course, Error>>,
     store_server: S3Server,
+    broken: Shutdown,
 }
 
 impl Orchestrator {
@@ -160,6 +163,7 @@ impl Orchestrator {
             folder: folder.into(),
             listen: loopback,
             store_listen: loopback,
+            store_url: None,
             keypair: None,
             journal: Box::new(NoJournal),
             clock: Arc::new(SystemClock::new()),
@@ -191,6 +195,11 @@ impl Orchestrator {
         &self.store
     }
 
+    /// Waits until something that the run cannot do without has failed; [`finish`](Self::finish) then says what.
+    pub fn broken(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.broken.wait()
+    }
+
     /// Ends the run: nothing new begins, peers are told that it is over.
     pub async fn stop(&self) {
         // If the owner is gone the run has ended already.
@@ -216,8 +225,12 @@ impl Orchestrator {
         }
         let last = Arc::clone(&self.state.borrow());
         self.shutdown.request();
-        if failed.is_ok() {
-            failed = flatten(self.serving.await);
+        if failed.is_ok() && kept.is_none() {
+            // Strangers may hold connections open; they cannot hold us up.
+            match tokio::time::timeout(LAST_ANSWERS, &mut self.serving).await {
+                Ok(served) => failed = flatten(served),
+                Err(_) => self.serving.abort(),
+            }
         }
         drop(self.owner);
         failed = failed.and(flatten(self.owning.await));
@@ -233,6 +246,8 @@ impl Orchestrator {
 
 /// How long the end of a run waits for its peers to hear of it.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// How long calls under way may take after that.
+const LAST_ANSWERS: Duration = Duration::from_secs(3);
 
 impl OrchestratorBuilder {
     /// Where to listen for calls; port 0 takes a free one.
@@ -246,6 +261,14 @@ impl OrchestratorBuilder {
     #[must_use]
     pub const fn with_store_listen(mut self, address: SocketAddr) -> Self {
         self.store_listen = address;
+        self
+    }
+
+    /// Under which URL peers reach the embedded store, if not at the address where it listens: by the machine's name, or
+    /// through a proxy.
+    #[must_use]
+    pub fn with_store_url(mut self, url: Url) -> Self {
+        self.store_url = Some(url);
         self
     }
 
@@ -290,9 +313,14 @@ impl OrchestratorBuilder {
         .await?;
         let store = store_server.store()?;
         let description = self.setup.publish(&store).await?;
-        let granter = Granter::new(settings.clone(), &description, store_server.grants())
-            .map_err(SetupError::from)?;
+        let signer = match &self.store_url {
+            Some(url) => store_server.grants_at(url)?,
+            None => store_server.grants(),
+        };
+        let granter =
+            Granter::new(settings.clone(), &description, signer).map_err(SetupError::from)?;
 
+        let hold_max = settings.timing.session_timeout / 3;
         let state = State::new(settings, self.clock.now()).map_err(SetupError::from)?;
         let (followers, batches) = mpsc::channel(KEEPER_LAG);
         let keeper = Keeper::new(run, store.clone(), &self.folder)?;
@@ -333,16 +361,20 @@ impl OrchestratorBuilder {
             status: status.clone(),
             info,
             clock: Arc::clone(&self.clock),
+            store: store.clone(),
+            hold_max,
         };
         let service = iota_wire::service(Arc::new(api), Arc::new(authenticator), clock).await;
         let ended = shutdown.wait();
-        let serving = tokio::spawn(async move {
+        let broken = Shutdown::new();
+        let serve = async move {
             iota_wire::serve(listener, service, ended)
                 .await
                 .map_err(|error| Error::Serve(error.to_string()))
-        });
-        let owning = tokio::spawn(owner.run());
-        let keeping = tokio::spawn(keeper.run(batches));
+        };
+        let serving = tokio::spawn(reporting(serve, broken.clone()));
+        let owning = tokio::spawn(reporting(owner.run(shutdown.clone()), broken.clone()));
+        let keeping = tokio::spawn(reporting(keeper.run(batches), broken.clone()));
         info!(%run, %address, store = %store_server.local_address(), "serving");
         Ok(Orchestrator {
             url: format!("http://{address}"),
@@ -356,8 +388,36 @@ impl OrchestratorBuilder {
             owning,
             keeping,
             store_server,
+            broken,
         })
     }
+}
+
+/// Finds out whether addresses can be listened on, before anything is written.
+///
+/// # Errors
+/// [`Error::Listen`] names the first that is taken or not ours.
+pub fn check_addresses(addresses: &[SocketAddr]) -> Result<(), Error> {
+    for &address in addresses {
+        std::net::TcpListener::bind(address).map_err(|source| Error::Listen { address, source })?;
+    }
+    Ok(())
+}
+
+/// Runs a task and tells if it fails, at once.
+async fn reporting<T>(
+    task: impl Future<Output = Result<T, Error>>,
+    broken: Shutdown,
+) -> Result<T, Error> {
+    let result = task.await;
+    if let Err(error) = &result {
+        error!(
+            error = error as &dyn std::error::Error,
+            "the orchestrator cannot go on"
+        );
+        broken.request();
+    }
+    result
 }
 
 /// Makes every new snapshot of the state into a status, until there are no more.

@@ -10,8 +10,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iota_node::clock::Clock;
+use iota_node::{Clock, Shutdown};
 use iota_protocol::event::Event;
+use iota_protocol::work::Lease;
 use iota_protocol::{Command, LeaseId, Rejection, Session, State, Timestamp};
 use iota_wire::LeasedWork;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -43,6 +44,7 @@ pub(crate) struct PollAnswer {
 enum Request {
     Command(Command, oneshot::Sender<Result<Vec<Event>, Rejection>>),
     Poll(Poll),
+    Lease(LeaseId, oneshot::Sender<Option<Lease>>),
 }
 
 struct Poll {
@@ -66,6 +68,16 @@ impl OwnerHandle {
         let (reply, answer) = oneshot::channel();
         self.requests
             .send(Request::Command(command, reply))
+            .await
+            .map_err(|_| Gone)?;
+        answer.await.map_err(|_| Gone)
+    }
+
+    /// A lease that somebody holds.
+    pub(crate) async fn lease(&self, lease: LeaseId) -> Result<Option<Lease>, Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.requests
+            .send(Request::Lease(lease, reply))
             .await
             .map_err(|_| Gone)?;
         answer.await.map_err(|_| Gone)
@@ -135,17 +147,23 @@ impl Owner {
         (owner, OwnerHandle { requests: sender }, readers)
     }
 
-    /// Works until the run is over and everybody has been told, or all handles are gone.
+    /// Works until `shutdown` is requested or all handles are gone.
     ///
     /// # Errors
     /// If the journal cannot be written: what is not durable is not acknowledged, so nothing can go on.
-    pub(crate) async fn run(mut self) -> Result<(), Error> {
+    pub(crate) async fn run(mut self, shutdown: Shutdown) -> Result<(), Error> {
+        let ended = shutdown.wait();
+        tokio::pin!(ended);
         loop {
             let now = self.clock.now();
+            // Here and not on a timer alone: requests that never cease must not starve those that wait.
+            self.answer_overdue(now);
+            if now.since(self.published_at) >= PUBLISH_EVERY {
+                self.publish();
+            }
             let next = self.next_wake();
             let wait = next.map_or(Duration::from_secs(3600), |at| at.since(now));
             tokio::select! {
-                biased;
                 request = self.requests.recv() => match request {
                     Some(Request::Command(command, reply)) => {
                         let answer = self.decide(&command).await?;
@@ -153,24 +171,23 @@ impl Owner {
                         drop(reply.send(answer));
                     }
                     Some(Request::Poll(poll)) => self.take_poll(poll).await?,
-                    None => {
-                        self.publish();
-                        return Ok(());
+                    Some(Request::Lease(lease, reply)) => {
+                        drop(reply.send(self.state.lease(lease).cloned()));
                     }
+                    None => break,
                 },
+                () = &mut ended => break,
                 () = tokio::time::sleep(wait) => {
                     let now = self.clock.now();
                     if self.state.next_deadline().is_some_and(|deadline| deadline <= now) {
                         let ticked = self.decide(&Command::Tick).await?;
                         debug_assert!(ticked.is_ok(), "time cannot be refused");
                     }
-                    self.answer_overdue(now);
-                    if now.since(self.published_at) >= PUBLISH_EVERY {
-                        self.publish();
-                    }
                 }
             }
         }
+        self.publish();
+        Ok(())
     }
 
     fn next_wake(&self) -> Option<Timestamp> {
@@ -217,6 +234,10 @@ impl Owner {
     }
 
     async fn take_poll(&mut self, poll: Poll) -> Result<(), Error> {
+        // A caller that has gone has another poll open by now, which must not be replaced by this one.
+        if poll.reply.is_closed() {
+            return Ok(());
+        }
         if let Some(earlier) = self.parked.remove(&poll.session) {
             drop(earlier.reply.send(Ok(PollAnswer::default())));
         }
@@ -237,7 +258,9 @@ impl Owner {
             return;
         }
         let answer = self.answer(&poll);
-        if !answer.leases.is_empty() || !answer.revoked.is_empty() || self.state.is_over() {
+        // Whose session has ended hears why from the next poll.
+        let is_live = self.state.session(poll.session).is_some();
+        if !answer.leases.is_empty() || !answer.revoked.is_empty() || !is_live {
             drop(poll.reply.send(Ok(answer)));
         } else {
             self.parked.insert(poll.session, poll);

@@ -30,6 +30,15 @@ pub enum SetupError {
     /// The pieces do not fit together.
     #[error(transparent)]
     Description(#[from] iota_run::Error),
+    /// The list of the data's shards is longer than what peers are told at once.
+    #[error(
+        "the corpus is too long: describing the run takes {description_bytes} bytes, peers accept {}",
+        iota_wire::limits::CONFIG_BYTES_MAX
+    )]
+    TooLong {
+        /// Length of the description.
+        description_bytes: usize,
+    },
     /// The operating system gives no randomness.
     #[error("the operating system gives no randomness: {0}")]
     Randomness(String),
@@ -145,6 +154,28 @@ impl Setup {
             timing: options.timing.into(),
         };
         settings.validate()?;
+        if !(0.0..1.0).contains(&training.beta1) || !(0.0..1.0).contains(&training.beta2) {
+            return Err(invalid(
+                "training.beta1, training.beta2",
+                "must lie in 0..1",
+            ));
+        }
+        if !(training.weight_decay >= 0.0 && training.weight_decay.is_finite()) {
+            return Err(invalid(
+                "training.weight_decay",
+                "must be a number that is not negative",
+            ));
+        }
+        if training.clip_norm.is_nan() || training.clip_norm <= 0.0 {
+            return Err(invalid(
+                "training.clip_norm",
+                "must be positive; inf for no clipping",
+            ));
+        }
+        let description_bytes = description.to_json()?.len();
+        if description_bytes > iota_wire::limits::CONFIG_BYTES_MAX {
+            return Err(SetupError::TooLong { description_bytes });
+        }
         Ok(Self {
             settings,
             description,
@@ -175,6 +206,11 @@ impl Setup {
         }
         Ok(self.description)
     }
+}
+
+fn invalid(setting: &'static str, problem: &str) -> SetupError {
+    let problem = problem.to_owned();
+    InvalidSetting { setting, problem }.into()
 }
 
 /// The shape of a sample.

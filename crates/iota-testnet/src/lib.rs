@@ -36,7 +36,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use iota_node::Shutdown;
-use iota_orchestrator::{Orchestrator, Participants, Setup, SetupError};
+use iota_orchestrator::{Orchestrator, Participants, Setup, SetupError, check_addresses};
 use iota_protocol::State;
 use tokio::sync::watch;
 use tracing::info;
@@ -168,6 +168,7 @@ impl Testnet {
             recruits,
             cores,
         } = self;
+        check_addresses(&[settings.listen, settings.store_listen])?;
         if let Some(earlier) = folder::prepare(&settings.out)? {
             eprintln!(
                 "the earlier run in {} is now in {}",
@@ -208,6 +209,8 @@ impl Testnet {
         ));
         let ended = tokio::select! {
             () = run_over(orchestrator.state()) => Ok(()),
+            // What failed is said by finish().
+            () = orchestrator.broken() => Ok(()),
             () = shutdown.wait() => Err(Error::Interrupted),
             watched = peers.watch() => watched.and_then(|()| {
                 if orchestrator.state().borrow().is_over() { Ok(()) } else { Err(Error::AllGone) }

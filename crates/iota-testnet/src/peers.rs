@@ -201,8 +201,14 @@ impl Peers {
         match self {
             Self::Tasks(tasks) => {
                 while let Some(ended) = tasks.join_next().await {
-                    let (name, result) =
-                        ended.map_err(|error| Error::Panicked(error.to_string()))?;
+                    let (name, result) = match ended {
+                        Ok(ended) => ended,
+                        Err(error) => {
+                            // The network copes with the death of a peer, of whatever it was.
+                            warn!(%error, "a peer panicked");
+                            continue;
+                        }
+                    };
                     if let Err(error) = result {
                         warn!(%name, error = &error as &dyn std::error::Error, "peer failed");
                     }

@@ -18,7 +18,8 @@ pub struct Report {
     pub version: u32,
     /// The run's name.
     pub run: String,
-    /// Whether the network trained: every epoch merged, nothing lost, replicas equal, the loss fell.
+    /// Whether the network trained: every epoch merged, nothing lost, replicas equal, the loss
+    /// on held-out text fell.
     pub trained: bool,
     /// Mean losses in nats per token.
     pub loss: Loss,
@@ -44,9 +45,9 @@ pub struct Report {
 /// Mean losses in nats per token.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Loss {
-    /// Over the first samples of the run (as many as are in flight at a time).
+    /// Over the first 8 samples of the run.
     pub train_start: f64,
-    /// Over the last samples of the run.
+    /// Over the last 64 samples of the run.
     pub train_end: f64,
     /// On text that is never trained on, before the first step.
     pub held_out_start: f64,
@@ -77,7 +78,7 @@ pub struct Samples {
 /// A merge of one stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Merge {
-    /// The epoch that it ended.
+    /// The epoch that starts from it; 1 for the first.
     pub epoch: u64,
     /// The stage.
     pub stage: u16,

@@ -33,6 +33,8 @@ pub struct TestnetSettings {
     pub listen: std::net::SocketAddr,
     /// Where the embedded store listens; port 0 takes a free one.
     pub store_listen: std::net::SocketAddr,
+    /// Under which URL peers reach the store, if not at the address where it listens; empty: at that address.
+    pub store_url: String,
     /// How it trains.
     pub training: TrainingOptions,
     /// How long things may take.
@@ -63,9 +65,23 @@ impl Default for TestnetSettings {
             baseline: false,
             listen: loopback,
             store_listen: loopback,
+            store_url: String::new(),
             training,
-            timing,
+            timing: on_one_machine(timing),
         }
+    }
+}
+
+/// On one machine a peer that is silent for long is dead, and a person is watching.
+fn on_one_machine(timing: TimingOptions) -> TimingOptions {
+    TimingOptions {
+        lease_initial_ms: 20_000,
+        lease_min_ms: 3_000,
+        session_timeout_ms: 12_000,
+        affinity_ms: 2_000,
+        phase_max_ms: 60_000,
+        quorum_relaxes_after_ms: 10_000,
+        ..timing
     }
 }
 

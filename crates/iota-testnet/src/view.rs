@@ -57,7 +57,6 @@ impl View for Lines {
 /// A bar for the epoch and lines that repaint themselves.
 #[derive(Debug)]
 struct Live {
-    bars: MultiProgress,
     epoch: ProgressBar,
     training: ProgressBar,
     network: ProgressBar,
@@ -76,7 +75,6 @@ impl Live {
         let network = bars.add(ProgressBar::new_spinner().with_style(text));
         epoch.enable_steady_tick(Duration::from_millis(120));
         Self {
-            bars,
             epoch,
             training,
             network,
@@ -125,8 +123,6 @@ impl View for Live {
         for bar in [&self.epoch, &self.training, &self.network] {
             bar.abandon();
         }
-        // A terminal that is gone needs no clearing.
-        drop(self.bars.clear());
     }
 }
 
