@@ -1,0 +1,133 @@
+//! Checks of what comes from outside, before anything is computed.
+
+use super::{Input, Saved, Stage};
+use crate::backend::{AttentionShape, Backend};
+use crate::error::{Error, Result};
+
+impl<B: Backend> Stage<B> {
+    pub(super) fn must_pass_on(&self, operation: &'static str) -> Result<()> {
+        if self.output.is_none() {
+            Ok(())
+        } else {
+            Err(Error::Unsupported {
+                role: self.role,
+                operation,
+            })
+        }
+    }
+
+    pub(super) fn check_saved(&self, saved: &Saved<B>) -> Result<()> {
+        let elements: usize = saved
+            .blocks
+            .iter()
+            .map(|block| block.elements(&self.backend))
+            .sum();
+        let per_row: usize = self
+            .blocks
+            .iter()
+            .map(|block| block.saved_elements(self.plan.config().heads))
+            .sum();
+        let same_input = saved.tokens.is_some() == self.embedding.is_some();
+        let same_blocks =
+            saved.blocks.len() == self.blocks.len() && elements == per_row * saved.attention.rows();
+        if same_input && same_blocks {
+            Ok(())
+        } else {
+            Err(Error::ForeignSaved)
+        }
+    }
+
+    pub(super) fn check_loss(&self, input: Input<'_>, targets: &[u32]) -> Result<AttentionShape> {
+        if self.output.is_none() {
+            return Err(Error::Unsupported {
+                role: self.role,
+                operation: "compute a loss",
+            });
+        }
+        let attention = self.check_input(input)?;
+        check_length("the list of targets", attention.rows(), targets.len())?;
+        self.check_vocabulary("target", targets)?;
+        Ok(attention)
+    }
+
+    pub(super) fn check_input(&self, input: Input<'_>) -> Result<AttentionShape> {
+        let config = self.plan.config();
+        let tokens = match (self.role.takes_tokens(), input) {
+            (true, Input::Tokens(tokens)) => {
+                self.check_vocabulary("token", tokens)?;
+                tokens.len()
+            }
+            (false, Input::Activation(activation)) => {
+                let width = self.plan.boundary_width();
+                if !activation.len().is_multiple_of(width) {
+                    return Err(Error::Rows {
+                        elements: activation.len(),
+                        width,
+                    });
+                }
+                check_finite("the input activation", activation)?;
+                activation.len() / width
+            }
+            (takes_tokens, _) => {
+                let (tokens, activation) = ("tokens", "an activation");
+                let (expected, given) = if takes_tokens {
+                    (tokens, activation)
+                } else {
+                    (activation, tokens)
+                };
+                return Err(Error::InputKind {
+                    role: self.role,
+                    expected,
+                    given,
+                });
+            }
+        };
+        let context = config.context;
+        if tokens == 0 || (tokens > context && !tokens.is_multiple_of(context)) {
+            return Err(Error::Sequences { tokens, context });
+        }
+        Ok(AttentionShape {
+            sequences: tokens.div_ceil(context),
+            tokens: tokens.min(context),
+            heads: config.heads,
+            key_value_heads: config.key_value_heads,
+            head_width: config.head_width(),
+        })
+    }
+
+    pub(super) fn check_vocabulary(&self, what: &'static str, tokens: &[u32]) -> Result<()> {
+        let vocabulary = self.plan.config().vocabulary;
+        match tokens
+            .iter()
+            .position(|&token| token as usize >= vocabulary)
+        {
+            None => Ok(()),
+            Some(position) => Err(Error::Vocabulary {
+                what,
+                token: tokens[position],
+                position,
+                vocabulary,
+            }),
+        }
+    }
+}
+
+pub(super) fn check_length(what: &'static str, expected: usize, actual: usize) -> Result<()> {
+    if expected == actual {
+        Ok(())
+    } else {
+        Err(Error::Length {
+            what,
+            expected,
+            actual,
+        })
+    }
+}
+
+pub(super) fn check_finite(what: &'static str, values: &[f32]) -> Result<()> {
+    if values.iter().all(|value| value.is_finite()) {
+        Ok(())
+    } else {
+        Err(Error::NotFinite { what })
+    }
+}
