@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use iota_node::{Exit, Shutdown, Telemetry};
 use iota_validator::{Stop, Validator};
@@ -49,7 +50,13 @@ struct Run {
     )]
     key: PathBuf,
     /// Threads that one operation uses; the results do not depend on it.
-    #[arg(long, value_name = "N", default_value_t = default_threads(), env = "IOTA_THREADS")]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = default_threads(),
+        value_parser = at_least_one(),
+        env = "IOTA_THREADS"
+    )]
     threads: usize,
 }
 
@@ -60,7 +67,7 @@ fn main() -> Exit {
     };
     done.unwrap_or_else(|error| {
         eprintln!("iota-validator: {error:#}");
-        Exit::Failed
+        exit_code(&error)
     })
 }
 
@@ -97,4 +104,54 @@ fn load(key: &PathBuf) -> anyhow::Result<iota_identity::Keypair> {
 
 fn default_threads() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+fn exit_code(error: &anyhow::Error) -> Exit {
+    match error.downcast_ref::<iota_validator::Error>() {
+        Some(error) if error.is_bad_url() => Exit::Unusable,
+        _ => Exit::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_that_cannot_work_are_refused_as_flags() {
+        let parse = |arguments: &[&str]| {
+            let always = [
+                "iota-validator",
+                "run",
+                "--orchestrator",
+                "http://127.0.0.1:7400",
+            ];
+            Arguments::try_parse_from(always.iter().chain(arguments))
+        };
+        assert!(parse(&["--threads", "1"]).is_ok());
+        assert!(parse(&["--threads", "0"]).is_err());
+    }
+
+    #[test]
+    fn an_address_that_is_none_is_unusable_and_nothing_else_is() {
+        let run = |orchestrator: &str, shutdown: Shutdown| {
+            let peer = Validator::builder(orchestrator).run(shutdown);
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .unwrap();
+            runtime.block_on(peer)
+        };
+        let shutdown = Shutdown::new();
+        let error = run("not a url", shutdown).unwrap_err();
+        assert_eq!(exit_code(&error.into()), Exit::Unusable);
+        assert_eq!(
+            exit_code(&anyhow::anyhow!("the disk is full")),
+            Exit::Failed
+        );
+    }
 }

@@ -30,6 +30,7 @@
 //! leased. It holds no storage credentials.
 
 mod behaviour;
+mod ledger;
 mod stage_thread;
 mod worker;
 

@@ -8,45 +8,44 @@ use std::sync::Arc;
 use bytes::Bytes;
 use iota_peer::{BackwardResult, CellPlanes, Engine, Error, Gate, OperationInput};
 use iota_protocol::work::{CellUpload, Checkpoint, ObjectName};
-use iota_protocol::{Digest, Epoch, SampleId, Session};
+use iota_protocol::{Digest, SampleId, Session};
 use tokio::sync::{mpsc, oneshot};
 
 /// A handle to the thread. The thread ends when the last handle is gone.
 #[derive(Debug, Clone)]
 pub(crate) struct StageThread {
-    jobs: mpsc::Sender<(Session, Job)>,
+    jobs: mpsc::Sender<Job>,
 }
+
+/// Which weights an operation is meant for: those of one installation, of whichever session and epoch. An operation
+/// that is still in the queue when its weights are replaced must not touch the next ones, even if they belong to the
+/// same epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Weights(u64);
 
 /// One operation and where its answer goes. An answer that nobody waits for any more is dropped; the operation stands.
 #[derive(Debug)]
 enum Job {
-    Reset(Box<Engine>),
+    Reset(Session, Box<Engine>),
     Install(
+        Session,
         Checkpoint,
         BTreeMap<ObjectName, CellPlanes>,
-        oneshot::Sender<Result<Digest, Error>>,
+        Reply<(Weights, Digest)>,
     ),
-    Forward(
-        Epoch,
-        SampleId,
-        OperationInput,
-        oneshot::Sender<Result<(u32, Bytes), Error>>,
-    ),
+    Forward(Weights, SampleId, OperationInput, Reply<(u32, Bytes)>),
     Backward(
-        Epoch,
+        Weights,
         SampleId,
         OperationInput,
         BackwardJob,
-        oneshot::Sender<Result<BackwardResult, Error>>,
+        Reply<BackwardResult>,
     ),
-    Upload(
-        Epoch,
-        Vec<CellUpload>,
-        f32,
-        oneshot::Sender<Result<Uploaded, Error>>,
-    ),
-    Discard(SampleId),
+    Upload(Weights, Vec<CellUpload>, f32, Reply<Uploaded>),
+    Discard(Weights, SampleId),
 }
+
+type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 /// What a backward pass needs besides its input.
 #[derive(Debug)]
@@ -55,6 +54,8 @@ pub(crate) struct BackwardJob {
     pub(crate) output_gradient: Option<Arc<[f32]>>,
     /// Learning rate of the step, if this pass completes one.
     pub(crate) learning_rate: f32,
+    /// Whether to redo the forward even if it was kept.
+    pub(crate) recompute: bool,
 }
 
 /// The cells of an upload, encoded, in the order of the lease.
@@ -67,23 +68,13 @@ pub(crate) struct Uploaded {
 impl StageThread {
     /// Starts the thread. `queue`: operations that may wait. Each computes when `gate` lets it.
     pub(crate) fn start(queue: usize, gate: Gate) -> std::io::Result<Self> {
-        let (jobs, mut queued) = mpsc::channel::<(Session, Job)>(queue.max(1));
+        let (jobs, mut queued) = mpsc::channel::<Job>(queue.max(1));
         std::thread::Builder::new()
             .name("stage".to_owned())
             .spawn(move || {
-                let mut owner: Option<(Session, Box<Engine>)> = None;
-                while let Some((session, job)) = queued.blocking_recv() {
-                    if let Job::Reset(engine) = job {
-                        owner = Some((session, engine));
-                        continue;
-                    }
-                    // What an ended session still had in the queue must not touch the weights of the next.
-                    let Some((_, engine)) =
-                        owner.as_mut().filter(|(current, _)| *current == session)
-                    else {
-                        continue;
-                    };
-                    gate.pass(|| job.run(engine));
+                let mut owner = Owner::default();
+                while let Some(job) = queued.blocking_recv() {
+                    gate.pass(|| owner.run(job));
                 }
             })?;
         Ok(Self { jobs })
@@ -91,133 +82,315 @@ impl StageThread {
 
     /// From now on the thread works for `session`, on a stage without weights.
     pub(crate) async fn reset(&self, session: Session, engine: Engine) -> Result<(), Error> {
-        self.send(session, Job::Reset(Box::new(engine))).await
+        self.send(Job::Reset(session, Box::new(engine))).await
     }
 
+    /// Installs a checkpoint: which weights these are from now on, and the digest of their state.
     pub(crate) async fn install(
         &self,
         session: Session,
         checkpoint: Checkpoint,
         cells: BTreeMap<ObjectName, CellPlanes>,
-    ) -> Result<Digest, Error> {
-        self.ask(session, |reply| Job::Install(checkpoint, cells, reply))
+    ) -> Result<(Weights, Digest), Error> {
+        self.ask(|reply| Job::Install(session, checkpoint, cells, reply))
             .await
     }
 
     pub(crate) async fn forward(
         &self,
-        session: Session,
-        epoch: Epoch,
+        weights: Weights,
         sample: SampleId,
         input: OperationInput,
     ) -> Result<(u32, Bytes), Error> {
-        self.ask(session, |reply| Job::Forward(epoch, sample, input, reply))
+        self.ask(|reply| Job::Forward(weights, sample, input, reply))
             .await
     }
 
     pub(crate) async fn backward(
         &self,
-        session: Session,
-        epoch: Epoch,
+        weights: Weights,
         sample: SampleId,
         input: OperationInput,
         job: BackwardJob,
     ) -> Result<BackwardResult, Error> {
-        self.ask(session, |reply| {
-            Job::Backward(epoch, sample, input, job, reply)
-        })
-        .await
+        self.ask(|reply| Job::Backward(weights, sample, input, job, reply))
+            .await
     }
 
+    /// Ends the training of these weights: what comes later is [`Error::Outdated`], but for another upload.
     pub(crate) async fn upload(
         &self,
-        session: Session,
-        epoch: Epoch,
+        weights: Weights,
         cells: Vec<CellUpload>,
         learning_rate: f32,
     ) -> Result<Uploaded, Error> {
-        self.ask(session, |reply| {
-            Job::Upload(epoch, cells, learning_rate, reply)
-        })
-        .await
+        self.ask(|reply| Job::Upload(weights, cells, learning_rate, reply))
+            .await
     }
 
     /// Forgets what the forward of a sample left.
-    pub(crate) async fn discard(&self, session: Session, sample: SampleId) -> Result<(), Error> {
-        self.send(session, Job::Discard(sample)).await
+    pub(crate) async fn discard(&self, weights: Weights, sample: SampleId) -> Result<(), Error> {
+        self.send(Job::Discard(weights, sample)).await
     }
 
-    async fn ask<T>(
-        &self,
-        session: Session,
-        job: impl FnOnce(oneshot::Sender<Result<T, Error>>) -> Job,
-    ) -> Result<T, Error> {
+    async fn ask<T>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
-        self.send(session, job(reply)).await?;
+        self.send(job(reply)).await?;
         answer.await.map_err(|_| Error::StageGone)?
     }
 
-    async fn send(&self, session: Session, job: Job) -> Result<(), Error> {
-        self.jobs
-            .send((session, job))
-            .await
-            .map_err(|_| Error::StageGone)
+    async fn send(&self, job: Job) -> Result<(), Error> {
+        self.jobs.send(job).await.map_err(|_| Error::StageGone)
     }
 }
 
-impl Job {
-    fn run(self, engine: &mut Engine) {
-        let is_current = |epoch: Epoch, engine: &Engine| {
-            if engine.epoch() == Some(epoch) {
-                Ok(())
-            } else {
-                Err(Error::Input("its epoch is closed"))
+/// What the thread owns.
+#[derive(Debug, Default)]
+struct Owner {
+    stage: Option<(Session, Box<Engine>)>,
+    weights: Option<Weights>,
+    /// Whether the weights have been uploaded: what is trained from then on would be in the log and not in the upload.
+    uploaded: bool,
+    installs: u64,
+}
+
+impl Owner {
+    fn run(&mut self, job: Job) {
+        // A receiver that is gone has been told of in the comment of `Job`.
+        match job {
+            Job::Reset(session, engine) => {
+                self.stage = Some((session, engine));
+                self.weights = None;
             }
-        };
-        // A receiver that is gone has been told of in the type's comment.
-        match self {
-            Self::Reset(_) => {
-                unreachable!("the thread takes a new engine before it runs jobs on one")
+            Job::Install(session, checkpoint, cells, reply) => {
+                drop(reply.send(self.install(session, &checkpoint, &cells)));
             }
-            Self::Install(checkpoint, cells, reply) => {
-                drop(reply.send(engine.install(&checkpoint, &cells)))
+            Job::Forward(weights, sample, input, reply) => {
+                let done = self
+                    .training(weights)
+                    .and_then(|engine| engine.forward(sample, &input));
+                drop(reply.send(done));
             }
-            Self::Forward(epoch, sample, input, reply) => {
-                drop(
-                    reply.send(
-                        is_current(epoch, engine).and_then(|()| engine.forward(sample, &input)),
-                    ),
-                );
-            }
-            Self::Backward(epoch, sample, input, job, reply) => {
-                let BackwardJob {
-                    output_gradient,
-                    learning_rate,
-                } = job;
-                drop(reply.send(is_current(epoch, engine).and_then(|()| {
+            Job::Backward(weights, sample, input, job, reply) => {
+                let done = self.training(weights).and_then(|engine| {
                     engine.backward(
                         sample,
                         &input,
-                        output_gradient.as_deref(),
-                        learning_rate,
-                        false,
+                        job.output_gradient.as_deref(),
+                        job.learning_rate,
+                        job.recompute,
                     )
-                })));
+                });
+                drop(reply.send(done));
             }
-            Self::Upload(epoch, cells, learning_rate, reply) => {
-                drop(reply.send(is_current(epoch, engine).and_then(|()| {
-                    engine.finish(learning_rate)?;
-                    let encoded = cells
-                        .iter()
-                        .map(|cell| engine.cell(&cell.range))
-                        .collect::<Result<_, _>>()?;
-                    Ok(Uploaded {
-                        cells: encoded,
-                        optimizer_steps: engine.optimizer_steps(),
-                    })
-                })));
+            Job::Upload(weights, cells, learning_rate, reply) => {
+                drop(reply.send(self.upload(weights, &cells, learning_rate)));
             }
-            Self::Discard(sample) => engine.discard(sample),
+            Job::Discard(weights, sample) => {
+                if let Ok(engine) = self.engine(weights) {
+                    engine.discard(sample);
+                }
+            }
         }
+    }
+
+    fn install(
+        &mut self,
+        session: Session,
+        checkpoint: &Checkpoint,
+        cells: &BTreeMap<ObjectName, CellPlanes>,
+    ) -> Result<(Weights, Digest), Error> {
+        let Some((_, engine)) = self.stage.as_mut().filter(|(owner, _)| *owner == session) else {
+            return Err(Error::Outdated);
+        };
+        self.weights = None;
+        let state = engine.install(checkpoint, cells)?;
+        self.installs += 1;
+        let weights = Weights(self.installs);
+        self.weights = Some(weights);
+        self.uploaded = false;
+        Ok((weights, state))
+    }
+
+    fn upload(
+        &mut self,
+        weights: Weights,
+        cells: &[CellUpload],
+        learning_rate: f32,
+    ) -> Result<Uploaded, Error> {
+        self.engine(weights)?;
+        self.uploaded = true;
+        let engine = self.engine(weights)?;
+        engine.finish(learning_rate)?;
+        let encoded = cells
+            .iter()
+            .map(|cell| engine.cell(&cell.range))
+            .collect::<Result<_, _>>()?;
+        Ok(Uploaded {
+            cells: encoded,
+            optimizer_steps: engine.optimizer_steps(),
+        })
+    }
+
+    fn training(&mut self, weights: Weights) -> Result<&mut Engine, Error> {
+        if self.uploaded {
+            return Err(Error::Outdated);
+        }
+        self.engine(weights)
+    }
+
+    fn engine(&mut self, weights: Weights) -> Result<&mut Engine, Error> {
+        match &mut self.stage {
+            Some((_, engine)) if self.weights == Some(weights) => Ok(engine),
+            _ => Err(Error::Outdated),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iota_data::{Corpus, Document, Preparation, Split, Tokenizer};
+    use iota_model::preset;
+    use iota_protocol::work::{Purpose, Segment, SegmentSource};
+    use iota_protocol::{CellIndex, Epoch, ObjectId, PeerId, RunId, StageIndex};
+    use iota_run::{AdamW, Description};
+
+    use super::*;
+
+    const SAMPLE: SampleId = SampleId::new(0);
+
+    fn session(generation: u32) -> Session {
+        Session {
+            peer: PeerId::from_bytes([7; 32]),
+            generation,
+        }
+    }
+
+    /// The middle of three stages of the `tiny` model.
+    fn engine() -> Box<Engine> {
+        let corpus = Corpus::from_documents(vec![Document {
+            name: "song".to_owned(),
+            text: "Row, row, row your boat, gently down the stream. ".repeat(20),
+        }]);
+        let corpus = corpus.unwrap();
+        let mut shards =
+            Preparation::new(&corpus, Tokenizer::default(), Split::Training, 1 << 12).unwrap();
+        while shards.next().is_some() {}
+        let description = Description {
+            version: iota_run::VERSION,
+            run: RunId::from_bytes([3; 16]),
+            seed: 5,
+            model: preset("tiny").unwrap(),
+            stages: 3,
+            sequences: 1,
+            backwards_per_step: 2,
+            optimizer: AdamW::default(),
+            data: shards.finish(),
+        };
+        Box::new(Engine::new(Arc::new(description), StageIndex::new(1), 1).unwrap())
+    }
+
+    /// An owner in session 1 with the weights of genesis.
+    fn owner() -> (Owner, Weights) {
+        let mut owner = Owner::default();
+        owner.run(Job::Reset(session(1), engine()));
+        let weights = install(&mut owner, session(1)).unwrap();
+        (owner, weights)
+    }
+
+    fn install(owner: &mut Owner, session: Session) -> Result<Weights, Error> {
+        let (_, engine) = owner.stage.as_ref().unwrap();
+        let checkpoint = Checkpoint {
+            stage: StageIndex::new(1),
+            epoch: Epoch::new(0),
+            optimizer_steps: 0,
+            segments: vec![Segment {
+                range: 0..engine.elements() as u64,
+                source: SegmentSource::Genesis,
+            }],
+        };
+        let (weights, _) = owner.install(session, &checkpoint, &BTreeMap::new())?;
+        Ok(weights)
+    }
+
+    fn forward(owner: &mut Owner, weights: Weights) -> Result<u32, Error> {
+        let (reply, mut answer) = oneshot::channel();
+        owner.run(Job::Forward(weights, SAMPLE, input(), reply));
+        Ok(answer.try_recv().expect("every operation is answered")?.0)
+    }
+
+    fn backward(owner: &mut Owner, weights: Weights) -> Result<u32, Error> {
+        let (reply, mut answer) = oneshot::channel();
+        let job = BackwardJob {
+            output_gradient: Some(values()),
+            learning_rate: 0.01,
+            recompute: false,
+        };
+        owner.run(Job::Backward(weights, SAMPLE, input(), job, reply));
+        let result = answer.try_recv().expect("every operation is answered")?;
+        Ok(result.ordinal)
+    }
+
+    fn input() -> OperationInput {
+        OperationInput {
+            tokens: None,
+            activation: Some((Digest::of(b"input"), values())),
+        }
+    }
+
+    /// An activation of 32 tokens, 16 wide.
+    fn values() -> Arc<[f32]> {
+        (0..32 * 16).map(|at| (at % 7) as f32 - 3.0).collect()
+    }
+
+    fn upload(owner: &mut Owner, weights: Weights) -> Result<Uploaded, Error> {
+        let cell = CellUpload {
+            cell: CellIndex::new(0),
+            range: 0..100,
+            output: ObjectName {
+                purpose: Purpose::Upload,
+                epoch: Epoch::new(0),
+                id: ObjectId::from_bytes([1; 16]),
+            },
+        };
+        owner.upload(weights, &[cell], 0.01)
+    }
+
+    #[test]
+    fn what_was_queued_before_an_install_in_the_same_epoch_does_not_touch_it() {
+        let (mut owner, old) = owner();
+        assert_eq!(forward(&mut owner, old).unwrap(), 0);
+        let new = install(&mut owner, session(1)).unwrap();
+        assert!(matches!(forward(&mut owner, old), Err(Error::Outdated)));
+        assert!(matches!(backward(&mut owner, old), Err(Error::Outdated)));
+        assert_eq!(forward(&mut owner, new).unwrap(), 0);
+        owner.run(Job::Discard(old, SAMPLE));
+        assert_eq!(backward(&mut owner, new).unwrap(), 1);
+    }
+
+    #[test]
+    fn an_ended_session_installs_nothing_and_its_work_is_refused() {
+        let (mut owner, old) = owner();
+        owner.run(Job::Reset(session(2), engine()));
+        assert!(matches!(forward(&mut owner, old), Err(Error::Outdated)));
+        let late = install(&mut owner, session(1));
+        assert!(matches!(late, Err(Error::Outdated)));
+        let new = install(&mut owner, session(2)).unwrap();
+        assert_ne!(old, new);
+    }
+
+    #[test]
+    fn nothing_is_trained_on_weights_that_have_been_uploaded() {
+        let (mut owner, weights) = owner();
+        backward(&mut owner, weights).unwrap();
+        let first = upload(&mut owner, weights).unwrap();
+        assert_eq!(first.optimizer_steps, 1);
+        assert!(matches!(
+            backward(&mut owner, weights),
+            Err(Error::Outdated)
+        ));
+        let again = upload(&mut owner, weights).unwrap();
+        assert_eq!(again.optimizer_steps, 1);
+        assert!(again.cells == first.cells);
     }
 }

@@ -1,19 +1,20 @@
 //! What a miner does with each kind of lease.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iota_peer::{
     Engine, Error, Gate, OperationInput, Transfer, Undone, Worker, fetch_cells, merge,
 };
 use iota_protocol::work::{CellUpload, Checkpoint, Failure, Lease, ObjectRef, Outcome, Seal, Work};
-use iota_protocol::{SampleId, Session, StageIndex};
+use iota_protocol::{Epoch, SampleId, Session, StageIndex};
 use iota_run::Description;
 use iota_wire::{Joined, LeasedWork};
 use tokio::sync::watch;
 use tracing::{debug, error};
 
 use crate::behaviour::Behaviour;
-use crate::stage_thread::{BackwardJob, StageThread};
+use crate::ledger::{Ledger, Tainted};
+use crate::stage_thread::{BackwardJob, StageThread, Weights};
 
 /// A miner's hands: transfers, and a thread that owns the stage.
 #[derive(Debug)]
@@ -24,7 +25,23 @@ pub(crate) struct MinerWorker {
     gate: Gate,
     threads: usize,
     behaviour: Behaviour,
-    place: Mutex<Option<(Session, StageIndex)>>,
+    place: Mutex<Option<Place>>,
+}
+
+/// Where the miner stands: its session and stage, and what it has installed.
+#[derive(Debug, Clone)]
+struct Place {
+    session: Session,
+    stage: StageIndex,
+    installed: Option<Installed>,
+}
+
+/// Weights of an epoch, and what of the work on them is in the log.
+#[derive(Debug, Clone)]
+struct Installed {
+    epoch: Epoch,
+    weights: Weights,
+    ledger: Arc<Ledger>,
 }
 
 impl MinerWorker {
@@ -47,11 +64,16 @@ impl MinerWorker {
         })
     }
 
-    fn place(&self) -> Result<(Session, StageIndex), Failure> {
-        self.place
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .ok_or(Failure::Internal)
+    fn place(&self) -> MutexGuard<'_, Option<Place>> {
+        // What is in it is only ever replaced as a whole.
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the lease's operation works on; none if that is not installed or not any more.
+    fn installed_for(&self, lease: &Lease) -> Option<Installed> {
+        let place = self.place();
+        let place = place.as_ref().filter(|it| it.session == lease.session)?;
+        place.installed.clone().filter(|it| it.epoch == lease.epoch)
     }
 
     async fn operation_input(
@@ -84,15 +106,14 @@ impl MinerWorker {
 
     async fn forward(
         &self,
+        Installed {
+            weights, ledger, ..
+        }: Installed,
         leased: &LeasedWork,
         abandoned: &watch::Receiver<bool>,
     ) -> Result<Outcome, Undone> {
         let Lease {
-            session,
-            stage,
-            epoch,
-            work,
-            ..
+            id, stage, work, ..
         } = &leased.lease;
         let Work::Forward {
             sample,
@@ -106,36 +127,37 @@ impl MinerWorker {
             .operation_input(*sample, *stage, input.as_ref(), leased)
             .await?;
         still_wanted(abandoned)?;
-        let (ordinal, bytes) = self
-            .stage
-            .forward(*session, *epoch, *sample, input)
-            .await
-            .map_err(|error| failure(&error))?;
+        ledger.begin_forward(*id, *sample);
+        let done = self.stage.forward(weights, *sample, input).await;
+        let (ordinal, bytes) = done.map_err(|error| {
+            ledger.drop_forward(*id, *sample);
+            failure(&error)
+        })?;
         let bytes = self.behaviour.tamper(bytes);
         match self.transfer.upload(*output, bytes, leased).await {
             Ok(output) => Ok(Outcome::Forward { ordinal, output }),
-            Err(failure) => {
+            Err(undone) => {
                 // Nobody will ever have seen this forward.
+                ledger.drop_forward(*id, *sample);
                 self.stage
-                    .discard(*session, *sample)
+                    .discard(weights, *sample)
                     .await
-                    .map_err(|error| crate::worker::failure(&error))?;
-                Err(failure.into())
+                    .map_err(|error| failure(&error))?;
+                Err(undone.into())
             }
         }
     }
 
     async fn backward(
         &self,
+        Installed {
+            weights, ledger, ..
+        }: Installed,
         leased: &LeasedWork,
         abandoned: &watch::Receiver<bool>,
     ) -> Result<Outcome, Undone> {
         let Lease {
-            session,
-            stage,
-            epoch,
-            work,
-            ..
+            id, stage, work, ..
         } = &leased.lease;
         let Work::Backward {
             sample,
@@ -159,29 +181,34 @@ impl MinerWorker {
         let job = BackwardJob {
             output_gradient,
             learning_rate: *learning_rate,
+            recompute: ledger.begin_backward(*id, *sample),
         };
-        let result = self
-            .stage
-            .backward(*session, *epoch, *sample, input, job)
-            .await
-            .map_err(|error| match failure(&error) {
-                // Gradients or weights have blown up, and the pass is in them.
-                Undone::Failed(Failure::NotFinite) => Undone::Tainted,
-                undone => undone,
-            })?;
+        let done = self.stage.backward(weights, *sample, input, job).await;
+        let tainted = || {
+            ledger.answer_backward(*id, false);
+            Undone::Tainted
+        };
+        let result = match done {
+            Ok(result) => result,
+            // Gradients or weights have blown up, and the pass is in them.
+            Err(error) if error.is_not_finite() => {
+                failure(&error);
+                return Err(tainted());
+            }
+            Err(error) => {
+                ledger.drop_backward(*id);
+                return Err(failure(&error));
+            }
+        };
         // From here on the gradient is in: what cannot be reported has to be undone by joining again.
         let sealed = match (gradient, result.gradient) {
             (None, None) => None,
             (Some(name), Some(bytes)) => {
                 let bytes = self.behaviour.tamper(bytes);
-                Some(
-                    self.transfer
-                        .upload(*name, bytes, leased)
-                        .await
-                        .map_err(|_| Undone::Tainted)?,
-                )
+                let sealed = self.transfer.upload(*name, bytes, leased).await;
+                Some(sealed.map_err(|_| tainted())?)
             }
-            _ => return Err(Undone::Tainted),
+            _ => return Err(tainted()),
         };
         Ok(Outcome::Backward {
             ordinal: result.ordinal,
@@ -193,21 +220,29 @@ impl MinerWorker {
 
     async fn upload(
         &self,
+        Installed {
+            weights, ledger, ..
+        }: Installed,
         cells: &[CellUpload],
         learning_rate: f32,
         leased: &LeasedWork,
     ) -> Result<Outcome, Undone> {
-        let Lease { session, epoch, .. } = &leased.lease;
-        let uploaded = self
-            .stage
-            .upload(*session, *epoch, cells.to_vec(), learning_rate)
-            .await
-            .map_err(|error| failure(&error))?;
+        let done = self.stage.upload(weights, cells.to_vec(), learning_rate);
+        let uploaded = done.await.map_err(|error| match failure(&error) {
+            // The last step has failed and taken the gradients with it.
+            Undone::Failed(Failure::NotFinite) => Undone::Tainted,
+            undone => undone,
+        })?;
+        let settling = ledger.settling();
+        drop(ledger);
         let uploads = cells
             .iter()
             .zip(uploaded.cells)
             .map(|(cell, bytes)| self.transfer.upload(cell.output, bytes, leased));
         let seals: Vec<Seal> = futures::future::try_join_all(uploads).await?;
+        // The upload holds every backward pass that the stage has done, so the log has to hold them too before anybody
+        // may compare the two.
+        settling.wait().await.map_err(|Tainted| Undone::Tainted)?;
         Ok(Outcome::Upload {
             cells: seals,
             optimizer_steps: uploaded.optimizer_steps,
@@ -218,13 +253,31 @@ impl MinerWorker {
         &self,
         checkpoint: &Checkpoint,
         leased: &LeasedWork,
+        abandoned: &watch::Receiver<bool>,
     ) -> Result<Outcome, Undone> {
+        let session = leased.lease.session;
         let cells = fetch_cells(&self.transfer, checkpoint, leased).await?;
-        let state = self
+        // Another install may have been leased meanwhile, and this one must not come after it.
+        still_wanted(abandoned)?;
+        let (weights, state) = self
             .stage
-            .install(leased.lease.session, checkpoint.clone(), cells)
+            .install(session, checkpoint.clone(), cells)
             .await
             .map_err(|error| failure(&error))?;
+        if let Some(place) = self.place().as_mut().filter(|it| it.session == session) {
+            // Of two answers that come at once, the stage's order decides.
+            if place
+                .installed
+                .as_ref()
+                .is_none_or(|it| it.weights < weights)
+            {
+                place.installed = Some(Installed {
+                    epoch: checkpoint.epoch,
+                    weights,
+                    ledger: Arc::default(),
+                });
+            }
+        }
         Ok(Outcome::Install { state })
     }
 }
@@ -237,7 +290,11 @@ impl Worker for MinerWorker {
             .await
             .map_err(|error| Error::Panicked(error.to_string()))??;
         self.stage.reset(joined.session, engine).await?;
-        *self.place.lock().unwrap_or_else(PoisonError::into_inner) = Some((joined.session, stage));
+        *self.place() = Some(Place {
+            session: joined.session,
+            stage,
+            installed: None,
+        });
         Ok(())
     }
 
@@ -246,19 +303,28 @@ impl Worker for MinerWorker {
         leased: Arc<LeasedWork>,
         abandoned: watch::Receiver<bool>,
     ) -> Result<Outcome, Undone> {
-        let (session, stage) = self.place()?;
-        if leased.lease.session != session || leased.lease.stage != stage {
+        let lease = &leased.lease;
+        let is_ours = |place: &Place| place.session == lease.session && place.stage == lease.stage;
+        if !self.place().as_ref().is_some_and(is_ours) {
             return Err(Failure::Internal.into());
         }
-        match &leased.lease.work {
-            Work::Forward { .. } => self.forward(&leased, &abandoned).await,
-            Work::Backward { .. } => self.backward(&leased, &abandoned).await,
+        // Taken before anything is fetched: an operation works on the weights that it was leased for or not at all.
+        let installed = || {
+            self.installed_for(lease)
+                .ok_or(Undone::Failed(Failure::Internal))
+        };
+        match &lease.work {
+            Work::Forward { .. } => self.forward(installed()?, &leased, &abandoned).await,
+            Work::Backward { .. } => self.backward(installed()?, &leased, &abandoned).await,
             Work::Upload {
                 cells,
                 learning_rate,
-            } => self.upload(cells, *learning_rate, &leased).await,
+            } => {
+                self.upload(installed()?, cells, *learning_rate, &leased)
+                    .await
+            }
             Work::Merge { .. } => Ok(merge(&self.transfer, &self.gate, &leased).await?),
-            Work::Install { checkpoint } => self.install(checkpoint, &leased).await,
+            Work::Install { checkpoint } => self.install(checkpoint, &leased, &abandoned).await,
             Work::Replay { .. } | Work::Inspect { .. } => {
                 debug!(lease = %leased.lease.id, "work for a validator came to a miner");
                 Err(Failure::Internal.into())
@@ -267,13 +333,31 @@ impl Worker for MinerWorker {
     }
 
     fn reported(&self, lease: &Lease, logged: bool) {
-        let (Work::Forward { sample, .. }, false) = (&lease.work, logged) else {
+        let Some(Installed {
+            weights, ledger, ..
+        }) = self.installed_for(lease)
+        else {
             return;
         };
-        let (stage, session, sample) = (self.stage.clone(), lease.session, *sample);
-        // In the queue before any backward of the sample can be: that is leased only after an accepted forward.
+        match &lease.work {
+            Work::Backward { .. } => ledger.answer_backward(lease.id, logged),
+            Work::Forward { sample, .. } => {
+                ledger.answer_forward(lease.id, *sample, logged);
+                if !logged {
+                    self.forget(weights, *sample);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl MinerWorker {
+    /// Gives back the memory of a forward that is not in the log. No hurry: the ledger keeps backwards from using it.
+    fn forget(&self, weights: Weights, sample: SampleId) {
+        let stage = self.stage.clone();
         tokio::spawn(async move {
-            if let Err(error) = stage.discard(session, sample).await {
+            if let Err(error) = stage.discard(weights, sample).await {
                 debug!(%error, "could not forget a refused forward");
             }
         });
@@ -289,9 +373,14 @@ fn still_wanted(abandoned: &watch::Receiver<bool>) -> Result<(), Undone> {
 }
 
 fn failure(error: &Error) -> Undone {
-    error!(%error, "the stage could not do its work");
-    Undone::Failed(match error {
-        Error::Compute(iota_compute::Error::NotFinite { .. }) => Failure::NotFinite,
-        _ => Failure::Internal,
+    if matches!(error, Error::Outdated) {
+        debug!(%error, "the stage has moved on");
+    } else {
+        error!(%error, "the stage could not do its work");
+    }
+    Undone::Failed(if error.is_not_finite() {
+        Failure::NotFinite
+    } else {
+        Failure::Internal
     })
 }

@@ -3,6 +3,8 @@
 //! A miner does its work through an [`Engine`]; a validator that replays the miner's log drives another one through
 //! the same calls. Whatever decides the bits (which forward a backward belongs to, when the optimizer steps, how a
 //! tensor is written) is therefore decided here, once.
+//!
+//! A result that is not finite is no result: it is refused here, before anybody can be blamed for having uploaded it.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -34,10 +36,17 @@ pub struct Engine {
 
 #[derive(Debug)]
 struct Kept {
+    /// Ordinal of the forward.
+    ordinal: u32,
     /// Digest of the activation that the forward read; none at the head, where the sample says it all.
     input: Option<Digest>,
     saved: Saved,
 }
+
+/// Forwards kept for their backwards, at most; the oldest goes first, and its backward redoes it. Without a bound the
+/// forwards whose backward went to another miner would add up until the next install. 64 is the largest number of
+/// leases that a miner may hold: more samples than that are seldom on their way between a stage and the loss.
+pub const KEPT_MAX: usize = 64;
 
 /// What an operation reads of a sample.
 #[derive(Debug, Clone)]
@@ -192,26 +201,39 @@ impl Engine {
     /// Carries a sample through the stage and keeps what its backward needs. Returns the operation's ordinal and the
     /// encoded activation.
     ///
+    /// At most [`KEPT_MAX`] forwards are kept.
+    ///
     /// # Errors
-    /// If the input does not fit the stage.
+    /// If the input does not fit the stage, or the output is not finite. The operation has then not happened: it takes
+    /// no ordinal, and what an earlier forward of the sample has left is still there.
     pub fn forward(
         &mut self,
         sample: SampleId,
         input: &OperationInput,
     ) -> Result<(u32, Bytes), Error> {
         let (output, saved) = self.stage.forward(stage_input(self.is_head(), input)?)?;
-        let digest = input.activation.as_ref().map(|(digest, _)| *digest);
-        if let Some(earlier) = self.kept.insert(
+        if let Err(error) = check_finite("the output activation", &output) {
+            self.stage.discard(saved);
+            return Err(error);
+        }
+        let ordinal = self.next_ordinal();
+        let input = input.activation.as_ref().map(|(digest, _)| *digest);
+        self.discard(sample);
+        self.kept.insert(
             sample,
             Kept {
-                input: digest,
+                ordinal,
+                input,
                 saved,
             },
-        ) {
-            self.stage.discard(earlier.saved);
+        );
+        if self.kept.len() > KEPT_MAX {
+            let oldest = self.kept.iter().min_by_key(|(_, kept)| kept.ordinal);
+            let oldest = *oldest.expect("there are more than none").0;
+            self.discard(oldest);
         }
         Ok((
-            self.next_ordinal(),
+            ordinal,
             tensor::encode(&[(self.activation.clone(), &output)]),
         ))
     }
@@ -220,7 +242,9 @@ impl Engine {
     /// tail `output_gradient` is none and the loss is computed first. `recompute` forces the forward to be redone.
     ///
     /// # Errors
-    /// If an input does not fit the stage. The weights and gradients are then as before.
+    /// If an input does not fit the stage; weights and gradients are then as before. If the loss, the gradient or the
+    /// optimizer's step is not finite ([`Error::is_not_finite`]), the pass is in the gradients or has taken others with
+    /// it: the stage has to be installed anew.
     pub fn backward(
         &mut self,
         sample: SampleId,
@@ -263,9 +287,12 @@ impl Engine {
                 ));
             }
         };
+        self.pending += 1;
+        if let Some(gradient) = &gradient {
+            check_finite("the input gradient", gradient)?;
+        }
         let gradient =
             gradient.map(|gradient| tensor::encode(&[(self.activation.clone(), &gradient)]));
-        self.pending += 1;
         if self.pending >= self.description.backwards_per_step {
             self.step(learning_rate)?;
         }
@@ -280,7 +307,7 @@ impl Engine {
     /// Takes the optimizer step that is pending, if one is: the end of an epoch's training.
     ///
     /// # Errors
-    /// If the gradients are not finite; nothing has been stepped then.
+    /// If the gradients are not finite: nothing has been stepped and they are gone, so the stage has to be installed anew.
     pub fn finish(&mut self, learning_rate: f32) -> Result<(), Error> {
         if self.pending > 0 {
             self.step(learning_rate)
@@ -325,8 +352,9 @@ impl Engine {
     }
 
     fn step(&mut self, learning_rate: f32) -> Result<(), Error> {
-        self.stage.step(learning_rate, self.pending)?;
-        self.pending = 0;
+        // A step that fails zeroes the gradients as well, so nothing is pending after it either.
+        let pending = std::mem::take(&mut self.pending);
+        self.stage.step(learning_rate, pending)?;
         Ok(())
     }
 
@@ -334,6 +362,13 @@ impl Engine {
         let ordinal = self.ordinal;
         self.ordinal += 1;
         ordinal
+    }
+}
+
+fn check_finite(what: &'static str, values: &[f32]) -> Result<(), Error> {
+    match tensor::first_non_finite(values) {
+        None => Ok(()),
+        Some(_) => Err(iota_compute::Error::NotFinite { what }.into()),
     }
 }
 
@@ -352,3 +387,6 @@ fn stage_input(is_head: bool, input: &OperationInput) -> Result<Input<'_>, Error
         Ok(Input::Activation(activation))
     }
 }
+
+#[cfg(test)]
+mod tests;

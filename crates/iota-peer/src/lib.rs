@@ -28,8 +28,8 @@ pub mod gate;
 pub mod session;
 pub mod transfer;
 
-pub use cells::{fetch_cells, merge};
-pub use engine::{BackwardResult, CellPlanes, Engine, OperationInput};
+pub use cells::{CellMean, fetch_cells, merge};
+pub use engine::{BackwardResult, CellPlanes, Engine, KEPT_MAX, OperationInput};
 pub use gate::Gate;
 pub use session::{Participation, Undone, Worker, participate};
 pub use transfer::Transfer;
@@ -59,7 +59,22 @@ pub enum Error {
     /// A task died; the message says of what.
     #[error("a task of the peer panicked: {0}")]
     Panicked(String),
+    /// The operation came too late: its weights have been replaced, or their epoch's training is over.
+    #[error("the weights that the operation was meant for are gone")]
+    Outdated,
     /// The stage's thread is gone.
     #[error("the stage's thread is gone")]
     StageGone,
+}
+
+impl Error {
+    /// Whether weights, gradients or a result have blown up.
+    pub const fn is_not_finite(&self) -> bool {
+        matches!(self, Self::Compute(iota_compute::Error::NotFinite { .. }))
+    }
+
+    /// Whether the address of the orchestrator is none: nothing was tried, and nothing will help but another address.
+    pub const fn is_bad_url(&self) -> bool {
+        matches!(self, Self::Call(iota_wire::CallError::BadUrl { .. }))
+    }
 }

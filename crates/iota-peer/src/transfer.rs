@@ -134,7 +134,8 @@ impl Transfer {
     /// Writes an object and says what was written.
     ///
     /// # Errors
-    /// [`Failure::StoreUnavailable`] if the store stays away or refuses.
+    /// [`Failure::StoreUnavailable`] if the store stays away or refuses. [`Failure::Internal`] if the key was taken
+    /// before: whatever is there need not be these bytes, and nobody may commit to what it has not written.
     pub async fn upload(
         &self,
         name: ObjectName,
@@ -146,12 +147,8 @@ impl Transfer {
             digest: Digest::of(&bytes),
             length: bytes.len() as u64,
         };
-        let result = patiently(|| self.client.upload(&grant, bytes.clone())).await;
-        match result {
-            // The key is nobody else's: if it is taken, an earlier try arrived although its answer was lost.
-            Ok(_) | Err(iota_store::Error::Exists { .. }) => Ok(seal),
-            Err(error) => Err(Trouble(error).into_failure(None)),
-        }
+        create(|| self.client.upload(&grant, bytes.clone())).await?;
+        Ok(seal)
     }
 
     async fn fetch(&self, grant: &Grant, seal: &Seal) -> Result<Bytes, Trouble> {
@@ -181,6 +178,28 @@ impl Trouble {
             _ => return Failure::StoreUnavailable,
         };
         object.map_or(Failure::Internal, |object| bad_input(object, difference))
+    }
+}
+
+/// Creates an object; `call` is one try.
+async fn create<T, F>(mut call: impl FnMut() -> F) -> Result<(), Failure>
+where
+    F: Future<Output = Result<T, iota_store::Error>>,
+{
+    let mut tries = 0;
+    let created = patiently(|| {
+        tries += 1;
+        call()
+    });
+    match created.await {
+        Ok(_) => Ok(()),
+        // The tries before this one ended without saying whether the object had arrived. Now it is known that one had.
+        Err(iota_store::Error::Exists { .. }) if tries > 1 => Ok(()),
+        Err(error @ iota_store::Error::Exists { .. }) => {
+            debug!(%error, "the object was there before it was written");
+            Err(Failure::Internal)
+        }
+        Err(error) => Err(Trouble(error).into_failure(None)),
     }
 }
 
@@ -226,4 +245,32 @@ fn grant(leased: &LeasedWork, is_target: impl Fn(&GrantTarget) -> bool) -> Resul
     let found = leased.grants.iter().find(|grant| is_target(&grant.target));
     // An orchestrator that leases work without the grants it needs cannot be helped from here.
     convert::grant(found.ok_or(Failure::Internal)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exists() -> iota_store::Error {
+        iota_store::Error::Exists {
+            key: "gradient/7".to_owned(),
+        }
+    }
+
+    async fn created(answers: Vec<Result<(), iota_store::Error>>) -> Result<(), Failure> {
+        let mut answers = answers.into_iter();
+        create(|| std::future::ready(answers.next().unwrap())).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_key_that_is_taken_is_ours_only_after_a_try_without_an_answer() {
+        let lost = || iota_store::Error::Unavailable {
+            source: "the connection was reset".into(),
+        };
+        assert_eq!(created(vec![Ok(())]).await, Ok(()));
+        assert_eq!(created(vec![Err(lost()), Err(exists())]).await, Ok(()));
+        assert_eq!(created(vec![Err(exists())]).await, Err(Failure::Internal));
+        let away = (0..TRIES).map(|_| Err(lost())).collect();
+        assert_eq!(created(away).await, Err(Failure::StoreUnavailable));
+    }
 }

@@ -1,5 +1,6 @@
 //! What a validator does with a lease.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
@@ -72,6 +73,7 @@ impl ValidatorWorker {
                 Ok(engine)
             })
             .await?;
+        let reused = reused_forwards(entries);
         let mut operations = 0;
         let mut fetched = futures::stream::iter(entries.iter().cloned())
             .map(|entry| self.fetch(entry, stage, leased))
@@ -86,10 +88,12 @@ impl ValidatorWorker {
                 return Err(Failure::Leaving);
             }
             let ordinal = entry.ordinal;
+            let keep = reused.contains(&ordinal);
             let difference;
             (engine, difference) = self
                 .compute(move || {
-                    let difference = redo(&mut engine, &entry, &input, output_gradient.as_deref())?;
+                    let gradient = output_gradient.as_deref();
+                    let difference = redo(&mut engine, &entry, &input, gradient, keep)?;
                     Ok((engine, difference))
                 })
                 .await?;
@@ -102,13 +106,13 @@ impl ValidatorWorker {
             operations += 1;
         }
         if let Some(upload) = upload.cloned() {
-            let equal = self
-                .compute(move || uploads_equal(&mut engine, &upload))
+            let difference = self
+                .compute(move || compare_upload(&mut engine, &upload))
                 .await?;
-            if !equal {
+            if let Some(difference) = difference {
                 return Ok(Verdict::Differs {
                     ordinal: None,
-                    difference: Difference::Upload,
+                    difference,
                 });
             }
         }
@@ -190,16 +194,43 @@ impl ValidatorWorker {
     }
 }
 
-/// Does a logged operation again; says how its result differs from what the miner committed to, if it does.
+/// Ordinals of the forwards that a later backward of the log made use of. Nothing else has to be kept: what a miner kept
+/// in vain, or lost, decides no bits, and an honest one never kept more than [`iota_peer::KEPT_MAX`] at a time.
+fn reused_forwards(entries: &[LogEntry]) -> BTreeSet<u32> {
+    let mut last = BTreeMap::new();
+    let mut reused = BTreeSet::new();
+    for entry in entries {
+        match (&entry.work, &entry.outcome) {
+            (Work::Forward { sample, .. }, _) => {
+                last.insert(*sample, entry.ordinal);
+            }
+            (Work::Backward { sample, .. }, Outcome::Backward { recomputed, .. }) => {
+                let forward = last.remove(sample);
+                reused.extend(forward.filter(|_| !recomputed));
+            }
+            _ => {}
+        }
+    }
+    reused
+}
+
+/// Does a logged operation again; says how its result differs from what the miner committed to, if it does. `keep`:
+/// whether a backward will need what this forward leaves.
 fn redo(
     engine: &mut Engine,
     entry: &LogEntry,
     input: &OperationInput,
     output_gradient: Option<&[f32]>,
+    keep: bool,
 ) -> Result<Option<Difference>, Error> {
     match (&entry.work, &entry.outcome) {
         (Work::Forward { sample, .. }, Outcome::Forward { output, .. }) => {
-            let (_, bytes) = engine.forward(*sample, input)?;
+            let Some((_, bytes)) = finite(engine.forward(*sample, input))? else {
+                return Ok(Some(Difference::NotFinite));
+            };
+            if !keep {
+                engine.discard(*sample);
+            }
             Ok((Digest::of(&bytes) != output.digest).then_some(Difference::Output))
         }
         (
@@ -216,7 +247,10 @@ fn redo(
             },
         ) => {
             let result =
-                engine.backward(*sample, input, output_gradient, *learning_rate, *recomputed)?;
+                engine.backward(*sample, input, output_gradient, *learning_rate, *recomputed);
+            let Some(result) = finite(result)? else {
+                return Ok(Some(Difference::NotFinite));
+            };
             let ours = result.gradient.as_deref().map(Digest::of);
             if ours != gradient.map(|seal| seal.digest) {
                 Ok(Some(Difference::Output))
@@ -232,19 +266,32 @@ fn redo(
     }
 }
 
-fn uploads_equal(engine: &mut Engine, upload: &UploadRecord) -> Result<bool, Error> {
-    engine.finish(upload.learning_rate)?;
+/// Ends the replayed training and says how its end differs from what the miner uploaded, if it does.
+fn compare_upload(engine: &mut Engine, upload: &UploadRecord) -> Result<Option<Difference>, Error> {
+    if finite(engine.finish(upload.learning_rate))?.is_none() {
+        return Ok(Some(Difference::NotFinite));
+    }
     if engine.optimizer_steps() != upload.optimizer_steps
         || upload.cells.len() != upload.seals.len()
     {
-        return Ok(false);
+        return Ok(Some(Difference::Upload));
     }
     for (cell, seal) in upload.cells.iter().zip(&upload.seals) {
         if Digest::of(&engine.cell(&cell.range)?) != seal.digest {
-            return Ok(false);
+            return Ok(Some(Difference::Upload));
         }
     }
-    Ok(true)
+    Ok(None)
+}
+
+/// None for a result that is not finite. The miner's engine would have refused it in the same way, so a miner that has
+/// committed to one anyway has not done the work.
+fn finite<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+    match result {
+        Ok(result) => Ok(Some(result)),
+        Err(error) if error.is_not_finite() => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 impl Worker for ValidatorWorker {
@@ -291,4 +338,177 @@ impl Worker for ValidatorWorker {
     }
 
     fn reported(&self, _: &Lease, _: bool) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use iota_data::{Corpus, Document, Preparation, Split, Tokenizer};
+    use iota_protocol::work::{ObjectName, Seal, Segment, SegmentSource};
+    use iota_protocol::{Epoch, LeaseId, ObjectId, RunId, SampleId};
+
+    use super::*;
+
+    /// The middle of three stages of the `tiny` model, with the weights of genesis.
+    fn engine() -> Engine {
+        let corpus = Corpus::from_documents(vec![Document {
+            name: "song".to_owned(),
+            text: "Row, row, row your boat, gently down the stream. ".repeat(20),
+        }]);
+        let corpus = corpus.unwrap();
+        let mut shards =
+            Preparation::new(&corpus, Tokenizer::default(), Split::Training, 1 << 12).unwrap();
+        while shards.next().is_some() {}
+        let description = Description {
+            version: iota_run::VERSION,
+            run: RunId::from_bytes([3; 16]),
+            seed: 5,
+            model: iota_model::preset("tiny").unwrap(),
+            stages: 3,
+            sequences: 1,
+            backwards_per_step: 2,
+            optimizer: iota_run::AdamW::default(),
+            data: shards.finish(),
+        };
+        let stage = StageIndex::new(1);
+        let mut engine = Engine::new(Arc::new(description), stage, 1).unwrap();
+        let segments = vec![Segment {
+            range: 0..engine.elements() as u64,
+            source: SegmentSource::Genesis,
+        }];
+        let checkpoint = Checkpoint {
+            stage,
+            epoch: Epoch::new(0),
+            optimizer_steps: 0,
+            segments,
+        };
+        engine.install(&checkpoint, &BTreeMap::new()).unwrap();
+        engine
+    }
+
+    /// An activation of 32 tokens, 16 wide.
+    fn values() -> Arc<[f32]> {
+        (0..32 * 16).map(|at| (at % 7) as f32 - 3.0).collect()
+    }
+
+    fn input() -> OperationInput {
+        OperationInput {
+            tokens: None,
+            activation: Some((Digest::of(b"input"), values())),
+        }
+    }
+
+    fn name(purpose: Purpose) -> ObjectName {
+        ObjectName {
+            purpose,
+            epoch: Epoch::new(0),
+            id: ObjectId::from_bytes([1; 16]),
+        }
+    }
+
+    fn seal(bytes: &[u8]) -> Seal {
+        Seal {
+            digest: Digest::of(bytes),
+            length: bytes.len() as u64,
+        }
+    }
+
+    fn forward(ordinal: u32, sample: u64, output: &[u8]) -> LogEntry {
+        LogEntry {
+            ordinal,
+            lease: LeaseId::new(ordinal.into()),
+            credited: true,
+            work: Work::Forward {
+                sample: SampleId::new(sample),
+                input: None,
+                output: name(Purpose::Activation),
+            },
+            outcome: Outcome::Forward {
+                ordinal,
+                output: seal(output),
+            },
+        }
+    }
+
+    fn backward(ordinal: u32, sample: u64, recomputed: bool, gradient: &[u8]) -> LogEntry {
+        LogEntry {
+            ordinal,
+            lease: LeaseId::new(ordinal.into()),
+            credited: true,
+            work: Work::Backward {
+                sample: SampleId::new(sample),
+                input: None,
+                output_gradient: None,
+                gradient: Some(name(Purpose::Gradient)),
+                learning_rate: 0.01,
+            },
+            outcome: Outcome::Backward {
+                ordinal,
+                recomputed,
+                gradient: Some(seal(gradient)),
+                loss: None,
+            },
+        }
+    }
+
+    #[test]
+    fn only_forwards_that_a_backward_made_use_of_are_kept() {
+        let log = [
+            forward(0, 10, b""),
+            forward(1, 11, b""),
+            forward(3, 12, b""),
+            backward(4, 11, true, b""),
+            forward(5, 10, b""),
+            backward(6, 10, false, b""),
+            backward(8, 13, false, b""),
+            backward(9, 10, false, b""),
+        ];
+        assert_eq!(reused_forwards(&log), BTreeSet::from([5]));
+    }
+
+    #[test]
+    fn an_honest_log_agrees_and_another_output_differs() {
+        let mut miner = engine();
+        let sample = SampleId::new(4);
+        let (_, output) = miner.forward(sample, &input()).unwrap();
+        let gradient = miner
+            .backward(sample, &input(), Some(&values()), 0.01, false)
+            .unwrap()
+            .gradient
+            .unwrap();
+        let log = [forward(0, 4, &output), backward(1, 4, false, &gradient)];
+        let replay = |log: &[LogEntry]| {
+            let mut validator = engine();
+            let reused = reused_forwards(log);
+            log.iter()
+                .map(|entry| {
+                    let keep = reused.contains(&entry.ordinal);
+                    redo(&mut validator, entry, &input(), Some(&values()), keep).unwrap()
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(replay(&log), [None, None]);
+        let other = [forward(0, 4, b"free ride"), backward(1, 4, false, b"again")];
+        assert_eq!(replay(&other), [Some(Difference::Output); 2]);
+    }
+
+    #[test]
+    fn who_commits_to_what_cannot_be_finite_has_not_done_the_work() {
+        let mut validator = engine();
+        let huge = vec![f32::MAX; values().len()];
+        let entry = backward(0, 4, true, b"made up");
+        assert_eq!(
+            redo(&mut validator, &entry, &input(), Some(&huge), false).unwrap(),
+            Some(Difference::NotFinite)
+        );
+        let upload = UploadRecord {
+            cells: Vec::new(),
+            seals: Vec::new(),
+            optimizer_steps: 1,
+            learning_rate: 0.01,
+        };
+        assert_eq!(
+            compare_upload(&mut validator, &upload).unwrap(),
+            Some(Difference::NotFinite)
+        );
+    }
 }
