@@ -7,6 +7,7 @@ use crate::event::{AbandonReason, Event, LeaseEnd, Phase, PhaseReason, RestartRe
 use crate::id::{LeaseId, Session};
 use crate::state::State;
 use crate::time::Timestamp;
+use crate::work::Work;
 
 /// Leases of one piece that may end in vain before its sample goes back to its tokens: by then what the piece is made
 /// from is suspect.
@@ -82,6 +83,10 @@ impl State {
                 AbandonReason::TooOld
             } else if audit.lease.is_none() && audit.attempts >= AUDIT_ATTEMPTS_MAX {
                 AbandonReason::TooManyAttempts
+            } else if audit.awaits.is_none()
+                && matches!(&audit.work, Work::Replay { entries, .. } if entries.is_empty())
+            {
+                AbandonReason::NothingToRedo
             } else {
                 return None;
             };

@@ -194,6 +194,8 @@ pub enum AbandonReason {
     TooOld,
     /// Validators gave it back too often; something that it would read is gone.
     TooManyAttempts,
+    /// Nothing in its subject's log can be redone: what came first was never reported, or the subject began anew.
+    NothingToRedo,
     /// The run is over.
     RunOver,
 }
@@ -389,7 +391,8 @@ pub enum Event {
         stage: StageIndex,
         /// Operations to redo, from the first on.
         operations: u32,
-        /// Operations that the miner did. If all are to be redone, its upload is compared too.
+        /// Operations in the miner's log. If all are to be redone, so are those that are logged before it uploads, and
+        /// its upload is compared too.
         of: u32,
     },
     /// A validator is to look at an object that one peer says another got wrong.

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-pub use audits::Audit;
+pub use audits::{Audit, Coverage};
 pub use merging::MergeRecord;
 pub use samples::{CompletedSample, SampleCounts};
 pub use sessions::{CAPACITY_MAX, Installation, PeerRecord, SessionState};
