@@ -347,6 +347,10 @@ impl State {
         };
         match why {
             LeaseEnd::Expired | LeaseEnd::Superseded => self.remember_lapsed(lease.clone()),
+            // Its holder's stage may have done it already: then it is in the upload, and has to be in the log.
+            LeaseEnd::EpochClosed | LeaseEnd::Withdrawn if lease.work.sample().is_some() => {
+                self.remember_lapsed(lease.clone());
+            }
             LeaseEnd::Failed { .. } => {
                 if let Some(state) = self.sessions.get_mut(session) {
                     state.last_contact = at;
@@ -671,7 +675,8 @@ impl State {
         }
     }
 
-    /// Forgets leases whose late results would be worth nothing. A late verdict always is worth something.
+    /// Forgets leases whose late results would be worth nothing. A late verdict always is worth something; a sample's
+    /// work, while it may still be in the upload of its epoch.
     fn forget_lapsed(&mut self) {
         let epoch = self.epoch;
         let phase = self.phase;
@@ -679,7 +684,10 @@ impl State {
             Work::Replay { .. } | Work::Inspect { .. } => true,
             Work::Install { .. } => lease.epoch == epoch,
             Work::Merge { .. } => phase == Phase::Merging,
-            _ => false,
+            Work::Forward { .. } | Work::Backward { .. } => {
+                matches!(phase, Phase::Uploading | Phase::Merging)
+            }
+            Work::Upload { .. } => false,
         };
         let forgotten: Vec<_> = self
             .leases

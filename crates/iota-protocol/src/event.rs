@@ -61,7 +61,8 @@ pub enum LeaseEnd {
     },
     /// The holder's session ended.
     SessionOver,
-    /// The phase or epoch it belonged to ended.
+    /// The phase or epoch it belonged to ended. A sample's work that its holder had done by then will be logged but not
+    /// credited, until the holder uploads.
     EpochClosed,
     /// Somebody else's late result came first. The holder's result will be logged but not credited.
     Superseded,
@@ -256,8 +257,8 @@ pub enum Event {
         session: Session,
         /// What it says.
         outcome: Outcome,
-        /// False if somebody else had done it meanwhile: then it only goes into the session's log, because the session's
-        /// weights contain it, and the session is to be answered [`Rejection::Superseded`].
+        /// False if somebody else had done it meanwhile or training had closed: then it only goes into the session's log,
+        /// because the session's weights contain it, and the session is to be answered [`Rejection::Superseded`].
         credited: bool,
     },
     /// A piece no longer waits for the session that would suit it best; any other may take it.
