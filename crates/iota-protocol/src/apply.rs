@@ -327,7 +327,12 @@ impl State {
                     audit.lease = Some(lease.id);
                 }
             }
-            Work::Upload { .. } | Work::Install { .. } => {}
+            Work::Install { .. } => {
+                if let Some(state) = self.sessions.get_mut(lease.session) {
+                    state.installs += 1;
+                }
+            }
+            Work::Upload { .. } => {}
         }
     }
 
@@ -662,7 +667,13 @@ impl State {
                 self.samples.drains_since = None;
                 self.note_quota(at);
             }
-            Phase::Uploading | Phase::Installing => self.forget_lapsed(),
+            Phase::Uploading => self.forget_lapsed(),
+            Phase::Installing => {
+                self.forget_lapsed();
+                for state in self.sessions.live.values_mut() {
+                    state.installs = 0;
+                }
+            }
             Phase::Merging => {
                 self.forget_lapsed();
                 self.close_logs();

@@ -6,8 +6,9 @@
 use crate::event::{AbandonReason, Event, LeaseEnd, Phase, PhaseReason, RestartReason, SessionEnd};
 use crate::id::{LeaseId, Session};
 use crate::state::State;
+use crate::state::sessions::INSTALLS_MAX;
 use crate::time::Timestamp;
-use crate::work::Work;
+use crate::work::{Work, WorkKind};
 
 /// Leases of one piece that may end in vain before its sample goes back to its tokens: by then what the piece is made
 /// from is suspect.
@@ -26,6 +27,7 @@ impl State {
             return None;
         }
         self.silent_session(now)
+            .or_else(|| self.hopeless_session())
             .or_else(|| self.overdue_lease(now))
             .or_else(|| self.lapsed_preference(now))
             .or_else(|| self.moot_audit())
@@ -62,6 +64,19 @@ impl State {
             |(_, state): &(Session, &crate::SessionState)| now >= state.last_contact + timeout;
         let (session, _) = self.sessions().find(silent)?;
         Some(self.end_session(session, SessionEnd::Silent))
+    }
+
+    /// A session whose last try to install has ended in vain. It may join again, which takes time.
+    fn hopeless_session(&self) -> Option<Vec<Event>> {
+        let hopeless = |(session, state): &(Session, &crate::SessionState)| {
+            state.installs >= INSTALLS_MAX
+                && !state.is_installed(self.epoch)
+                && !self
+                    .leases_of(*session)
+                    .any(|lease| lease.work.kind() == WorkKind::Install)
+        };
+        let (session, _) = self.sessions().find(hopeless)?;
+        Some(self.end_session(session, SessionEnd::CannotInstall))
     }
 
     fn overdue_lease(&self, now: Timestamp) -> Option<Vec<Event>> {

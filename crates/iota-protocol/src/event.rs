@@ -44,6 +44,8 @@ pub enum SessionEnd {
     Replaced,
     /// It was found cheating.
     Banned,
+    /// It was leased the epoch's checkpoint again and again and did not install it.
+    CannotInstall,
     /// The run is over.
     RunOver,
 }

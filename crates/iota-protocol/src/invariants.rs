@@ -12,7 +12,7 @@ use crate::id::{LeaseId, SampleId};
 use crate::state::State;
 use crate::state::merging::Slot;
 use crate::state::samples::Holder;
-use crate::state::sessions::{PEERS_MAX, REMEMBERED_LEASES};
+use crate::state::sessions::{INSTALLS_MAX, PEERS_MAX, REMEMBERED_LEASES};
 use crate::work::{Work, WorkKind};
 
 /// An invariant that does not hold.
@@ -273,6 +273,9 @@ pub fn everything_is_bounded(state: &State) -> Result<(), String> {
         let load = own.held.len() + own.room as usize;
         require(load <= own.capacity as usize, || {
             format!("{session} holds or takes {load} of {}", own.capacity)
+        })?;
+        require(own.installs <= INSTALLS_MAX, || {
+            format!("{session} was leased {} installations", own.installs)
         })?;
         let remembered = own.answered.len().max(own.lapsed.len());
         require(remembered <= REMEMBERED_LEASES, || {

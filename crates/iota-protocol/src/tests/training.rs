@@ -709,3 +709,32 @@ fn early_ticks_do_nothing() {
     world.now = deadline;
     assert_ne!(world.command(&Command::Tick), Ok(Vec::new()));
 }
+
+#[test]
+fn a_session_that_cannot_install_is_ended_and_the_count_begins_anew_with_the_epoch() {
+    let (mut world, head, _) = two_by_two(settings(2));
+    let broken = world.join(7);
+    let fail = |world: &mut World| {
+        world.offer(broken, 1);
+        let lease = world.lease(broken);
+        assert_eq!(lease.work.kind(), WorkKind::Install);
+        world.fail(broken, lease.id, Failure::OutOfMemory).unwrap();
+    };
+    for _ in 0..7 {
+        fail(&mut world);
+    }
+    // The epoch ends before the last try.
+    world.work_until(Phase::Installing, &[broken]);
+    for _ in 0..7 {
+        fail(&mut world);
+        assert!(world.state.session(broken).is_some());
+    }
+    fail(&mut world);
+    let ended = Event::SessionEnded {
+        session: broken,
+        why: SessionEnd::CannotInstall,
+    };
+    assert_eq!(world.saw(|event| *event == ended), 1);
+    assert!(world.state.session(broken).is_none());
+    assert!(world.state.session(head[0]).is_some());
+}
