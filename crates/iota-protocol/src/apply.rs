@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::event::{CellResult, Direction, Event, LeaseEnd, Phase, Piece, RestartReason};
 use crate::id::{Digest, Epoch, LeaseId, SampleId, Session, StageIndex};
 use crate::state::State;
-use crate::state::audits::Audit;
+use crate::state::audits::{Audit, Coverage};
 use crate::state::merging::{Cell, MergeRecord, MergedCell, Settled, Slot, StageMerge, Upload};
 use crate::state::samples::{CompletedSample, Holder, Hop, Preference, SampleState};
 use crate::state::sessions::{Answer, Installation, REMEMBERED_LEASES, SessionState};
@@ -198,26 +198,26 @@ impl State {
                 operations,
                 of,
             } => {
-                let entries =
-                    audit::replayable(self.session(*subject).map_or(&[][..], SessionState::log));
                 let work = Work::Replay {
                     subject: *subject,
                     checkpoint: self.checkpoint(*stage).clone(),
-                    entries: entries
-                        .into_iter()
-                        .take(*operations as usize)
-                        .cloned()
-                        .collect(),
+                    entries: Vec::new(),
                     upload: None,
                 };
-                let awaits_upload = operations == of;
+                let coverage = if operations == of {
+                    Coverage::Everything
+                } else {
+                    Coverage::First {
+                        operations: *operations,
+                    }
+                };
                 let epoch = self.epoch;
                 let audit_state = Audit {
                     subject: *subject,
                     stage: *stage,
                     epoch,
                     work,
-                    awaits_upload,
+                    awaits: Some(coverage),
                     lease: None,
                     attempts: 0,
                 };
@@ -246,7 +246,7 @@ impl State {
                         stage,
                         epoch,
                         work,
-                        awaits_upload: false,
+                        awaits: None,
                         lease: None,
                         attempts: 0,
                     },
@@ -279,6 +279,7 @@ impl State {
     }
 
     fn apply_session_ended(&mut self, session: Session, at: Timestamp) {
+        self.close_log(session);
         let Some(state) = self.sessions.get(session) else {
             return;
         };
@@ -326,7 +327,12 @@ impl State {
                     audit.lease = Some(lease.id);
                 }
             }
-            Work::Upload { .. } | Work::Install { .. } => {}
+            Work::Install { .. } => {
+                if let Some(state) = self.sessions.get_mut(lease.session) {
+                    state.installs += 1;
+                }
+            }
+            Work::Upload { .. } => {}
         }
     }
 
@@ -346,6 +352,10 @@ impl State {
         };
         match why {
             LeaseEnd::Expired | LeaseEnd::Superseded => self.remember_lapsed(lease.clone()),
+            // Its holder's stage may have done it already: then it is in the upload, and has to be in the log.
+            LeaseEnd::EpochClosed | LeaseEnd::Withdrawn if lease.work.sample().is_some() => {
+                self.remember_lapsed(lease.clone());
+            }
             LeaseEnd::Failed { .. } => {
                 if let Some(state) = self.sessions.get_mut(session) {
                     state.last_contact = at;
@@ -526,6 +536,7 @@ impl State {
                         excluded: false,
                     },
                 );
+                self.close_log(session);
             }
             (
                 Work::Merge { cell, output, .. },
@@ -656,10 +667,16 @@ impl State {
                 self.samples.drains_since = None;
                 self.note_quota(at);
             }
-            Phase::Uploading | Phase::Installing => self.forget_lapsed(),
+            Phase::Uploading => self.forget_lapsed(),
+            Phase::Installing => {
+                self.forget_lapsed();
+                for state in self.sessions.live.values_mut() {
+                    state.installs = 0;
+                }
+            }
             Phase::Merging => {
                 self.forget_lapsed();
-                self.hand_uploads_to_audits();
+                self.close_logs();
             }
             Phase::Settling | Phase::Over => {
                 self.forget_lapsed();
@@ -669,7 +686,8 @@ impl State {
         }
     }
 
-    /// Forgets leases whose late results would be worth nothing. A late verdict always is worth something.
+    /// Forgets leases whose late results would be worth nothing. A late verdict always is worth something; a sample's
+    /// work, while it may still be in the upload of its epoch.
     fn forget_lapsed(&mut self) {
         let epoch = self.epoch;
         let phase = self.phase;
@@ -677,7 +695,10 @@ impl State {
             Work::Replay { .. } | Work::Inspect { .. } => true,
             Work::Install { .. } => lease.epoch == epoch,
             Work::Merge { .. } => phase == Phase::Merging,
-            _ => false,
+            Work::Forward { .. } | Work::Backward { .. } => {
+                matches!(phase, Phase::Uploading | Phase::Merging)
+            }
+            Work::Upload { .. } => false,
         };
         let forgotten: Vec<_> = self
             .leases
@@ -711,19 +732,53 @@ impl State {
         });
     }
 
-    /// Uploads are in: audits that compare them can begin.
-    fn hand_uploads_to_audits(&mut self) {
-        for audit in self
-            .audits
-            .pending
-            .values_mut()
-            .filter(|audit| audit.awaits_upload)
-        {
-            audit.awaits_upload = false;
-            if let Work::Replay { upload, .. } = &mut audit.work {
-                let delivered = self.merging[index(audit.stage)].uploads.get(&audit.subject);
+    /// The time to upload is over: nothing that comes now is in an upload.
+    fn close_logs(&mut self) {
+        let waiting = self.audits.pending.values();
+        let subjects: Vec<Session> = waiting
+            .filter(|audit| audit.awaits.is_some())
+            .map(|audit| audit.subject)
+            .collect();
+        for subject in subjects {
+            self.close_log(subject);
+        }
+    }
+
+    /// Gives audits of a session what they redo: its log will not grow any more, or not in a way that matters to them.
+    fn close_log(&mut self, subject: Session) {
+        let Some(state) = self.sessions.get(subject) else {
+            return;
+        };
+        let mut unchecked = false;
+        for audit in self.audits.pending.values_mut() {
+            if audit.subject != subject {
+                continue;
+            }
+            let (
+                Some(coverage),
+                Work::Replay {
+                    entries, upload, ..
+                },
+            ) = (audit.awaits.take(), &mut audit.work)
+            else {
+                continue;
+            };
+            let delivered = self.merging[index(audit.stage)].uploads.get(&subject);
+            let log = audit::replayable(state.log(), delivered.is_some());
+            unchecked |= log.len() < state.log().len();
+            let operations = match coverage {
+                Coverage::First { operations } => operations,
+                Coverage::Everything => audit::OPERATIONS_MAX,
+            } as usize;
+            // What came to the log after the draw may have made it too long for one replay.
+            if coverage == Coverage::Everything && log.len() <= operations {
                 *upload = delivered.map(|upload| upload.record.clone());
             }
+            *entries = log.into_iter().take(operations).cloned().collect();
+        }
+        // Work that nobody can redo is not paid, or skipping an operation and the upload would be a way to earn.
+        if unchecked && let Some(ledger) = self.sessions.ledger_mut(subject.peer) {
+            ledger.forfeit(self.epoch);
         }
     }
 

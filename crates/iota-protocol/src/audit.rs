@@ -2,6 +2,9 @@
 //!
 //! A replay starts from the epoch's checkpoint and costs as much as what it redoes, so long ones are rare: the number
 //! of operations is drawn log-uniformly. Any operation can be reached, and a replay of all of them compares the upload.
+//!
+//! The draw comes with the end of training. The operations are taken from the log when nothing can come to it any more:
+//! once the subject has uploaded, once the time to upload is over, or when the subject leaves.
 
 use crate::draw::Draw;
 use crate::event::Event;
@@ -9,17 +12,26 @@ use crate::id::{AuditId, Session};
 use crate::state::State;
 use crate::work::LogEntry;
 
-/// The operations that a replay can redo, in the order in which the session did them. A gap ends them: without the
-/// operation that is missing, nothing after it can be reproduced.
-pub(crate) fn replayable(log: &[LogEntry]) -> Vec<&LogEntry> {
+/// Operations of one replay, at most: all of them travel in its lease.
+pub(crate) const OPERATIONS_MAX: u32 = 4_096;
+
+/// The operations of a closed log that a replay can redo, in the order in which the session did them.
+///
+/// An ordinal that is missing is an operation that was not reported. If the session has uploaded, that cannot have been
+/// a backward pass: an honest session uploads once all of them are in its log, and whoever hides one fails the
+/// comparison of what comes after. A forward pass leaves no mark on the weights, so gaps are passed over. A session that
+/// has not uploaded may have been waiting to report a backward pass: nothing after its first gap is held against it.
+pub(crate) fn replayable(log: &[LogEntry], uploaded: bool) -> Vec<&LogEntry> {
     let mut entries: Vec<_> = log.iter().collect();
     entries.sort_unstable_by_key(|entry| entry.ordinal);
-    let whole = entries
-        .iter()
-        .zip(0_u32..)
-        .take_while(|(entry, place)| entry.ordinal == *place)
-        .count();
-    entries.truncate(whole);
+    if !uploaded {
+        let whole = entries
+            .iter()
+            .zip(0_u32..)
+            .take_while(|(entry, place)| entry.ordinal == *place)
+            .count();
+        entries.truncate(whole);
+    }
     entries
 }
 
@@ -33,9 +45,7 @@ impl State {
         let secret = &self.settings.secret;
         let mut candidates: Vec<_> = self
             .sessions()
-            .filter_map(|(session, state)| {
-                Some((session, state.stage?, replayable(state.log()).len()))
-            })
+            .filter_map(|(session, state)| Some((session, state.stage?, state.log().len())))
             .filter(|(_, _, operations)| *operations > 0)
             .collect();
         candidates.sort_by_cached_key(|(session, _, _)| {
@@ -56,7 +66,7 @@ impl State {
             .take(count)
             .zip(self.audits.next.get()..)
             .map(|((subject, stage, of), audit)| {
-                let of = u32::try_from(of).expect("ordinals are 32 bits");
+                let of = u32::try_from(of).expect("ordinals are distinct and 32 bits");
                 let operations = self.draw_length(subject, of);
                 Event::AuditDrawn {
                     audit: AuditId::new(audit),
@@ -69,8 +79,10 @@ impl State {
             .collect()
     }
 
-    /// Operations to redo: log-uniform in `1..=of`. A power of two is drawn, then a number from it up to the next.
+    /// Operations to redo: log-uniform in `1..=of`, or as many as one replay may have. A power of two is drawn, then a
+    /// number from it up to the next.
     fn draw_length(&self, subject: Session, of: u32) -> u32 {
+        let of = of.min(OPERATIONS_MAX);
         let draw = |what| {
             Draw::about(&self.settings.secret, what)
                 .number(self.epoch.get())
@@ -83,5 +95,33 @@ impl State {
         );
         let length = low + draw("audit length").below(high - low);
         u32::try_from(length).expect("at most `of`")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::PeerId;
+    use crate::settings::RunSettings;
+    use crate::tests::settings;
+    use crate::time::Timestamp;
+
+    #[test]
+    fn a_replay_is_at_most_as_long_as_a_lease_may_name_operations() {
+        let subject = Session {
+            peer: PeerId::from_bytes([1; 32]),
+            generation: 1,
+        };
+        let lengths = (0..64).map(|secret| {
+            let secret = [secret; 32];
+            let drawn = RunSettings {
+                secret,
+                ..settings(1)
+            };
+            let state = State::new(drawn, Timestamp::default()).unwrap();
+            state.draw_length(subject, 1_000_000)
+        });
+        let longest = lengths.max().unwrap();
+        assert!((1_024..=OPERATIONS_MAX).contains(&longest), "{longest}");
     }
 }

@@ -6,7 +6,9 @@
 use crate::event::{AbandonReason, Event, LeaseEnd, Phase, PhaseReason, RestartReason, SessionEnd};
 use crate::id::{LeaseId, Session};
 use crate::state::State;
+use crate::state::sessions::INSTALLS_MAX;
 use crate::time::Timestamp;
+use crate::work::{Work, WorkKind};
 
 /// Leases of one piece that may end in vain before its sample goes back to its tokens: by then what the piece is made
 /// from is suspect.
@@ -25,6 +27,7 @@ impl State {
             return None;
         }
         self.silent_session(now)
+            .or_else(|| self.hopeless_session())
             .or_else(|| self.overdue_lease(now))
             .or_else(|| self.lapsed_preference(now))
             .or_else(|| self.moot_audit())
@@ -63,6 +66,19 @@ impl State {
         Some(self.end_session(session, SessionEnd::Silent))
     }
 
+    /// A session whose last try to install has ended in vain. It may join again, which takes time.
+    fn hopeless_session(&self) -> Option<Vec<Event>> {
+        let hopeless = |(session, state): &(Session, &crate::SessionState)| {
+            state.installs >= INSTALLS_MAX
+                && !state.is_installed(self.epoch)
+                && !self
+                    .leases_of(*session)
+                    .any(|lease| lease.work.kind() == WorkKind::Install)
+        };
+        let (session, _) = self.sessions().find(hopeless)?;
+        Some(self.end_session(session, SessionEnd::CannotInstall))
+    }
+
     fn overdue_lease(&self, now: Timestamp) -> Option<Vec<Event>> {
         let (deadline, lease) = *self.leases.due.first()?;
         (now >= deadline).then(|| self.end_lease(lease, LeaseEnd::Expired))
@@ -82,6 +98,10 @@ impl State {
                 AbandonReason::TooOld
             } else if audit.lease.is_none() && audit.attempts >= AUDIT_ATTEMPTS_MAX {
                 AbandonReason::TooManyAttempts
+            } else if audit.awaits.is_none()
+                && matches!(&audit.work, Work::Replay { entries, .. } if entries.is_empty())
+            {
+                AbandonReason::NothingToRedo
             } else {
                 return None;
             };

@@ -44,6 +44,8 @@ pub enum SessionEnd {
     Replaced,
     /// It was found cheating.
     Banned,
+    /// It was leased the epoch's checkpoint again and again and did not install it.
+    CannotInstall,
     /// The run is over.
     RunOver,
 }
@@ -61,7 +63,8 @@ pub enum LeaseEnd {
     },
     /// The holder's session ended.
     SessionOver,
-    /// The phase or epoch it belonged to ended.
+    /// The phase or epoch it belonged to ended. A sample's work that its holder had done by then will be logged but not
+    /// credited, until the holder uploads.
     EpochClosed,
     /// Somebody else's late result came first. The holder's result will be logged but not credited.
     Superseded,
@@ -194,6 +197,8 @@ pub enum AbandonReason {
     TooOld,
     /// Validators gave it back too often; something that it would read is gone.
     TooManyAttempts,
+    /// Nothing in its subject's log can be redone: what came first was never reported, or the subject began anew.
+    NothingToRedo,
     /// The run is over.
     RunOver,
 }
@@ -254,8 +259,8 @@ pub enum Event {
         session: Session,
         /// What it says.
         outcome: Outcome,
-        /// False if somebody else had done it meanwhile: then it only goes into the session's log, because the session's
-        /// weights contain it, and the session is to be answered [`Rejection::Superseded`].
+        /// False if somebody else had done it meanwhile or training had closed: then it only goes into the session's log,
+        /// because the session's weights contain it, and the session is to be answered [`Rejection::Superseded`].
         credited: bool,
     },
     /// A piece no longer waits for the session that would suit it best; any other may take it.
@@ -389,7 +394,8 @@ pub enum Event {
         stage: StageIndex,
         /// Operations to redo, from the first on.
         operations: u32,
-        /// Operations that the miner did. If all are to be redone, its upload is compared too.
+        /// Operations in the miner's log. If all are to be redone, so are those that are logged before it uploads, and
+        /// its upload is compared too.
         of: u32,
     },
     /// A validator is to look at an object that one peer says another got wrong.

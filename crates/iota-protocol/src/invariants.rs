@@ -12,7 +12,7 @@ use crate::id::{LeaseId, SampleId};
 use crate::state::State;
 use crate::state::merging::Slot;
 use crate::state::samples::Holder;
-use crate::state::sessions::{PEERS_MAX, REMEMBERED_LEASES};
+use crate::state::sessions::{INSTALLS_MAX, PEERS_MAX, REMEMBERED_LEASES};
 use crate::work::{Work, WorkKind};
 
 /// An invariant that does not hold.
@@ -29,7 +29,7 @@ pub struct Violation {
 pub type Invariant = (&'static str, fn(&State) -> Result<(), String>);
 
 /// Every invariant of one state.
-pub const ALL: [Invariant; 12] = [
+pub const ALL: [Invariant; 13] = [
     ("P1", a_piece_waits_or_is_leased_once_or_is_done),
     ("P2", only_live_sessions_hold_anything),
     ("P3", a_deadline_moves_the_phase),
@@ -42,6 +42,7 @@ pub const ALL: [Invariant; 12] = [
     ("M2", a_cell_has_two_distinct_owners),
     ("M5", a_settled_cell_is_explained),
     ("V2", the_banned_are_out),
+    ("V3", audits_wait_only_for_logs_that_may_grow),
 ];
 
 /// Checks every invariant of one state.
@@ -273,6 +274,9 @@ pub fn everything_is_bounded(state: &State) -> Result<(), String> {
         require(load <= own.capacity as usize, || {
             format!("{session} holds or takes {load} of {}", own.capacity)
         })?;
+        require(own.installs <= INSTALLS_MAX, || {
+            format!("{session} was leased {} installations", own.installs)
+        })?;
         let remembered = own.answered.len().max(own.lapsed.len());
         require(remembered <= REMEMBERED_LEASES, || {
             format!("{remembered} leases of {session} are remembered")
@@ -435,6 +439,25 @@ pub fn the_banned_are_out(state: &State) -> Result<(), String> {
             .any(|(session, upload)| session.peer == peer && !upload.excluded);
         require(!merging || !included, || {
             format!("{peer} is banned and merged")
+        })?;
+    }
+    Ok(())
+}
+
+/// V3: an audit waits only for the log of a live session that may still upload; nobody audits what is not complete.
+pub fn audits_wait_only_for_logs_that_may_grow(state: &State) -> Result<(), String> {
+    for (id, audit) in state.audits_pending() {
+        let Some(coverage) = audit.awaits else {
+            continue;
+        };
+        let may_grow = state.phase == Phase::Uploading
+            && state.session(audit.subject).is_some()
+            && !state
+                .merge_of(audit.stage)
+                .uploads
+                .contains_key(&audit.subject);
+        require(may_grow && audit.lease.is_none(), || {
+            format!("{id} awaits {coverage:?} of {}", audit.subject)
         })?;
     }
     Ok(())

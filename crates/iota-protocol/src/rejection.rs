@@ -46,11 +46,15 @@ pub enum Rejection {
     /// A bound that the settings give was exceeded.
     #[error("a bound of the run's settings was exceeded")]
     OutOfBounds,
+    /// An object that the report commits to is not in the store, or not with these bytes. The rules do not look into the
+    /// store: whoever runs them says this.
+    #[error("an object that the report commits to is not in the store")]
+    NotStored,
 }
 
 impl Rejection {
     /// Every reason, for tables and tests.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::NotRegistered,
         Self::Banned,
         Self::NotAValidator,
@@ -64,6 +68,7 @@ impl Rejection {
         Self::OrdinalUsed,
         Self::NotFinite,
         Self::OutOfBounds,
+        Self::NotStored,
     ];
 
     /// The stable code.
@@ -82,11 +87,30 @@ impl Rejection {
             Self::OrdinalUsed => "ORDINAL_USED",
             Self::NotFinite => "NOT_FINITE",
             Self::OutOfBounds => "OUT_OF_BOUNDS",
+            Self::NotStored => "NOT_STORED",
         }
     }
 
     /// The reason with this code.
     pub fn from_code(code: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.code() == code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn every_code_is_its_reasons_own_and_names_it_in_journals_too() {
+        let codes: BTreeSet<&str> = Rejection::ALL.iter().map(|reason| reason.code()).collect();
+        assert_eq!(codes.len(), Rejection::ALL.len());
+        assert!(codes.contains("NOT_STORED"));
+        for reason in Rejection::ALL {
+            assert_eq!(Rejection::from_code(reason.code()), Some(reason));
+            let written = serde_json::to_value(reason).unwrap();
+            assert_eq!(written, reason.code());
+        }
     }
 }

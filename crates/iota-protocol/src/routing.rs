@@ -262,7 +262,7 @@ impl State {
         let validator = *validators
             .filter(with_room)
             .min_by_key(|session| (self.sessions.live[session].held.len(), **session))?;
-        let ready = |audit: &&crate::state::Audit| !audit.awaits_upload && audit.lease.is_none();
+        let ready = |audit: &&crate::state::Audit| audit.awaits.is_none() && audit.lease.is_none();
         let audit = self.audits.pending.values().find(ready)?;
         let mut lease = self.lease_for(validator, audit.stage, audit.work.clone(), now);
         lease.epoch = audit.epoch;

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-pub use audits::Audit;
+pub use audits::{Audit, Coverage};
 pub use merging::MergeRecord;
 pub use samples::{CompletedSample, SampleCounts};
 pub use sessions::{CAPACITY_MAX, Installation, PeerRecord, SessionState};
@@ -56,7 +56,8 @@ use sessions::Sessions;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Leases {
     pub(crate) held: BTreeMap<LeaseId, Lease>,
-    /// Expired or superseded in this epoch: a late result is taken if the work is open and logged if it is not.
+    /// Expired or superseded in this epoch, or of a sample when training closed: a late result is taken if the work is
+    /// open, and logged if it is not and its session has not uploaded.
     pub(crate) lapsed: BTreeMap<LeaseId, Lease>,
     pub(crate) due: BTreeSet<(Timestamp, LeaseId)>,
     pub(crate) next: LeaseId,

@@ -1,7 +1,10 @@
 //! The machine as its runtime sees it: commands in, events out.
 
+mod auditing;
 mod chaos;
 mod happy_path;
 mod merging;
 mod training;
 mod world;
+
+pub(crate) use world::settings;

@@ -233,7 +233,7 @@ impl CallError {
                 Rejection::Full => Retry,
                 Rejection::StaleEpoch | Rejection::UnknownLease | Rejection::Superseded => Drop,
                 Rejection::Banned | Rejection::NotAValidator | Rejection::RunOver => GiveUp,
-                // Wrong outcomes, lengths, ordinals, numbers, and whatever a later version adds.
+                // Wrong outcomes, lengths, ordinals, numbers, objects that are not there, and whatever a later version adds.
                 _ => Fix,
             },
             // The client corrects its clock by the answer, and draws a nonce for every attempt.

@@ -42,6 +42,9 @@ impl State {
             // Only a sample's work leaves traces in a session that have to be logged.
             return Err(Rejection::Superseded);
         }
+        if !credited && self.has_uploaded(lease.stage, session) {
+            return Err(Rejection::StaleEpoch);
+        }
         let mut events = Vec::new();
         if lapsed && credited {
             events.extend(
@@ -128,6 +131,12 @@ impl State {
         }
     }
 
+    /// Whether a session has uploaded what this epoch made of its stage: its log is closed.
+    fn has_uploaded(&self, stage: StageIndex, session: Session) -> bool {
+        matches!(self.phase, Phase::Uploading | Phase::Merging)
+            && self.merge_of(stage).uploads.contains_key(&session)
+    }
+
     /// Whether the work of a lease that ran out is still to be done, from the same inputs.
     fn is_open(&self, lease: &Lease, state: &SessionState) -> bool {
         match &lease.work {
@@ -136,7 +145,8 @@ impl State {
                     stage: lease.stage,
                     direction: Direction::Forward,
                 };
-                state.is_installed(self.epoch)
+                self.phase == Phase::Training
+                    && state.is_installed(self.epoch)
                     && self.samples.flying.get(sample).is_some_and(|sample| {
                         sample.next_piece(self.settings.tail()) == Some(piece)
                             && sample.input_of(lease.stage) == *input
@@ -152,7 +162,8 @@ impl State {
                     stage: lease.stage,
                     direction: Direction::Backward,
                 };
-                state.is_installed(self.epoch)
+                self.phase == Phase::Training
+                    && state.is_installed(self.epoch)
                     && self.samples.flying.get(sample).is_some_and(|sample| {
                         sample.next_piece(self.settings.tail()) == Some(piece)
                             && sample.input_of(lease.stage) == *input

@@ -18,12 +18,25 @@ pub struct Audit {
     pub epoch: Epoch,
     /// What a validator is to do: [`Work::Replay`] or [`Work::Inspect`].
     pub work: Work,
-    /// Whether the subject's upload has to be in before anybody can begin.
-    pub awaits_upload: bool,
+    /// How much of the subject's log to redo, while that log may still grow. Nobody can begin before it is closed.
+    pub awaits: Option<Coverage>,
     /// The lease that it is done under, if it is.
     pub lease: Option<LeaseId>,
     /// Leases of it that ended in vain.
     pub attempts: u32,
+}
+
+/// How much of a session's log a replay redoes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "coverage")]
+pub enum Coverage {
+    /// The first so many operations.
+    First {
+        /// How many.
+        operations: u32,
+    },
+    /// All of it, and then the upload is compared.
+    Everything,
 }
 
 /// The audits of a run.

@@ -17,6 +17,9 @@ pub const CAPACITY_MAX: u32 = 64;
 /// [`CAPACITY_MAX`] requests under way, so what is older is never asked for by an honest one.
 pub(crate) const REMEMBERED_LEASES: usize = 128;
 
+/// How often a session is leased one epoch's checkpoint: whoever has not installed it by then will not.
+pub(crate) const INSTALLS_MAX: u32 = 8;
+
 /// Peers that a run remembers. Whoever makes up identities fills this table and not the machine's memory.
 pub(crate) const PEERS_MAX: usize = 65_536;
 
@@ -72,6 +75,8 @@ pub struct SessionState {
     pub last_contact: Timestamp,
     /// The checkpoint that it holds.
     pub installation: Option<Installation>,
+    /// How often it was leased the epoch's checkpoint.
+    pub(crate) installs: u32,
     /// Credited backward passes since it installed its checkpoint: the weight of its upload.
     pub backwards: u64,
     /// What its stage has done since it installed its checkpoint, in the order in which it reported it.
@@ -102,6 +107,7 @@ impl SessionState {
             joined_at: at,
             last_contact: at,
             installation: None,
+            installs: 0,
             backwards: 0,
             log: Vec::new(),
             ordinals: BTreeSet::new(),

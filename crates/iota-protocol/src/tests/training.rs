@@ -161,6 +161,116 @@ fn an_overdue_piece_goes_to_another_and_a_late_result_that_comes_first_counts() 
     assert_eq!(world.state.peer(head[1].peer).unwrap().ledger.forwards, 0);
 }
 
+/// One stage with two miners. Training ends while the first, which has had one pass credited, has not reported the work
+/// of two leases: one that has run out, one that runs.
+fn caught_by_the_end_of_training() -> (World, Session, [Lease; 2]) {
+    let timing = crate::settings::Timing {
+        lease_initial: Duration::from_secs(20),
+        phase_max: Duration::from_secs(30),
+        ..settings(1).timing
+    };
+    let mut world = World::new(RunSettings {
+        miners_to_start: 2,
+        samples_in_flight: 4,
+        validators: vec![peer(9)],
+        timing,
+        ..settings(1)
+    });
+    let sessions = world.gather(1..3);
+    let (late, other) = (sessions[0], sessions[1]);
+    world.offer(late, 1);
+    let first = world.lease(late);
+    world.work(&first);
+    world.offer(late, 1);
+    let lapsed = world.lease(late);
+    world.offer(other, 2);
+    let of_other = world.leases(other);
+    world.work(&of_other[0]);
+    // Both miners' leases run out; the late one gets the other's.
+    world.pass(Duration::from_secs(20), &sessions);
+    world.offer(late, 1);
+    let held = world.lease(late);
+    assert_eq!(sample_of(&held), sample_of(&of_other[1]));
+    world.pass(Duration::from_secs(10), &sessions);
+    assert_eq!(world.state.phase(), Phase::Uploading);
+    (world, late, [lapsed, held])
+}
+
+#[test]
+fn what_was_done_as_training_closed_is_logged_and_audited_but_not_credited() {
+    let (mut world, late, [lapsed, held]) = caught_by_the_end_of_training();
+    let credit = world.state.peer(late.peer).unwrap().ledger.backwards;
+    for lease in [&lapsed, &held] {
+        let outcome = world.honest(lease);
+        let events = world.complete(late, lease.id, outcome.clone()).unwrap();
+        assert_eq!(
+            events.iter().find_map(Event::refusal),
+            Some(Rejection::Superseded)
+        );
+        assert_eq!(
+            world.complete(late, lease.id, outcome),
+            Err(Rejection::Superseded)
+        );
+    }
+    let log = world.state.session(late).unwrap().log();
+    assert_eq!(
+        log.iter().map(|entry| entry.credited).collect::<Vec<_>>(),
+        [true, false, false]
+    );
+    assert_eq!(
+        world.state.peer(late.peer).unwrap().ledger.backwards,
+        credit
+    );
+    let log = log.to_vec();
+    world.offer(late, 1);
+    let upload = world.lease(late);
+    world.work(&upload);
+    let (_, audit) = world
+        .state
+        .audits_pending()
+        .find(|(_, audit)| audit.subject == late)
+        .unwrap();
+    let Work::Replay {
+        entries,
+        upload: Some(_),
+        ..
+    } = &audit.work
+    else {
+        panic!("{audit:?}")
+    };
+    assert_eq!(*entries, log, "the late results are in the replay");
+}
+
+#[test]
+fn what_is_reported_after_the_upload_is_refused_and_so_is_what_comes_after_the_epoch() {
+    for uploads in [true, false] {
+        let (mut world, late, [lapsed, held]) = caught_by_the_end_of_training();
+        if uploads {
+            world.offer(late, 1);
+            let upload = world.lease(late);
+            assert_eq!(upload.work.kind(), WorkKind::Upload);
+            world.work(&upload);
+        } else {
+            // Merging is of the same epoch still.
+            let other = world.miners(0)[1];
+            world.offer(other, 1);
+            let upload = world.lease(other);
+            world.work(&upload);
+            world.pass(Duration::from_secs(30), &[late, other]);
+            assert_eq!(world.state.phase(), Phase::Merging);
+            let outcome = world.honest(&lapsed);
+            world.complete(late, lapsed.id, outcome).unwrap();
+            world.pass(Duration::from_secs(30), &[late, other]);
+            assert_eq!(world.state.phase(), Phase::Installing);
+        }
+        let outcome = world.honest(&held);
+        assert_eq!(
+            world.complete(late, held.id, outcome),
+            Err(Rejection::StaleEpoch)
+        );
+    }
+}
+
 #[test]
 fn a_repeated_result_changes_nothing_and_a_different_one_is_refused() {
     let (mut world, head, _) = two_by_two(settings(2));
@@ -598,4 +708,33 @@ fn early_ticks_do_nothing() {
     assert_eq!(world.command(&Command::Tick), Ok(Vec::new()));
     world.now = deadline;
     assert_ne!(world.command(&Command::Tick), Ok(Vec::new()));
+}
+
+#[test]
+fn a_session_that_cannot_install_is_ended_and_the_count_begins_anew_with_the_epoch() {
+    let (mut world, head, _) = two_by_two(settings(2));
+    let broken = world.join(7);
+    let fail = |world: &mut World| {
+        world.offer(broken, 1);
+        let lease = world.lease(broken);
+        assert_eq!(lease.work.kind(), WorkKind::Install);
+        world.fail(broken, lease.id, Failure::OutOfMemory).unwrap();
+    };
+    for _ in 0..7 {
+        fail(&mut world);
+    }
+    // The epoch ends before the last try.
+    world.work_until(Phase::Installing, &[broken]);
+    for _ in 0..7 {
+        fail(&mut world);
+        assert!(world.state.session(broken).is_some());
+    }
+    fail(&mut world);
+    let ended = Event::SessionEnded {
+        session: broken,
+        why: SessionEnd::CannotInstall,
+    };
+    assert_eq!(world.saw(|event| *event == ended), 1);
+    assert!(world.state.session(broken).is_none());
+    assert!(world.state.session(head[0]).is_some());
 }

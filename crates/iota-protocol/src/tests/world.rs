@@ -14,7 +14,7 @@ use crate::time::Timestamp;
 use crate::work::{Checkpoint, Failure, Lease, Outcome, Seal, Verdict, Work, WorkKind};
 
 /// Settings of a small run: `stages` stages of 12 parameters, 2 epochs of 4 samples, no validator.
-pub(super) fn settings(stages: u16) -> RunSettings {
+pub(crate) fn settings(stages: u16) -> RunSettings {
     RunSettings {
         run: RunId::from_bytes([7; 16]),
         secret: [42; 32],
@@ -319,6 +319,10 @@ impl World {
             self.work(&lease);
         }
         sessions
+    }
+
+    pub(super) fn settings(&self) -> &RunSettings {
+        self.state.settings()
     }
 
     pub(super) fn stage_of(&self, session: Session) -> StageIndex {

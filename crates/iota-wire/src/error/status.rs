@@ -2,7 +2,7 @@
 //!
 //! | reason | code | also sent |
 //! |---|---|---|
-//! | `NOT_REGISTERED`, `RUN_OVER`, `STALE_EPOCH` | `FAILED_PRECONDITION` | |
+//! | `NOT_REGISTERED`, `RUN_OVER`, `STALE_EPOCH`, `NOT_STORED` | `FAILED_PRECONDITION` | |
 //! | `BANNED`, `NOT_A_VALIDATOR` | `PERMISSION_DENIED` | |
 //! | `FULL` | `RESOURCE_EXHAUSTED` | |
 //! | `UNKNOWN_LEASE`, `SUPERSEDED` | `ABORTED` | |
@@ -129,7 +129,7 @@ const fn rejection_code(rejection: Rejection) -> Code {
         | Rejection::OrdinalUsed
         | Rejection::NotFinite
         | Rejection::OutOfBounds => Code::InvalidArgument,
-        // NotRegistered, RunOver, StaleEpoch, and whatever the rules add: the state of the run is in the way.
+        // NotRegistered, RunOver, StaleEpoch, NotStored, and whatever the rules add: the state of the run is in the way.
         _ => Code::FailedPrecondition,
     }
 }
@@ -154,6 +154,7 @@ const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 mod tests {
     use super::*;
     use crate::ConversionError;
+    use crate::error::CallErrorKind;
 
     fn across(error: impl Into<ApiError>) -> CallError {
         Status::from(error.into()).into()
@@ -171,6 +172,13 @@ mod tests {
             assert_ne!(status.code(), Code::Ok);
             assert_eq!(CallError::from(status).rejection(), Some(rejection));
         }
+    }
+
+    #[test]
+    fn an_object_that_is_not_stored_is_for_the_reporter_to_fix() {
+        let status = Status::from(ApiError::from(Rejection::NotStored));
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert_eq!(CallError::from(status).kind(), CallErrorKind::Fix);
     }
 
     #[test]
