@@ -51,7 +51,7 @@ impl Api {
             }),
             Err(error) => {
                 warn!(%key, %error, "a merged cell is not what its owner commits to");
-                Err(Rejection::UnknownLease.into())
+                Err(Rejection::NotStored.into())
             }
         }
     }
