@@ -1,0 +1,237 @@
+//! Phases, checkpoints and verdicts.
+
+use super::index;
+use crate::audit;
+use crate::event::{CellResult, Phase};
+use crate::id::{Digest, Epoch, Session};
+use crate::state::State;
+use crate::state::audits::{Audit, Coverage};
+use crate::state::merging::{MergeRecord, StageMerge};
+use crate::state::sessions::Installation;
+use crate::time::Timestamp;
+use crate::work::{Checkpoint, Lease, Verdict, Work};
+
+impl State {
+    pub(super) fn apply_phase_begins(&mut self, at: Timestamp) {
+        self.leases.stale_below = self.leases.next;
+        match self.phase {
+            Phase::Training => {
+                self.samples.completed.clear();
+                self.samples.opened_in_epoch = self.samples.flying.len() as u64;
+                self.samples.drains_since = None;
+                self.note_quota(at);
+            }
+            Phase::Uploading => self.forget_lapsed(),
+            Phase::Installing => {
+                self.forget_lapsed();
+                for state in self.sessions.live.values_mut() {
+                    state.installs = 0;
+                }
+            }
+            Phase::Merging => {
+                self.forget_lapsed();
+                self.close_logs();
+            }
+            Phase::Settling | Phase::Over => {
+                self.forget_lapsed();
+                self.merging.fill(StageMerge::default());
+            }
+            Phase::Gathering => {}
+        }
+    }
+
+    /// Forgets leases whose late results would be worth nothing. A late verdict always is worth something; a sample's
+    /// work, while it may still be in the upload of its epoch.
+    pub(super) fn forget_lapsed(&mut self) {
+        let epoch = self.epoch;
+        let phase = self.phase;
+        let keep = |lease: &Lease| match lease.work {
+            Work::Replay { .. } | Work::Inspect { .. } => true,
+            Work::Install { .. } => lease.epoch == epoch,
+            Work::Merge { .. } => phase == Phase::Merging,
+            Work::Forward { .. } | Work::Backward { .. } => {
+                matches!(phase, Phase::Uploading | Phase::Merging)
+            }
+            Work::Upload { .. } => false,
+        };
+        let forgotten: Vec<_> = self
+            .leases
+            .lapsed
+            .values()
+            .filter(|lease| !keep(lease))
+            .map(|lease| (lease.id, lease.session))
+            .collect();
+        for (lease, session) in forgotten {
+            self.leases.lapsed.remove(&lease);
+            if let Some(state) = self.sessions.get_mut(session) {
+                state.lapsed.remove(&lease);
+            }
+        }
+    }
+
+    /// A session starts anew from a checkpoint: what it did before is not in its weights, so it is not logged any more.
+    pub(super) fn forget_lapsed_samples(&mut self, session: Session) {
+        let Some(state) = self.sessions.get_mut(session) else {
+            return;
+        };
+        let lapsed = &mut self.leases.lapsed;
+        state.lapsed.retain(|lease| {
+            let of_sample = lapsed
+                .get(lease)
+                .is_some_and(|lease| lease.work.sample().is_some());
+            if of_sample {
+                lapsed.remove(lease);
+            }
+            !of_sample
+        });
+    }
+
+    /// The time to upload is over: nothing that comes now is in an upload.
+    pub(super) fn close_logs(&mut self) {
+        let waiting = self.audits.pending.values();
+        let subjects: Vec<Session> = waiting
+            .filter(|audit| audit.awaits.is_some())
+            .map(|audit| audit.subject)
+            .collect();
+        for subject in subjects {
+            self.close_log(subject);
+        }
+    }
+
+    /// Gives audits of a session what they redo: its log will not grow any more, or not in a way that matters to them.
+    pub(super) fn close_log(&mut self, subject: Session) {
+        let Some(state) = self.sessions.get(subject) else {
+            return;
+        };
+        let mut unchecked = false;
+        for audit in self.audits.pending.values_mut() {
+            if audit.subject != subject {
+                continue;
+            }
+            let (
+                Some(coverage),
+                Work::Replay {
+                    entries, upload, ..
+                },
+            ) = (audit.awaits.take(), &mut audit.work)
+            else {
+                continue;
+            };
+            let delivered = self.merging[index(audit.stage)].uploads.get(&subject);
+            let log = audit::replayable(state.log(), delivered.is_some());
+            unchecked |= log.len() < state.log().len();
+            let operations = match coverage {
+                Coverage::First { operations } => operations,
+                Coverage::Everything => audit::OPERATIONS_MAX,
+            } as usize;
+            // What came to the log after the draw may have made it too long for one replay.
+            if coverage == Coverage::Everything && log.len() <= operations {
+                *upload = delivered.map(|upload| upload.record.clone());
+            }
+            *entries = log.into_iter().take(operations).cloned().collect();
+        }
+        // Work that nobody can redo is not paid, or skipping an operation and the upload would be a way to earn.
+        if unchecked && let Some(ledger) = self.sessions.ledger_mut(subject.peer) {
+            ledger.forfeit(self.epoch);
+        }
+    }
+
+    pub(super) fn apply_checkpoint(&mut self, checkpoint: &Checkpoint) {
+        let stage = checkpoint.stage;
+        let merge = &self.merging[index(stage)];
+        let mut record = MergeRecord {
+            epoch: checkpoint.epoch,
+            stage,
+            cells: merge.cells.len() as u64,
+            covered: 0,
+            agreed: 0,
+            bytes_up: 0,
+            bytes_down: 0,
+        };
+        for upload in merge.uploads.values() {
+            record.bytes_up += upload
+                .record
+                .seals
+                .iter()
+                .map(|seal| seal.length)
+                .sum::<u64>();
+        }
+        for cell in &merge.cells {
+            let settled = cell.settled.as_ref();
+            record.covered += u64::from(settled.is_some_and(|settled| settled.merged.is_some()));
+            record.agreed +=
+                u64::from(settled.is_some_and(|settled| settled.result == CellResult::Agreed));
+            let cell_bytes = self.cell_bytes(cell.range.end - cell.range.start);
+            let results = cell.results().count() as u64;
+            let inputs = merge
+                .uploads
+                .values()
+                .filter(|upload| !upload.excluded)
+                .count() as u64;
+            record.bytes_up += results * cell_bytes;
+            record.bytes_down += results * inputs * cell_bytes;
+        }
+        self.merges.push(record);
+        self.checkpoints[index(stage)] = checkpoint.clone();
+    }
+
+    pub(super) fn apply_installed(
+        &mut self,
+        session: Session,
+        epoch: Epoch,
+        digest: Digest,
+        at: Timestamp,
+    ) {
+        let Some(stage) = self.session(session).and_then(|state| state.stage) else {
+            return;
+        };
+        if self.sessions.installed(stage, epoch).next().is_none()
+            && self.samples.drains_since.is_some()
+        {
+            // The stage had nobody; whoever came now deserves the full time for what is left.
+            self.samples.drains_since = Some(at);
+        }
+        let given_us = self
+            .sessions
+            .installed(stage, epoch)
+            .map(|(_, state)| state.given_us)
+            .min();
+        if let Some(state) = self.sessions.get_mut(session) {
+            state.installation = Some(Installation {
+                epoch,
+                state: digest,
+                odd: false,
+            });
+            state.given_us = state.given_us.max(given_us.unwrap_or(0));
+        }
+    }
+
+    pub(super) fn apply_verdict(&mut self, audit: &Audit, subject: Session, verdict: Verdict) {
+        let epoch = self.epoch;
+        let favourable = matches!(verdict, Verdict::Agrees { .. });
+        self.audits.passed += u64::from(favourable);
+        self.audits.failed += u64::from(!favourable);
+        if let Some(ledger) = self.sessions.ledger_mut(subject.peer) {
+            match verdict {
+                Verdict::Agrees { operations } => {
+                    ledger.audits_passed += 1;
+                    if let Work::Replay { entries, .. } = &audit.work {
+                        ledger.verified += u64::from(operations).min(entries.len() as u64);
+                    }
+                }
+                Verdict::Differs { .. } => ledger.audits_failed += 1,
+            }
+        }
+        if favourable && let Work::Inspect { accuser, .. } = audit.work {
+            if let Some(ledger) = self.sessions.ledger_mut(accuser.peer) {
+                ledger.accuse_falsely(epoch);
+            }
+            if let Some(accusers) = self.merging[index(audit.stage)]
+                .accusations
+                .get_mut(&subject)
+            {
+                accusers.remove(&accuser);
+            }
+        }
+    }
+}

@@ -1,0 +1,446 @@
+//! Sessions, leases, and samples on their way.
+
+use std::collections::BTreeSet;
+
+use super::index;
+use crate::event::{Direction, LeaseEnd, Piece, RestartReason};
+use crate::id::{LeaseId, SampleId, Session, StageIndex};
+use crate::state::State;
+use crate::state::audits::Audit;
+use crate::state::merging::{MergeRecord, MergedCell, Slot, Upload};
+use crate::state::samples::{Holder, Hop, Preference, SampleState};
+use crate::state::sessions::{Answer, Installation, REMEMBERED_LEASES};
+use crate::time::Timestamp;
+use crate::work::{
+    Failure, Lease, LogEntry, ObjectRef, Outcome, SegmentSource, UploadRecord, Work, WorkKind,
+};
+
+impl State {
+    pub(super) fn apply_session_ended(&mut self, session: Session, at: Timestamp) {
+        self.close_log(session);
+        let Some(state) = self.sessions.get(session) else {
+            return;
+        };
+        for lease in &state.lapsed {
+            self.leases.lapsed.remove(lease);
+        }
+        for sample in self
+            .samples
+            .bound
+            .get(&session)
+            .cloned()
+            .unwrap_or_default()
+        {
+            self.wait(sample, Preference::default(), at);
+        }
+        self.sessions.end(session);
+    }
+
+    pub(super) fn apply_leased(&mut self, lease: &Lease) {
+        self.leases.next = lease.id.next();
+        self.leases.due.insert((lease.deadline, lease.id));
+        self.leases.held.insert(lease.id, lease.clone());
+        let expected = self.expected_us(lease.session, lease.stage, lease.work.kind());
+        if let Some(state) = self.sessions.get_mut(lease.session) {
+            state.held.insert(lease.id);
+            state.room = state.room.saturating_sub(1);
+            if lease.work.sample().is_some() {
+                state.given_us = state.given_us.saturating_add(expected);
+            }
+        }
+        match &lease.work {
+            Work::Forward { sample, .. } | Work::Backward { sample, .. } => {
+                self.samples.lease(*sample, self.settings.tail(), lease.id);
+            }
+            Work::Merge { cell, .. } => {
+                if let Some(cell) = self.merging[index(lease.stage)].cell_mut(*cell) {
+                    cell.slots
+                        .insert(lease.session, Slot::Leased { lease: lease.id });
+                }
+            }
+            Work::Replay { .. } | Work::Inspect { .. } => {
+                let waiting =
+                    |audit: &&mut Audit| audit.lease.is_none() && audit.work == lease.work;
+                if let Some(audit) = self.audits.pending.values_mut().find(waiting) {
+                    audit.lease = Some(lease.id);
+                }
+            }
+            Work::Install { .. } => {
+                if let Some(state) = self.sessions.get_mut(lease.session) {
+                    state.installs += 1;
+                }
+            }
+            Work::Upload { .. } => {}
+        }
+    }
+
+    /// Takes a lease from its holder. Returns it.
+    pub(super) fn take_lease(&mut self, lease: LeaseId) -> Option<Lease> {
+        let lease = self.leases.held.remove(&lease)?;
+        self.leases.due.remove(&(lease.deadline, lease.id));
+        if let Some(state) = self.sessions.get_mut(lease.session) {
+            state.held.remove(&lease.id);
+        }
+        Some(lease)
+    }
+
+    pub(super) fn apply_lease_ended(
+        &mut self,
+        id: LeaseId,
+        session: Session,
+        why: &LeaseEnd,
+        at: Timestamp,
+    ) {
+        let Some(lease) = self.take_lease(id) else {
+            return;
+        };
+        match why {
+            LeaseEnd::Expired | LeaseEnd::Superseded => self.remember_lapsed(lease.clone()),
+            // Its holder's stage may have done it already: then it is in the upload, and has to be in the log.
+            LeaseEnd::EpochClosed | LeaseEnd::Withdrawn if lease.work.sample().is_some() => {
+                self.remember_lapsed(lease.clone());
+            }
+            LeaseEnd::Failed { .. } => {
+                if let Some(state) = self.sessions.get_mut(session) {
+                    state.last_contact = at;
+                    state.remember(id, Answer::GivenBack);
+                }
+            }
+            LeaseEnd::SessionOver | LeaseEnd::EpochClosed | LeaseEnd::Withdrawn => {}
+        }
+        let costs = match why {
+            LeaseEnd::Expired => true,
+            LeaseEnd::Failed { failure } => {
+                !matches!(failure, Failure::Leaving | Failure::BadInput { .. })
+            }
+            _ => false,
+        };
+        if costs && let Some(ledger) = self.sessions.ledger_mut(session.peer) {
+            ledger.drop_work(self.epoch);
+        }
+        match &lease.work {
+            Work::Forward { sample, .. } | Work::Backward { sample, .. } => {
+                let holds = |state: &&mut SampleState| state.holder == Holder::Leased { lease: id };
+                if let Some(state) = self.samples.flying.get_mut(sample).filter(holds) {
+                    state.attempts += 1;
+                    state.failed_by.insert(session);
+                    let avoid = state.failed_by.clone();
+                    self.wait(*sample, Preference { only: None, avoid }, at);
+                }
+            }
+            Work::Merge { cell, .. } => {
+                if let Some(cell) = self.merging[index(lease.stage)].cell_mut(*cell)
+                    && cell.slots.get(&session) == Some(&Slot::Leased { lease: id })
+                {
+                    cell.slots.remove(&session);
+                    *cell.failures.entry(session).or_default() += 1;
+                }
+            }
+            Work::Replay { .. } | Work::Inspect { .. } => {
+                if let Some(audit) = self
+                    .audits
+                    .pending
+                    .values_mut()
+                    .find(|audit| audit.lease == Some(id))
+                {
+                    audit.lease = None;
+                    audit.attempts += 1;
+                }
+            }
+            Work::Upload { .. } | Work::Install { .. } => {}
+        }
+    }
+
+    pub(super) fn remember_lapsed(&mut self, lease: Lease) {
+        let Some(state) = self.sessions.get_mut(lease.session) else {
+            return;
+        };
+        state.lapsed.insert(lease.id);
+        if state.lapsed.len() > REMEMBERED_LEASES
+            && let Some(oldest) = state.lapsed.pop_first()
+        {
+            self.leases.lapsed.remove(&oldest);
+        }
+        self.leases.lapsed.insert(lease.id, lease);
+    }
+
+    pub(super) fn apply_completed(
+        &mut self,
+        id: LeaseId,
+        session: Session,
+        outcome: &Outcome,
+        credited: bool,
+        at: Timestamp,
+    ) {
+        let Some(lease) = self
+            .take_lease(id)
+            .or_else(|| self.leases.lapsed.remove(&id))
+        else {
+            return;
+        };
+        let kind = lease.work.kind();
+        let duration = at.since(lease.issued_at);
+        self.durations
+            .entry((lease.stage, kind))
+            .or_default()
+            .record(duration);
+        if let Some(state) = self.sessions.get_mut(session) {
+            state.lapsed.remove(&id);
+            state.last_contact = at;
+            state.measure(
+                kind,
+                u64::try_from(duration.as_micros()).unwrap_or(u64::MAX),
+            );
+            if let Outcome::Forward { ordinal, .. } | Outcome::Backward { ordinal, .. } = outcome {
+                let (ordinal, work, outcome) = (*ordinal, lease.work.clone(), outcome.clone());
+                state.ordinals.insert(ordinal);
+                state.log.push(LogEntry {
+                    ordinal,
+                    lease: id,
+                    work,
+                    outcome,
+                    credited,
+                });
+                state.backwards += u64::from(credited && kind == WorkKind::Backward);
+            }
+            let outcome = outcome.clone();
+            state.remember(
+                id,
+                if credited {
+                    Answer::Accepted { outcome }
+                } else {
+                    Answer::Superseded { outcome }
+                },
+            );
+        }
+        if !credited {
+            return;
+        }
+        let epoch = self.epoch;
+        match (&lease.work, outcome) {
+            (Work::Forward { sample, output, .. }, Outcome::Forward { output: seal, .. }) => {
+                if let Some(ledger) = self.sessions.ledger_mut(session.peer) {
+                    ledger.credit_forward();
+                }
+                let hop = Hop {
+                    session,
+                    object: Some(ObjectRef {
+                        name: *output,
+                        seal: *seal,
+                    }),
+                };
+                self.advance(*sample, |state| state.forwards.push(hop), at);
+            }
+            (
+                Work::Backward {
+                    sample, gradient, ..
+                },
+                Outcome::Backward {
+                    gradient: seal,
+                    loss,
+                    ..
+                },
+            ) => {
+                if let Some(ledger) = self.sessions.ledger_mut(session.peer) {
+                    ledger.credit_backward(epoch);
+                }
+                let object = gradient
+                    .zip(*seal)
+                    .map(|(name, seal)| ObjectRef { name, seal });
+                let advance = |state: &mut SampleState| {
+                    state.backwards.push(Hop { session, object });
+                    state.loss = state.loss.or(*loss);
+                };
+                self.advance(*sample, advance, at);
+            }
+            (
+                Work::Upload {
+                    cells,
+                    learning_rate,
+                },
+                Outcome::Upload {
+                    cells: seals,
+                    optimizer_steps,
+                },
+            ) => {
+                let weight = self
+                    .session(session)
+                    .map_or(1, |state| state.backwards.max(1));
+                let record = UploadRecord {
+                    cells: cells.clone(),
+                    seals: seals.clone(),
+                    learning_rate: *learning_rate,
+                    optimizer_steps: *optimizer_steps,
+                };
+                self.merging[index(lease.stage)].uploads.insert(
+                    session,
+                    Upload {
+                        record,
+                        weight,
+                        excluded: false,
+                    },
+                );
+                self.close_log(session);
+            }
+            (
+                Work::Merge { cell, output, .. },
+                Outcome::Merge {
+                    merged,
+                    quarantined,
+                },
+            ) => {
+                let object = ObjectRef {
+                    name: *output,
+                    seal: *merged,
+                };
+                let merged = MergedCell {
+                    object,
+                    quarantined: quarantined.clone(),
+                };
+                if let Some(cell) = self.merging[index(lease.stage)].cell_mut(*cell) {
+                    cell.slots.insert(session, Slot::Done { merged });
+                }
+            }
+            (Work::Install { checkpoint }, Outcome::Install { state }) => {
+                self.forget_lapsed_samples(session);
+                if let Some(holder) = self.sessions.get_mut(session) {
+                    holder.begin_epoch();
+                    // Odd until it is known to be like the others: the event Installed follows if it is.
+                    holder.installation = Some(Installation {
+                        epoch: checkpoint.epoch,
+                        state: *state,
+                        odd: true,
+                    });
+                }
+                let bytes: u64 = checkpoint
+                    .segments
+                    .iter()
+                    .filter_map(|segment| match &segment.source {
+                        SegmentSource::Genesis => None,
+                        SegmentSource::Merged { object, .. } => Some(object.seal.length),
+                    })
+                    .sum();
+                let merged = |record: &&mut MergeRecord| {
+                    record.epoch == checkpoint.epoch && record.stage == lease.stage
+                };
+                if let Some(record) = self.merges.iter_mut().rev().find(merged) {
+                    record.bytes_down += bytes;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Makes a sample's next piece its present one, and lets it wait.
+    pub(super) fn advance(
+        &mut self,
+        sample: SampleId,
+        change: impl FnOnce(&mut SampleState),
+        at: Timestamp,
+    ) {
+        let tail = self.settings.tail();
+        self.samples.unindex(sample, tail);
+        let Some(state) = self.samples.flying.get_mut(&sample) else {
+            return;
+        };
+        change(state);
+        state.attempts = 0;
+        state.failed_by.clear();
+        // Whoever did the forward pass has kept what the backward pass needs.
+        let did_forward = state
+            .next_piece(tail)
+            .filter(|_| !state.backwards.is_empty())
+            .and_then(|piece| state.forwards.get(index(piece.stage)))
+            .map(|hop| hop.session);
+        let only = did_forward.filter(|session| self.sessions.live.contains_key(session));
+        self.wait(
+            sample,
+            Preference {
+                only,
+                ..Preference::default()
+            },
+            at,
+        );
+    }
+
+    pub(super) fn wait(&mut self, sample: SampleId, preference: Preference, at: Timestamp) {
+        self.samples.wait(
+            sample,
+            self.settings.tail(),
+            preference,
+            at,
+            self.settings.timing.affinity,
+        );
+    }
+
+    pub(super) fn apply_piece_undone(
+        &mut self,
+        sample: SampleId,
+        piece: Piece,
+        producer: Session,
+        at: Timestamp,
+    ) {
+        let tail = self.settings.tail();
+        self.samples.unindex(sample, tail);
+        let Some(state) = self.samples.flying.get_mut(&sample) else {
+            return;
+        };
+        state.undo(piece, tail);
+        state.failed_by.insert(producer);
+        let avoid = state.failed_by.clone();
+        self.wait(sample, Preference { only: None, avoid }, at);
+    }
+
+    pub(super) fn apply_sample_restarted(
+        &mut self,
+        sample: SampleId,
+        why: RestartReason,
+        at: Timestamp,
+    ) {
+        self.samples.unindex(sample, self.settings.tail());
+        self.samples.flying.insert(sample, SampleState::fresh());
+        self.samples.counts.restarted += u64::from(why == RestartReason::TooManyAttempts);
+        self.wait(sample, Preference::default(), at);
+    }
+
+    /// Notes when the epoch's last sample is opened: from then on the rest is waited for.
+    pub(super) fn note_quota(&mut self, at: Timestamp) {
+        if self.samples.opened_in_epoch >= self.settings.samples_per_epoch
+            && self.samples.drains_since.is_none()
+        {
+            self.samples.drains_since = Some(at);
+        }
+    }
+}
+
+impl SampleState {
+    /// A sample at its tokens.
+    pub(super) fn fresh() -> Self {
+        Self {
+            forwards: Vec::new(),
+            backwards: Vec::new(),
+            loss: None,
+            holder: Holder::Done,
+            attempts: 0,
+            failed_by: BTreeSet::new(),
+        }
+    }
+
+    /// Forgets what a piece produced and all that was made from it.
+    pub(super) fn undo(&mut self, piece: Piece, tail: StageIndex) {
+        let stage = index(piece.stage);
+        match piece.direction {
+            Direction::Forward => {
+                self.forwards.truncate(stage);
+                self.backwards.clear();
+                self.loss = None;
+            }
+            Direction::Backward => {
+                self.backwards.truncate(index(tail) - stage);
+                if self.backwards.is_empty() {
+                    self.loss = None;
+                }
+            }
+        }
+    }
+}
