@@ -10,7 +10,7 @@ use iota_node::clock::Clock;
 use iota_node::shutdown::Shutdown;
 use iota_protocol::peer::{CallFailure, Effect, Peer, Stop};
 use iota_protocol::work::{Failure, Lease, Outcome, WorkKind};
-use iota_protocol::{LeaseId, Rejection, Role, Session, Timestamp};
+use iota_protocol::{Epoch, LeaseId, Rejection, Role, Session, Timestamp};
 use iota_run::Description;
 use iota_wire::{
     CallError, CallErrorKind, Client, ConnectOptions, Joined, LeasedWork, WorkReply, WorkRequest,
@@ -34,7 +34,8 @@ pub trait Worker: Send + Sync + 'static {
         abandoned: watch::Receiver<bool>,
     ) -> impl Future<Output = Result<Outcome, Undone>> + Send;
 
-    /// The orchestrator has answered a report: it is in the log or it is not.
+    /// The orchestrator has answered for good what was said of a lease. `logged` is false if it refused an outcome, so that
+    /// its log lacks something that was done; work that was given back undone leaves nothing to log.
     fn reported(&self, lease: &Lease, logged: bool);
 }
 
@@ -45,6 +46,8 @@ pub enum Undone {
     Failed(Failure),
     /// The weights hold an operation that cannot be reported: the session has to begin again.
     Tainted,
+    /// The worker cannot do anything any more: [`participate`] leaves and ends with an error.
+    Broken,
 }
 
 impl From<Failure> for Undone {
@@ -68,7 +71,10 @@ enum Input {
     Joined(Result<Joined, CallError>),
     Polled(Session, Result<WorkReply, CallError>),
     Finished(LeaseId, Result<Outcome, Undone>),
-    Reported(LeaseId, Result<bool, CallError>),
+    /// What was answered to an outcome.
+    Reported(Session, LeaseId, Result<bool, CallError>),
+    /// What was answered to a failure.
+    GivenBack(Session, LeaseId, Result<(), CallError>),
 }
 
 /// Connects to the orchestrator at `url` and learns what its run is about; tries for as long as it takes. None if
@@ -108,7 +114,8 @@ const CONNECT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// Takes part in a run until it is over, the peer is refused, or `shutdown` is requested; then it has left.
 ///
 /// # Errors
-/// Only for trouble of its own, such as a model that this machine cannot hold. A lost connection is no error: it is
+/// Only for trouble of its own, such as a model that this machine cannot hold or a worker that is
+/// [broken](Undone::Broken). A lost connection is no error: it is
 /// tried again for as long as it takes.
 pub async fn participate<W: Worker>(
     client: Client,
@@ -124,24 +131,35 @@ pub async fn participate<W: Worker>(
     );
     let mut driver = Driver {
         client,
-        worker,
         participation,
-        peer: Peer::new(participation.capacity, seed),
+        inbox: Inbox {
+            worker,
+            peer: Peer::new(participation.capacity, seed),
+            leases: BTreeMap::new(),
+            epoch: Epoch::default(),
+        },
         tasks: JoinSet::new(),
         poll: None,
-        leases: BTreeMap::new(),
     };
     driver.run(clock, shutdown).await
 }
 
+/// Makes calls and starts work, as the machine asks for it.
 struct Driver<W> {
     client: Client,
-    worker: Arc<W>,
     participation: Participation,
-    peer: Peer,
+    inbox: Inbox<W>,
     tasks: JoinSet<Input>,
     poll: Option<AbortHandle>,
+}
+
+/// Tells the machine and the worker what has come in. Knows nothing of calls.
+struct Inbox<W> {
+    worker: Arc<W>,
+    peer: Peer,
     leases: BTreeMap<LeaseId, (Arc<LeasedWork>, watch::Sender<bool>)>,
+    /// The latest epoch that the orchestrator has spoken of in this session.
+    epoch: Epoch,
 }
 
 impl<W: Worker> Driver<W> {
@@ -149,20 +167,16 @@ impl<W: Worker> Driver<W> {
         let mut draining = false;
         let mut joined = None;
         loop {
-            while let Some(effect) = self.peer.poll_effect() {
+            while let Some(effect) = self.inbox.peer.poll_effect() {
                 match effect {
                     Effect::Reset => {
-                        self.leases.clear();
+                        self.inbox.leases.clear();
+                        self.inbox.epoch = Epoch::default();
                         if let Some(joined) = joined.take() {
-                            self.worker.reset(&joined).await?;
+                            self.inbox.worker.reset(&joined).await?;
                         }
                     }
-                    Effect::Leave { session } => {
-                        // A leave that is lost costs the others one lease timeout, so it is tried once.
-                        if let Err(error) = self.client.leave(session).await {
-                            debug!(%error, "could not say that we leave");
-                        }
-                    }
+                    Effect::Leave { session } => self.leave(session).await,
                     Effect::Stop { why } => {
                         self.tasks.abort_all();
                         return Ok(why);
@@ -170,25 +184,48 @@ impl<W: Worker> Driver<W> {
                     effect => self.start(effect),
                 }
             }
-            let timeout = self.peer.poll_timeout().map(|at| at.since(clock.now()));
+            let timeout = self
+                .inbox
+                .peer
+                .poll_timeout()
+                .map(|at| at.since(clock.now()));
             tokio::select! {
                 Some(input) = self.tasks.join_next() => match input {
                     Ok(Input::Joined(Ok(answer))) => {
-                        info!(session = ?answer.session, stage = ?answer.stage, "joined");
-                        let session = answer.session;
-                        joined = Some(answer);
-                        self.peer.handle_joined(session);
+                        if self.inbox.peer.session().is_none() {
+                            info!(session = ?answer.session, stage = ?answer.stage, "joined");
+                            let session = answer.session;
+                            joined = Some(answer);
+                            self.inbox.peer.handle_joined(session);
+                        }
                     }
-                    Ok(input) => self.handle(input, clock.now()),
+                    Ok(input) => {
+                        if let Err(error) = self.inbox.handle(input, clock.now()) {
+                            if let Some(session) = self.inbox.peer.session() {
+                                self.leave(session).await;
+                            }
+                            self.tasks.abort_all();
+                            return Err(error);
+                        }
+                    }
                     Err(error) if error.is_cancelled() => {}
                     Err(error) => return Err(Error::Panicked(error.to_string())),
                 },
-                () = sleep(timeout), if timeout.is_some() => self.peer.handle_timeout(clock.now()),
+                () = sleep(timeout), if timeout.is_some() => {
+                    self.inbox.peer.handle_timeout(clock.now());
+                }
                 () = shutdown.wait(), if !draining => {
                     draining = true;
-                    self.peer.handle_shutdown();
+                    self.inbox.peer.handle_shutdown();
                 }
             }
+        }
+    }
+
+    /// A leave that is lost costs the others one lease timeout, so it is tried once.
+    async fn leave(&self, session: Session) {
+        if let Err(error) = self.client.leave(session).await {
+            debug!(%error, "could not say that we leave");
         }
     }
 
@@ -218,31 +255,40 @@ impl<W: Worker> Driver<W> {
                 }
             }
             Effect::Start { lease } => {
-                let Some((leased, abandoned)) = self.leases.get(&lease) else {
+                let Some((leased, abandoned)) = self.inbox.leases.get(&lease) else {
                     return;
                 };
                 let (leased, abandoned) = (Arc::clone(leased), abandoned.subscribe());
-                let worker = Arc::clone(&self.worker);
+                let worker = Arc::clone(&self.inbox.worker);
                 self.tasks.spawn(async move {
                     Input::Finished(lease, worker.work(leased, abandoned).await)
                 });
             }
             Effect::Abandon { lease } => {
-                if let Some((_, abandoned)) = self.leases.get(&lease) {
+                if let Some((_, abandoned)) = self.inbox.leases.get(&lease) {
                     abandoned.send_replace(true);
                 }
             }
             Effect::Report {
                 session,
                 lease,
-                result,
+                result: Ok(outcome),
             } => {
                 self.tasks.spawn(async move {
-                    let answer = match result {
-                        Ok(outcome) => client.complete(session, lease, outcome).await,
-                        Err(failure) => client.fail(session, lease, failure).await.map(|()| true),
-                    };
-                    Input::Reported(lease, answer)
+                    Input::Reported(
+                        session,
+                        lease,
+                        client.complete(session, lease, outcome).await,
+                    )
+                });
+            }
+            Effect::Report {
+                session,
+                lease,
+                result: Err(failure),
+            } => {
+                self.tasks.spawn(async move {
+                    Input::GivenBack(session, lease, client.fail(session, lease, failure).await)
                 });
             }
             Effect::Reset | Effect::Leave { .. } | Effect::Stop { .. } => {
@@ -250,57 +296,119 @@ impl<W: Worker> Driver<W> {
             }
         }
     }
+}
 
-    fn handle(&mut self, input: Input, now: Timestamp) {
+impl<W: Worker> Inbox<W> {
+    /// # Errors
+    /// If the worker is broken.
+    fn handle(&mut self, input: Input, now: Timestamp) -> Result<(), Error> {
         match input {
-            Input::Joined(Err(error)) | Input::Polled(_, Err(error)) => {
-                debug!(%error, "call failed");
-                self.peer.handle_call_failed(call_failure(&error), now);
+            Input::Joined(Err(error)) => {
+                debug!(%error, "could not join");
+                self.peer.handle_join_failed(call_failure(&error), now);
             }
             Input::Joined(Ok(_)) => unreachable!("handled in the loop"),
-            Input::Polled(session, Ok(polled)) => {
-                let ids: Vec<LeaseId> =
-                    polled.leases.iter().map(|leased| leased.lease.id).collect();
-                for leased in polled.leases {
-                    self.leases
-                        .entry(leased.lease.id)
-                        .or_insert_with(|| (Arc::new(leased), watch::Sender::new(false)));
-                }
+            Input::Polled(session, Err(error)) => {
+                debug!(%error, "could not ask for work");
                 self.peer
-                    .handle_polled(session, &ids, &polled.revoked, polled.status.run_over);
+                    .handle_poll_failed(session, call_failure(&error), now);
             }
+            Input::Polled(session, Ok(polled)) => self.polled(session, polled),
             Input::Finished(lease, Ok(outcome)) => self.peer.handle_finished(lease, Ok(outcome)),
             Input::Finished(lease, Err(Undone::Failed(failure))) => {
                 debug!(%lease, ?failure, "work failed");
                 self.peer.handle_finished(lease, Err(failure));
-            }
-            Input::Finished(lease, Err(Undone::Tainted)) => {
-                warn!(%lease, "an operation could not be reported; joining again");
-                self.peer.handle_tainted();
-            }
-            Input::Reported(lease, Ok(_)) => {
-                self.forget(lease, true);
-                self.peer.handle_reported(lease);
-            }
-            Input::Reported(lease, Err(error)) => {
-                let failure = call_failure(&error);
-                debug!(%lease, %error, "report failed");
-                if failure == CallFailure::Refused {
-                    // A closed epoch takes its gradients with it; any other refusal leaves one that nobody knows of.
-                    let stale = matches!(error, CallError::Rejected(Rejection::StaleEpoch));
-                    if self.forget(lease, false) == Some(WorkKind::Backward) && !stale {
-                        return self.peer.handle_tainted();
-                    }
+                if !self.peer.holds(lease) {
+                    // It was abandoned: nobody wants to hear of it.
+                    self.leases.remove(&lease);
                 }
-                self.peer.handle_report_failed(lease, failure, now);
             }
+            Input::Finished(lease, Err(Undone::Tainted)) => self.tainted(lease),
+            Input::Finished(_, Err(Undone::Broken)) => return Err(Error::StageGone),
+            Input::Reported(session, lease, answer) => self.reported(session, lease, answer, now),
+            Input::GivenBack(session, lease, Ok(())) => {
+                self.given_back(session, lease, None, now);
+            }
+            Input::GivenBack(session, lease, Err(error)) => {
+                debug!(%lease, %error, "could not give work back");
+                self.given_back(session, lease, Some(call_failure(&error)), now);
+            }
+        }
+        Ok(())
+    }
+
+    fn polled(&mut self, session: Session, polled: WorkReply) {
+        if self.peer.session() != Some(session) {
+            return;
+        }
+        self.epoch = self.epoch.max(polled.status.epoch);
+        let ids: Vec<LeaseId> = polled.leases.iter().map(|leased| leased.lease.id).collect();
+        for leased in polled.leases {
+            self.leases
+                .entry(leased.lease.id)
+                .or_insert_with(|| (Arc::new(leased), watch::Sender::new(false)));
+        }
+        self.peer
+            .handle_polled(session, &ids, &polled.revoked, polled.status.run_over);
+        self.leases.retain(|lease, _| self.peer.holds(*lease));
+    }
+
+    fn reported(
+        &mut self,
+        session: Session,
+        lease: LeaseId,
+        answer: Result<bool, CallError>,
+        now: Timestamp,
+    ) {
+        let error = match answer {
+            // A superseded result is logged without credit; only if it is sent again is the answer an error.
+            Ok(_) | Err(CallError::Rejected(Rejection::Superseded)) => {
+                if let Some((leased, _)) = self.leases.remove(&lease) {
+                    self.worker.reported(&leased.lease, true);
+                }
+                return self.peer.handle_reported(lease, now);
+            }
+            Err(error) => error,
+        };
+        debug!(%lease, %error, "report failed");
+        let failure = call_failure(&error);
+        if matches!(failure, CallFailure::Refused | CallFailure::Gone)
+            && let Some((leased, _)) = self.leases.remove(&lease)
+        {
+            self.worker.reported(&leased.lease, false);
+            // A closed epoch takes its gradients with it. It is closed when the next one has begun, not when the report
+            // is refused as stale: until then the gradient may go into the upload.
+            let closed = leased.lease.epoch < self.epoch;
+            if leased.lease.work.kind() == WorkKind::Backward && !closed {
+                return self.tainted(lease);
+            }
+        }
+        self.peer.handle_report_failed(session, lease, failure, now);
+    }
+
+    fn given_back(
+        &mut self,
+        session: Session,
+        lease: LeaseId,
+        failure: Option<CallFailure>,
+        now: Timestamp,
+    ) {
+        match failure {
+            None => self.peer.handle_reported(lease, now),
+            Some(failure) => self.peer.handle_report_failed(session, lease, failure, now),
+        }
+        if !self.peer.holds(lease)
+            && let Some((leased, _)) = self.leases.remove(&lease)
+        {
+            self.worker.reported(&leased.lease, true);
         }
     }
 
-    fn forget(&mut self, lease: LeaseId, logged: bool) -> Option<WorkKind> {
-        let (leased, _) = self.leases.remove(&lease)?;
-        self.worker.reported(&leased.lease, logged);
-        Some(leased.lease.work.kind())
+    fn tainted(&mut self, lease: LeaseId) {
+        if self.peer.holds(lease) {
+            warn!(%lease, "an operation could not be reported; joining again");
+        }
+        self.peer.handle_tainted(lease);
     }
 }
 
@@ -311,10 +419,265 @@ fn call_failure(error: &CallError) -> CallFailure {
         CallErrorKind::GiveUp if error.rejection() == Some(Rejection::RunOver) => {
             CallFailure::RunOver
         }
-        CallErrorKind::GiveUp | CallErrorKind::Drop | CallErrorKind::Fix => CallFailure::Refused,
+        CallErrorKind::Drop => CallFailure::Gone,
+        CallErrorKind::GiveUp | CallErrorKind::Fix => CallFailure::Refused,
     }
 }
 
 async fn sleep(timeout: Option<Duration>) {
     tokio::time::sleep(timeout.unwrap_or_default()).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use iota_protocol::work::{ObjectName, Purpose, Seal, Work};
+    use iota_protocol::{Digest, ObjectId, PeerId, Phase, SampleId, StageIndex};
+    use iota_wire::WorkStatus;
+
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::from_millis(1_000);
+    const LEASE: LeaseId = LeaseId::new(7);
+
+    /// Notes what it is told.
+    #[derive(Default)]
+    struct Noting {
+        reported: Mutex<Vec<(LeaseId, bool)>>,
+    }
+
+    impl Worker for Noting {
+        async fn reset(&self, _: &Joined) -> Result<(), Error> {
+            Ok(())
+        }
+
+        async fn work(
+            &self,
+            _: Arc<LeasedWork>,
+            _: watch::Receiver<bool>,
+        ) -> Result<Outcome, Undone> {
+            Err(Undone::Broken)
+        }
+
+        fn reported(&self, lease: &Lease, logged: bool) {
+            self.reported.lock().unwrap().push((lease.id, logged));
+        }
+    }
+
+    fn session(generation: u32) -> Session {
+        Session {
+            peer: PeerId::from_bytes([7; 32]),
+            generation,
+        }
+    }
+
+    fn leased(work: Work) -> LeasedWork {
+        LeasedWork {
+            lease: Lease {
+                id: LEASE,
+                session: session(1),
+                stage: StageIndex::new(0),
+                epoch: Epoch::new(3),
+                work,
+                issued_at: NOW,
+                deadline: NOW,
+            },
+            grants: Vec::new(),
+        }
+    }
+
+    fn forward() -> Work {
+        Work::Forward {
+            sample: SampleId::new(1),
+            input: None,
+            output: ObjectName {
+                purpose: Purpose::Activation,
+                epoch: Epoch::new(3),
+                id: ObjectId::from_bytes([1; 16]),
+            },
+        }
+    }
+
+    fn backward() -> Work {
+        Work::Backward {
+            sample: SampleId::new(1),
+            input: None,
+            output_gradient: None,
+            gradient: None,
+            learning_rate: 0.1,
+        }
+    }
+
+    fn outcome() -> Outcome {
+        let output = Seal {
+            digest: Digest::of(b"activation"),
+            length: 10,
+        };
+        Outcome::Forward { ordinal: 0, output }
+    }
+
+    fn reply(epoch: u64, leases: Vec<LeasedWork>, revoked: Vec<LeaseId>) -> WorkReply {
+        WorkReply {
+            leases,
+            revoked,
+            status: WorkStatus {
+                phase: Phase::Training,
+                epoch: Epoch::new(epoch),
+                run_over: false,
+                phase_deadline_remaining: None,
+            },
+        }
+    }
+
+    /// In the first session, at work on one lease of epoch 3.
+    fn at_work(work: Work) -> Inbox<Noting> {
+        let mut inbox = Inbox {
+            worker: Arc::new(Noting::default()),
+            peer: Peer::new(2, 1),
+            leases: BTreeMap::new(),
+            epoch: Epoch::default(),
+        };
+        inbox.peer.handle_joined(session(1));
+        handle(
+            &mut inbox,
+            Input::Polled(session(1), Ok(reply(3, vec![leased(work)], vec![]))),
+        );
+        inbox
+    }
+
+    /// As [`at_work`], with the outcome on its way.
+    fn reporting(work: Work) -> Inbox<Noting> {
+        let mut inbox = at_work(work);
+        handle(&mut inbox, Input::Finished(LEASE, Ok(outcome())));
+        inbox
+    }
+
+    /// Hands in what came and returns the effects.
+    fn handle(inbox: &mut Inbox<Noting>, input: Input) -> Vec<Effect> {
+        while inbox.peer.poll_effect().is_some() {}
+        inbox.handle(input, NOW).unwrap();
+        std::iter::from_fn(|| inbox.peer.poll_effect()).collect()
+    }
+
+    fn reported(inbox: &Inbox<Noting>) -> Vec<(LeaseId, bool)> {
+        inbox.worker.reported.lock().unwrap().clone()
+    }
+
+    fn refused(rejection: Rejection) -> Input {
+        Input::Reported(session(1), LEASE, Err(CallError::Rejected(rejection)))
+    }
+
+    fn begins_again(effects: &[Effect]) -> bool {
+        effects.contains(&Effect::Join)
+    }
+
+    #[test]
+    fn a_repeated_report_of_superseded_work_is_in_the_log() {
+        let mut inbox = reporting(backward());
+        let effects = handle(&mut inbox, refused(Rejection::Superseded));
+        assert!(!begins_again(&effects), "{effects:?}");
+        assert_eq!(reported(&inbox), [(LEASE, true)]);
+        assert!(inbox.leases.is_empty() && !inbox.peer.holds(LEASE));
+    }
+
+    #[test]
+    fn a_refused_backward_pass_begins_the_session_again_while_its_epoch_lasts() {
+        for rejection in [
+            Rejection::StaleEpoch,
+            Rejection::UnknownLease,
+            Rejection::OrdinalUsed,
+        ] {
+            let mut inbox = reporting(backward());
+            let effects = handle(&mut inbox, refused(rejection));
+            assert!(begins_again(&effects), "{rejection}");
+            assert_eq!(reported(&inbox), [(LEASE, false)]);
+        }
+        let mut inbox = reporting(backward());
+        handle(
+            &mut inbox,
+            Input::Polled(session(1), Ok(reply(4, vec![], vec![]))),
+        );
+        let effects = handle(&mut inbox, refused(Rejection::StaleEpoch));
+        assert!(!begins_again(&effects), "{effects:?}");
+    }
+
+    #[test]
+    fn a_refused_forward_pass_is_given_back_unless_it_is_gone() {
+        let given_back = Effect::Report {
+            session: session(1),
+            lease: LEASE,
+            result: Err(Failure::Internal),
+        };
+        for (rejection, wanted) in [
+            (Rejection::WrongLength, true),
+            (Rejection::NotStored, true),
+            (Rejection::UnknownLease, false),
+        ] {
+            let mut inbox = reporting(forward());
+            let effects = handle(&mut inbox, refused(rejection));
+            assert_eq!(effects.contains(&given_back), wanted, "{rejection}");
+            assert_eq!(reported(&inbox), [(LEASE, false)]);
+            assert_eq!(inbox.peer.holds(LEASE), wanted);
+            handle(&mut inbox, Input::GivenBack(session(1), LEASE, Ok(())));
+            assert!(!inbox.peer.holds(LEASE));
+            assert_eq!(reported(&inbox).len(), 1);
+        }
+    }
+
+    #[test]
+    fn an_abandoned_lease_that_fails_is_forgotten() {
+        let mut inbox = at_work(forward());
+        handle(
+            &mut inbox,
+            Input::Polled(session(1), Ok(reply(3, vec![], vec![LEASE]))),
+        );
+        assert_eq!(inbox.leases.len(), 1);
+        let failed = Err(Undone::Failed(Failure::Internal));
+        handle(&mut inbox, Input::Finished(LEASE, failed));
+        assert!(inbox.leases.is_empty());
+    }
+
+    #[test]
+    fn work_that_is_given_back_leaves_nothing_to_log() {
+        let mut inbox = at_work(backward());
+        let failed = Err(Undone::Failed(Failure::StoreUnavailable));
+        handle(&mut inbox, Input::Finished(LEASE, failed));
+        let gone = Err(CallError::Rejected(Rejection::UnknownLease));
+        let effects = handle(&mut inbox, Input::GivenBack(session(1), LEASE, gone));
+        assert!(!begins_again(&effects), "{effects:?}");
+        assert_eq!(reported(&inbox), [(LEASE, true)]);
+    }
+
+    #[test]
+    fn what_an_old_session_left_behind_does_not_touch_the_new_one() {
+        let mut inbox = at_work(backward());
+        inbox
+            .peer
+            .handle_poll_failed(session(1), CallFailure::Rejoin, NOW);
+        inbox.peer.handle_joined(session(2));
+        inbox.leases.clear();
+        let late = [
+            Input::Finished(LEASE, Err(Undone::Tainted)),
+            refused(Rejection::NotRegistered),
+            Input::Polled(
+                session(1),
+                Err(CallError::Rejected(Rejection::NotRegistered)),
+            ),
+            Input::Polled(session(1), Ok(reply(9, vec![leased(forward())], vec![]))),
+        ];
+        for input in late {
+            assert_eq!(handle(&mut inbox, input), []);
+        }
+        assert!(inbox.leases.is_empty());
+        assert_eq!(inbox.epoch, Epoch::new(3));
+        assert_eq!(inbox.peer.session(), Some(session(2)));
+    }
+
+    #[test]
+    fn a_broken_worker_ends_the_participation() {
+        let mut inbox = at_work(forward());
+        let broken = Input::Finished(LEASE, Err(Undone::Broken));
+        assert!(matches!(inbox.handle(broken, NOW), Err(Error::StageGone)));
+    }
 }

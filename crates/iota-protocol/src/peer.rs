@@ -11,8 +11,12 @@
 //! The contract: after every `handle_*` call, drain [`Peer::poll_effect`] to `None`, then arm one timer for
 //! [`Peer::poll_timeout`]. The runtime does the calls, the transfers and the compute; it decides nothing.
 //! A lost connection costs nothing but time: results are kept and reported again, and the orchestrator answers a
-//! repeated report as it answered the first.
+//! repeated report as it answered the first. An answer to another session than the present one changes nothing.
+//!
+//! Work that fails is likely to fail again at once: its place stays taken for a while, longer with every failure in a
+//! row.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -23,10 +27,10 @@ use crate::work::{Failure, Outcome};
 /// What the runtime has to do, oldest first.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Effect {
-    /// Call `Join`; answer with [`Peer::handle_joined`] or [`Peer::handle_call_failed`].
+    /// Call `Join`; answer with [`Peer::handle_joined`] or [`Peer::handle_join_failed`].
     Join,
     /// Call `GetWork` in place of any such call that is still open; answer with [`Peer::handle_polled`] or
-    /// [`Peer::handle_call_failed`]. Without room it is a sign of life.
+    /// [`Peer::handle_poll_failed`]. Without room it is a sign of life.
     Poll {
         /// As whom.
         session: Session,
@@ -87,6 +91,8 @@ pub enum CallFailure {
     Retry(Option<Duration>),
     /// The session is over: join again.
     Rejoin,
+    /// What the call was about does not exist any more; nobody waits for it.
+    Gone,
     /// The call will be refused as often as it is made.
     Refused,
     /// The run is over.
@@ -101,7 +107,10 @@ pub struct Peer {
     leases: BTreeMap<LeaseId, Progress>,
     /// Unanswered calls that failed, to be made again.
     retries: Vec<(Timestamp, Retry)>,
+    /// Calls that failed since one was answered.
     failures_in_a_row: u32,
+    /// Leases that were given back since one was done.
+    given_back_in_a_row: u32,
     jitter: u64,
     effects: VecDeque<Effect>,
 }
@@ -126,6 +135,8 @@ enum Progress {
     /// Revoked meanwhile; a result is still worth reporting, a failure is not.
     Abandoned,
     Reporting(Result<Outcome, Failure>),
+    /// Given back. Nothing is left to do, but its place is not offered yet.
+    Resting,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -133,11 +144,13 @@ enum Retry {
     Join,
     Poll,
     Report(LeaseId),
+    /// The end of a rest.
+    Rest(LeaseId),
 }
 
-/// First wait after a failed call.
+/// First wait after a failed call or a lease given back.
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
-/// Longest wait between tries: a restarted orchestrator is noticed within it.
+/// Longest wait between tries: a restarted orchestrator or store is noticed within it.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
 impl Peer {
@@ -150,6 +163,7 @@ impl Peer {
             leases: BTreeMap::new(),
             retries: Vec::new(),
             failures_in_a_row: 0,
+            given_back_in_a_row: 0,
             jitter: seed | 1,
             effects: VecDeque::from([Effect::Join]),
         }
@@ -207,7 +221,9 @@ impl Peer {
             }
         }
         for &lease in leases {
-            if self.leases.insert(lease, Progress::Working).is_none() {
+            // One that is sent again keeps its progress: its result may be on its way.
+            if let Entry::Vacant(place) = self.leases.entry(lease) {
+                place.insert(Progress::Working);
                 self.effects.push_back(Effect::Start { lease });
             }
         }
@@ -236,49 +252,111 @@ impl Peer {
                     result,
                 });
             }
-            (Progress::Reporting(_), _) => {}
+            (Progress::Reporting(_) | Progress::Resting, _) => {}
         }
     }
 
-    /// A report was answered, whether it counted or was refused for good.
-    pub fn handle_reported(&mut self, lease: LeaseId) {
-        self.failures_in_a_row = 0;
-        self.leases.remove(&lease);
-        self.go_on();
+    /// Whether anything is still to be done or reported under a lease.
+    pub fn holds(&self, lease: LeaseId) -> bool {
+        let progress = self.leases.get(&lease);
+        progress.is_some_and(|progress| *progress != Progress::Resting)
     }
 
-    /// A report could not be delivered.
-    pub fn handle_report_failed(&mut self, lease: LeaseId, failure: CallFailure, now: Timestamp) {
+    /// A report was accepted.
+    pub fn handle_reported(&mut self, lease: LeaseId, now: Timestamp) {
+        let Some(Progress::Reporting(result)) = self.leases.get(&lease) else {
+            return;
+        };
+        let given_back = result.is_err();
+        self.failures_in_a_row = 0;
+        self.close(lease, given_back, now);
+    }
+
+    /// A report could not be delivered, or was refused.
+    pub fn handle_report_failed(
+        &mut self,
+        session: Session,
+        lease: LeaseId,
+        failure: CallFailure,
+        now: Timestamp,
+    ) {
+        if self.session() != Some(session) {
+            return;
+        }
+        let Some(Progress::Reporting(result)) = self.leases.get_mut(&lease) else {
+            return;
+        };
+        let draining = matches!(self.place, Place::Draining { .. });
         match failure {
-            CallFailure::Retry(after) => self.retry_later(Retry::Report(lease), after, now),
+            CallFailure::RunOver => self.stop(Stop::RunOver),
             CallFailure::Rejoin => self.rejoin(),
-            CallFailure::Refused => self.handle_reported(lease),
+            // Leaving hands it back, and does not have to wait for an orchestrator that cannot be reached.
+            CallFailure::Retry(_) | CallFailure::Refused if draining => {
+                self.close(lease, false, now);
+            }
+            CallFailure::Retry(after) => self.retry_later(Retry::Report(lease), after, now),
+            CallFailure::Gone => {
+                let given_back = result.is_err();
+                self.close(lease, given_back, now);
+            }
+            // The other side still counts on this lease: give it back. If it cannot even be told so, forget it.
+            CallFailure::Refused if *result == Err(Failure::Internal) => {
+                self.close(lease, true, now)
+            }
+            CallFailure::Refused => {
+                let undone = Err(Failure::Internal);
+                *result = undone.clone();
+                self.effects.push_back(Effect::Report {
+                    session,
+                    lease,
+                    result: undone,
+                });
+            }
+        }
+    }
+
+    /// `Join` failed.
+    pub fn handle_join_failed(&mut self, failure: CallFailure, now: Timestamp) {
+        if self.place != Place::Joining {
+            return;
+        }
+        match failure {
+            CallFailure::Retry(after) => self.retry_later(Retry::Join, after, now),
+            CallFailure::Rejoin => self.retry_later(Retry::Join, None, now),
+            CallFailure::Gone | CallFailure::Refused => self.stop(Stop::Refused),
             CallFailure::RunOver => self.stop(Stop::RunOver),
         }
     }
 
-    /// `Join` or `GetWork` failed.
-    pub fn handle_call_failed(&mut self, failure: CallFailure, now: Timestamp) {
-        match (self.place, failure) {
-            (Place::Gone | Place::Draining { .. }, _) => {}
-            (Place::Joining, CallFailure::Retry(after)) => {
-                self.retry_later(Retry::Join, after, now)
-            }
-            (Place::Inside { .. }, CallFailure::Retry(after)) => {
-                self.retry_later(Retry::Poll, after, now)
-            }
-            (_, CallFailure::Rejoin) => self.rejoin(),
-            (_, CallFailure::Refused) => self.stop(Stop::Refused),
-            (_, CallFailure::RunOver) => self.stop(Stop::RunOver),
+    /// `GetWork` failed.
+    pub fn handle_poll_failed(&mut self, session: Session, failure: CallFailure, now: Timestamp) {
+        if !matches!(self.place, Place::Inside { session: current, .. } if current == session) {
+            return;
+        }
+        match failure {
+            CallFailure::Retry(after) => self.retry_later(Retry::Poll, after, now),
+            CallFailure::Rejoin => self.rejoin(),
+            CallFailure::Gone | CallFailure::Refused => self.stop(Stop::Refused),
+            CallFailure::RunOver => self.stop(Stop::RunOver),
         }
     }
 
-    /// The stage's state is no longer what the orchestrator believes (an operation could not be reported): begin
-    /// again from the checkpoint.
-    pub fn handle_tainted(&mut self) {
-        if let Place::Inside { session, .. } = self.place {
-            self.effects.push_back(Effect::Leave { session });
-            self.rejoin();
+    /// The stage's state is no longer what the orchestrator believes (an operation under this lease could not be
+    /// reported): begin again from the checkpoint. Nothing if the lease is of a session before.
+    pub fn handle_tainted(&mut self, lease: LeaseId) {
+        if !self.holds(lease) {
+            return;
+        }
+        match self.place {
+            Place::Inside { session, .. } => {
+                self.effects.push_back(Effect::Leave { session });
+                self.rejoin();
+            }
+            Place::Draining { .. } => {
+                self.leases.remove(&lease);
+                self.go_on();
+            }
+            Place::Joining | Place::Gone => {}
         }
     }
 
@@ -288,6 +366,8 @@ impl Peer {
             Place::Joining => self.stop(Stop::Shutdown),
             Place::Inside { session, .. } => {
                 self.place = Place::Draining { session };
+                self.leases
+                    .retain(|_, progress| *progress != Progress::Resting);
                 let working: Vec<LeaseId> = self
                     .leases
                     .iter()
@@ -330,6 +410,12 @@ impl Peer {
                         });
                     }
                 }
+                Retry::Rest(lease) => {
+                    if self.leases.get(&lease) == Some(&Progress::Resting) {
+                        self.leases.remove(&lease);
+                        self.go_on();
+                    }
+                }
                 Retry::Join => {}
             }
         }
@@ -345,6 +431,20 @@ impl Peer {
         self.effects.pop_front()
     }
 
+    /// Nothing more is to be said of a lease. One that was given back keeps its place for a while.
+    fn close(&mut self, lease: LeaseId, given_back: bool, now: Timestamp) {
+        if given_back && matches!(self.place, Place::Inside { .. }) {
+            let wait = self.backoff(self.given_back_in_a_row);
+            self.given_back_in_a_row = self.given_back_in_a_row.saturating_add(1);
+            self.leases.insert(lease, Progress::Resting);
+            self.retries.push((now + wait, Retry::Rest(lease)));
+        } else {
+            self.given_back_in_a_row = 0;
+            self.leases.remove(&lease);
+        }
+        self.go_on();
+    }
+
     fn go_on(&mut self) {
         match self.place {
             Place::Inside { .. } => self.poll(),
@@ -358,10 +458,15 @@ impl Peer {
 
     /// One poll at a time, even without room: it is the sign of life. It is replaced as soon as there is room again.
     fn poll(&mut self) {
-        let held: Vec<LeaseId> = self.leases.keys().copied().collect();
+        let held: Vec<LeaseId> = self
+            .leases
+            .iter()
+            .filter(|(_, progress)| **progress != Progress::Resting)
+            .map(|(lease, _)| *lease)
+            .collect();
         let room = self
             .capacity
-            .saturating_sub(u32::try_from(held.len()).unwrap_or(u32::MAX));
+            .saturating_sub(u32::try_from(self.leases.len()).unwrap_or(u32::MAX));
         let Place::Inside { session, polling } = &mut self.place else {
             return;
         };
@@ -396,26 +501,30 @@ impl Peer {
     fn abandon_all(&mut self) {
         self.retries.clear();
         for (lease, progress) in std::mem::take(&mut self.leases) {
-            if !matches!(progress, Progress::Reporting(_)) {
+            if matches!(progress, Progress::Working | Progress::Abandoned) {
                 self.effects.push_back(Effect::Abandon { lease });
             }
         }
     }
 
-    /// Exponential with full jitter: the waits of many peers spread evenly over the whole interval.
     fn retry_later(&mut self, retry: Retry, after: Option<Duration>, now: Timestamp) {
-        let doublings = self.failures_in_a_row.min(10);
+        let wait = self.backoff(self.failures_in_a_row);
         self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
-        let ceiling = (BACKOFF_MIN * 2_u32.pow(doublings)).min(BACKOFF_MAX);
+        self.retries
+            .push((now + wait.max(after.unwrap_or_default()), retry));
+    }
+
+    /// How long to wait after so many failures before this one. Exponential with jitter: the waits of many peers spread
+    /// evenly over three quarters of the interval.
+    fn backoff(&mut self, failures: u32) -> Duration {
+        let ceiling = (BACKOFF_MIN * 2_u32.pow(failures.min(10))).min(BACKOFF_MAX);
         // xorshift64*: enough to spread retries, and the same every time for one seed.
         self.jitter ^= self.jitter >> 12;
         self.jitter ^= self.jitter << 25;
         self.jitter ^= self.jitter >> 27;
         let spread = self.jitter.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 48;
         let millis = u64::try_from(ceiling.as_millis()).unwrap_or(u64::MAX);
-        let wait = Duration::from_millis(millis / 4 + millis * 3 / 4 * spread / 0xffff);
-        self.retries
-            .push((now + wait.max(after.unwrap_or_default()), retry));
+        Duration::from_millis(millis / 4 + millis * 3 / 4 * spread / 0xffff)
     }
 }
 
@@ -498,7 +607,7 @@ mod tests {
                 result: done()
             }]
         );
-        peer.handle_reported(A);
+        peer.handle_reported(A, Timestamp::default());
         assert_eq!(
             drain(&mut peer),
             [Effect::Poll {
@@ -528,7 +637,12 @@ mod tests {
         peer.handle_finished(A, done());
         drain(&mut peer);
         let now = Timestamp::from_millis(1_000);
-        peer.handle_report_failed(A, CallFailure::Retry(Some(Duration::from_secs(3))), now);
+        peer.handle_report_failed(
+            session(1),
+            A,
+            CallFailure::Retry(Some(Duration::from_secs(3))),
+            now,
+        );
         assert_eq!(drain(&mut peer), []);
         let at = peer.poll_timeout().expect("a retry is due");
         assert!(at >= now + Duration::from_secs(3));
@@ -587,7 +701,7 @@ mod tests {
         let mut peer = inside();
         peer.handle_polled(session(1), &[A], &[], false);
         drain(&mut peer);
-        peer.handle_call_failed(CallFailure::Rejoin, Timestamp::default());
+        peer.handle_poll_failed(session(1), CallFailure::Rejoin, Timestamp::default());
         assert_eq!(
             drain(&mut peer),
             [Effect::Abandon { lease: A }, Effect::Join]
@@ -626,7 +740,7 @@ mod tests {
         drain(&mut peer);
         peer.handle_shutdown();
         assert_eq!(drain(&mut peer), [Effect::Abandon { lease: B }]);
-        peer.handle_reported(A);
+        peer.handle_reported(A, Timestamp::default());
         assert_eq!(
             drain(&mut peer),
             [
@@ -646,7 +760,7 @@ mod tests {
         drain(&mut peer);
         let mut now = Timestamp::default();
         for _ in 0..50 {
-            peer.handle_call_failed(CallFailure::Retry(None), now);
+            peer.handle_join_failed(CallFailure::Retry(None), now);
             let at = peer.poll_timeout().expect("a retry is due");
             assert!(at.since(now) <= BACKOFF_MAX && !at.since(now).is_zero());
             now = at;
@@ -658,8 +772,172 @@ mod tests {
     #[test]
     fn a_banned_peer_stops() {
         let mut peer = inside();
-        peer.handle_call_failed(CallFailure::Refused, Timestamp::default());
+        peer.handle_poll_failed(session(1), CallFailure::Refused, Timestamp::default());
         assert_eq!(drain(&mut peer), [Effect::Stop { why: Stop::Refused }]);
         assert_eq!(peer.poll_timeout(), None);
+    }
+
+    fn report(generation: u32, lease: LeaseId, result: Result<Outcome, Failure>) -> Effect {
+        Effect::Report {
+            session: session(generation),
+            lease,
+            result,
+        }
+    }
+
+    #[test]
+    fn a_lost_session_is_joined_anew_once_however_many_calls_find_out() {
+        let now = Timestamp::default();
+        let mut peer = inside();
+        peer.handle_polled(session(1), &[A, B], &[], false);
+        peer.handle_finished(A, done());
+        peer.handle_finished(B, done());
+        drain(&mut peer);
+        peer.handle_poll_failed(session(1), CallFailure::Rejoin, now);
+        peer.handle_report_failed(session(1), A, CallFailure::Rejoin, now);
+        peer.handle_poll_failed(session(1), CallFailure::Retry(None), now);
+        assert_eq!(drain(&mut peer), [Effect::Join]);
+        assert_eq!(peer.poll_timeout(), None, "no second join later");
+        peer.handle_joined(session(2));
+        drain(&mut peer);
+        peer.handle_report_failed(session(1), B, CallFailure::Rejoin, now);
+        peer.handle_report_failed(session(1), B, CallFailure::RunOver, now);
+        peer.handle_poll_failed(session(1), CallFailure::Rejoin, now);
+        peer.handle_join_failed(CallFailure::Refused, now);
+        peer.handle_tainted(A);
+        assert_eq!(drain(&mut peer), []);
+        assert_eq!(peer.session(), Some(session(2)));
+    }
+
+    #[test]
+    fn a_result_that_is_refused_for_good_is_given_back_and_then_forgotten() {
+        let now = Timestamp::default();
+        let mut peer = inside();
+        peer.handle_polled(session(1), &[A], &[], false);
+        peer.handle_finished(A, done());
+        drain(&mut peer);
+        peer.handle_report_failed(session(1), A, CallFailure::Refused, now);
+        let undone = report(1, A, Err(Failure::Internal));
+        assert_eq!(drain(&mut peer), [undone]);
+        assert!(peer.holds(A), "until the orchestrator knows");
+        peer.handle_reported(A, now);
+        assert!(!peer.holds(A));
+
+        // If even that is refused, nobody is told again and again.
+        peer.handle_polled(session(1), &[B], &[], false);
+        peer.handle_finished(B, Err(Failure::OutOfMemory));
+        for _ in 0..2 {
+            assert!(peer.holds(B));
+            peer.handle_report_failed(session(1), B, CallFailure::Refused, now);
+        }
+        assert!(!peer.holds(B));
+    }
+
+    #[test]
+    fn a_result_for_a_lease_that_is_gone_is_dropped_and_makes_room_at_once() {
+        let mut peer = inside();
+        peer.handle_polled(session(1), &[A, B], &[], false);
+        peer.handle_finished(A, done());
+        drain(&mut peer);
+        peer.handle_report_failed(session(1), A, CallFailure::Gone, Timestamp::default());
+        assert_eq!(
+            drain(&mut peer),
+            [Effect::Poll {
+                session: session(1),
+                room: 1,
+                held: vec![B]
+            }]
+        );
+    }
+
+    #[test]
+    fn a_place_whose_work_failed_rests_longer_each_time_until_work_succeeds() {
+        let mut peer = Peer::new(1, 5);
+        peer.handle_joined(session(1));
+        let mut now = Timestamp::default();
+        let mut rests = Vec::new();
+        let mut try_one = |peer: &mut Peer, lease: u64, result: Result<Outcome, Failure>| {
+            let lease = LeaseId::new(lease);
+            peer.handle_polled(session(1), &[lease], &[], false);
+            peer.handle_finished(lease, result);
+            drain(peer);
+            peer.handle_reported(lease, now);
+            let rest = peer.poll_timeout().map(|at| at.since(now));
+            let offers = |effects: &[Effect]| {
+                effects
+                    .iter()
+                    .any(|effect| matches!(effect, Effect::Poll { room: 1, held, .. } if held.is_empty()))
+            };
+            assert_eq!(offers(&drain(peer)), rest.is_none());
+            if let Some(rest) = rest {
+                peer.handle_timeout(now);
+                assert_eq!(drain(peer), [], "early calls do nothing");
+                now = now + rest;
+                peer.handle_timeout(now);
+                assert!(offers(&drain(peer)), "rested");
+            }
+            rest
+        };
+        for lease in 0..20 {
+            rests.extend(try_one(&mut peer, lease, Err(Failure::OutOfMemory)));
+        }
+        assert_eq!(rests.len(), 20);
+        assert!(rests[0] <= BACKOFF_MIN && !rests[0].is_zero());
+        assert!(
+            rests[10..]
+                .iter()
+                .all(|rest| *rest >= BACKOFF_MAX / 4 && *rest <= BACKOFF_MAX)
+        );
+        assert_eq!(try_one(&mut peer, 20, done()), None);
+        let again = try_one(&mut peer, 21, Err(Failure::OutOfMemory));
+        assert!(again.is_some_and(|rest| rest <= BACKOFF_MIN));
+    }
+
+    #[test]
+    fn shutting_down_does_not_wait_for_an_orchestrator_that_cannot_be_reached() {
+        let now = Timestamp::default();
+        let left = [
+            Effect::Leave {
+                session: session(1),
+            },
+            Effect::Stop {
+                why: Stop::Shutdown,
+            },
+        ];
+        for failure in [CallFailure::Retry(None), CallFailure::Refused] {
+            let mut peer = inside();
+            peer.handle_polled(session(1), &[A], &[], false);
+            peer.handle_finished(A, done());
+            drain(&mut peer);
+            peer.handle_shutdown();
+            assert_eq!(drain(&mut peer), []);
+            peer.handle_report_failed(session(1), A, failure, now);
+            assert_eq!(drain(&mut peer), left);
+        }
+        // Nor for a place that rests, nor for a session that would have to begin again.
+        let mut peer = inside();
+        peer.handle_polled(session(1), &[A, B], &[], false);
+        peer.handle_finished(A, Err(Failure::Internal));
+        peer.handle_finished(B, done());
+        peer.handle_reported(A, now);
+        drain(&mut peer);
+        peer.handle_shutdown();
+        peer.handle_tainted(B);
+        assert_eq!(drain(&mut peer), left);
+    }
+
+    #[test]
+    fn a_lease_sent_again_while_its_result_is_on_its_way_keeps_the_result() {
+        let now = Timestamp::default();
+        let mut peer = inside();
+        peer.handle_polled(session(1), &[A], &[], false);
+        peer.handle_finished(A, done());
+        drain(&mut peer);
+        peer.handle_polled(session(1), &[A], &[], false);
+        peer.handle_report_failed(session(1), A, CallFailure::Retry(None), now);
+        drain(&mut peer);
+        let at = peer.poll_timeout().expect("a retry is due");
+        peer.handle_timeout(at);
+        assert_eq!(drain(&mut peer), [report(1, A, done())]);
     }
 }
