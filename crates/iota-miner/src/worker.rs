@@ -378,6 +378,9 @@ fn failure(error: &Error) -> Undone {
     } else {
         error!(%error, "the stage could not do its work");
     }
+    if matches!(error, Error::StageGone) {
+        return Undone::Broken;
+    }
     Undone::Failed(if error.is_not_finite() {
         Failure::NotFinite
     } else {
