@@ -1,0 +1,85 @@
+//! Joining, staying and timers.
+
+use super::training::two_by_two;
+use super::world::{World, peer, settings};
+use crate::command::{Command, Role};
+use crate::event::{Event, Phase, SessionEnd};
+use crate::rejection::Rejection;
+use crate::settings::RunSettings;
+use crate::work::{Failure, WorkKind};
+
+#[test]
+fn joining_is_refused_with_a_reason() {
+    let mut world = World::new(RunSettings {
+        miners_per_stage_max: 1,
+        ..settings(1)
+    });
+    let join = |name, role, capacity| Command::Join {
+        peer: peer(name),
+        role,
+        capacity,
+    };
+    assert_eq!(
+        world.command(&join(1, Role::Validator, 1)),
+        Err(Rejection::NotAValidator)
+    );
+    assert_eq!(
+        world.command(&join(1, Role::Miner, 0)),
+        Err(Rejection::OutOfBounds)
+    );
+    assert_eq!(
+        world.command(&join(1, Role::Miner, 65)),
+        Err(Rejection::OutOfBounds)
+    );
+    world.command(&join(1, Role::Miner, 64)).unwrap();
+    assert_eq!(
+        world.command(&join(2, Role::Miner, 1)),
+        Err(Rejection::Full)
+    );
+    world.command(&Command::Stop).unwrap();
+    assert_eq!(
+        world.command(&join(2, Role::Miner, 1)),
+        Err(Rejection::RunOver)
+    );
+    assert_eq!(world.command(&Command::Stop), Ok(Vec::new()));
+}
+
+#[test]
+fn early_ticks_do_nothing() {
+    let (mut world, head, _) = two_by_two(settings(2));
+    world.offer(head[0], 1);
+    let deadline = world.state.next_deadline().unwrap();
+    world.now = crate::Timestamp::from_millis(deadline.as_millis() - 1);
+    assert_eq!(world.command(&Command::Tick), Ok(Vec::new()));
+    world.now = deadline;
+    assert_ne!(world.command(&Command::Tick), Ok(Vec::new()));
+}
+
+#[test]
+fn a_session_that_cannot_install_is_ended_and_the_count_begins_anew_with_the_epoch() {
+    let (mut world, head, _) = two_by_two(settings(2));
+    let broken = world.join(7);
+    let fail = |world: &mut World| {
+        world.offer(broken, 1);
+        let lease = world.lease(broken);
+        assert_eq!(lease.work.kind(), WorkKind::Install);
+        world.fail(broken, lease.id, Failure::OutOfMemory).unwrap();
+    };
+    for _ in 0..7 {
+        fail(&mut world);
+    }
+    // The epoch ends before the last try.
+    world.work_until(Phase::Installing, &[broken]);
+    for _ in 0..7 {
+        fail(&mut world);
+        assert!(world.state.session(broken).is_some());
+    }
+    fail(&mut world);
+    let ended = Event::SessionEnded {
+        session: broken,
+        why: SessionEnd::CannotInstall,
+    };
+    assert_eq!(world.saw(|event| *event == ended), 1);
+    assert!(world.state.session(broken).is_none());
+    assert!(world.state.session(head[0]).is_some());
+}
