@@ -105,7 +105,7 @@ async fn run_of_our_own(shutdown: &Shutdown) -> anyhow::Result<()> {
                     status.tokens_per_second,
                     status
                         .loss
-                        .map_or("-".to_owned(), |loss| format!("{loss:.3}")),
+                        .map_or_else(|| "-".to_owned(), |loss| format!("{loss:.3}")),
                 );
             }
         }
@@ -121,21 +121,22 @@ async fn run_of_our_own(shutdown: &Shutdown) -> anyhow::Result<()> {
     telling.await?;
 
     let counts = state.sample_counts();
-    let (start, end) = (course.loss_at_start(), course.loss_at_end());
     println!(
-        "{} samples, {} merges, replicas equal: {}, training loss {start:.3} -> {end:.3}",
+        "{} samples, {} merges, replicas equal: {}",
         counts.completed,
         state.merges().len(),
         state.replicas_equal(),
     );
+    ensure!(
+        state.replicas_equal(),
+        "after a merge all miners of a stage hold the same bits"
+    );
     if !shutdown.is_requested() {
+        let (start, end) = (course.loss_at_start(), course.loss_at_end());
+        println!("training loss {start:.3} -> {end:.3} nats per token");
         ensure!(
             counts.completed == EPOCHS * SAMPLES_PER_EPOCH,
             "every sample is trained on once"
-        );
-        ensure!(
-            state.replicas_equal(),
-            "after a merge all miners of a stage hold the same bits"
         );
         ensure!(end < start - 1.0, "the model learned");
     }
