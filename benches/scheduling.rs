@@ -1,11 +1,9 @@
 //! The rules: commands that one thread decides per second, while networks of several sizes train.
 //!
-//! Miners take turns: each says that it has room, then completes what it holds. So about a third of the commands are
-//! polls and the rest are results, each of which makes the rules give the next piece of work to somebody. The journal, the
-//! calls and the grants around a decision are not in it.
+//! Miners take turns: each says that it has room, then completes what it holds, which makes the rules give the next pieces
+//! of work to somebody. The journal, the calls and the grants around a decision are not in it.
 
-use std::collections::BTreeMap;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
@@ -86,12 +84,11 @@ impl Network {
                 .sessions
                 .push_back(session.expect("it has just joined"));
         }
-        // Everybody installs and is measured a few times.
-        for _ in 0..20 * miners {
+        // Until as many samples are through as are on their way, so that all kinds of work are about.
+        while network.state.sample_counts().completed < u64::from(miners) {
             network.command();
         }
         assert_eq!(network.state.phase(), Phase::Training);
-        assert!(network.state.sample_counts().completed > 0);
         network
     }
 
