@@ -1,1 +1,12 @@
-//! Criterion benches; see .
+//! Criterion benches, each one file beside this package's manifest. `docs/BENCHES.md` says what they measure and found.
+//!
+//! | bench | measures |
+//! |---|---|
+//! | `merge` | averaging eight copies of a cell, beside copying the same bytes |
+//! | `stage` | training steps of a whole model, passes through a body stage |
+//! | `codec` | activations to bytes and back, digests |
+//! | `scheduling` | commands that the rules decide per second |
+//!
+//! ```sh
+//! cargo bench -p iota-benches --bench merge
+//! ```

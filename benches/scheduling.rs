@@ -1,0 +1,198 @@
+//! The rules: commands that one thread decides per second, while networks of several sizes train.
+//!
+//! Miners take turns: each says that it has room, then completes what it holds, which makes the rules give the next pieces
+//! of work to somebody. The journal, the calls and the grants around a decision are not in it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use iota_protocol::settings::{LearningRate, Timing};
+use iota_protocol::work::{Lease, Outcome, Seal, Work};
+use iota_protocol::{
+    Command, Digest, PeerId, Phase, Role, RunId, RunSettings, Session, State, Timestamp,
+};
+
+/// Stages and miners of each: a testnet, a small run, and twenty stages as full as IOTA lets them be.
+const NETWORKS: [(u16, u32); 3] = [(3, 2), (4, 25), (20, 50)];
+/// Leases that a miner holds at a time, as `iota-miner` does.
+const CAPACITY: u32 = 4;
+const ACTIVATION_BYTES: u64 = 131_072;
+/// Commands in one measured iteration.
+const COMMANDS: u64 = 500;
+
+fn scheduling(c: &mut Criterion) {
+    let mut group = c.benchmark_group("commands of a training network");
+    group.throughput(Throughput::Elements(COMMANDS));
+    for (stages, miners_per_stage) in NETWORKS {
+        let network = Network::training(stages, miners_per_stage);
+        let miners = u32::from(stages) * miners_per_stage;
+        group.bench_function(BenchmarkId::new("miners", miners), |b| {
+            // The same stretch of the run each time, so that it does not matter how many iterations there are.
+            b.iter_batched(
+                || network.clone(),
+                |mut network| {
+                    for _ in 0..COMMANDS {
+                        network.command();
+                    }
+                    network
+                },
+                BatchSize::PerIteration,
+            );
+        });
+    }
+    group.finish();
+}
+
+/// A run and everybody in it.
+#[derive(Clone)]
+struct Network {
+    state: State,
+    now: Timestamp,
+    sessions: VecDeque<Session>,
+    /// What the session whose turn it is has still to do.
+    turn: VecDeque<Lease>,
+    ordinals: BTreeMap<Session, u32>,
+    /// What anybody reads and writes; nobody looks inside.
+    object: Digest,
+}
+
+impl Network {
+    /// A network that has been training for a while.
+    fn training(stages: u16, miners_per_stage: u32) -> Self {
+        let miners = u32::from(stages) * miners_per_stage;
+        let now = Timestamp::from_millis(0);
+        let state = State::new(settings(stages, miners_per_stage), now);
+        let mut network = Self {
+            state: state.expect("the settings are in range"),
+            now,
+            sessions: VecDeque::new(),
+            turn: VecDeque::new(),
+            ordinals: BTreeMap::new(),
+            object: Digest::of(b"an object"),
+        };
+        for miner in 0..miners {
+            let peer = PeerId::from_bytes(*Digest::of(&miner.to_le_bytes()).as_bytes());
+            let (role, capacity) = (Role::Miner, CAPACITY);
+            network.handle(&Command::Join {
+                peer,
+                role,
+                capacity,
+            });
+            let session = network.state.session_of(peer);
+            network
+                .sessions
+                .push_back(session.expect("it has just joined"));
+        }
+        // Until as many samples are through as are on their way, so that all kinds of work are about.
+        while network.state.sample_counts().completed < u64::from(miners) {
+            network.command();
+        }
+        assert_eq!(network.state.phase(), Phase::Training);
+        network
+    }
+
+    /// The next command of whoever's turn it is: room first, then a result for every lease that it holds.
+    fn command(&mut self) {
+        self.now = self.now + Duration::from_millis(1);
+        let Some(lease) = self.turn.pop_front() else {
+            self.sessions.rotate_left(1);
+            let session = self.sessions[0];
+            let held = self.state.leases_of(session).count();
+            let room = CAPACITY.saturating_sub(u32::try_from(held).unwrap_or(CAPACITY));
+            self.handle(&Command::OfferRoom { session, room });
+            self.turn.extend(self.state.leases_of(session).cloned());
+            return;
+        };
+        let outcome = self.outcome(&lease);
+        self.handle(&Command::Complete {
+            session: lease.session,
+            lease: lease.id,
+            outcome,
+        });
+    }
+
+    fn handle(&mut self, command: &Command) {
+        if let Err(rejection) = self.state.handle(command, self.now) {
+            panic!("{rejection}: {command:?}");
+        }
+    }
+
+    /// What an honest miner says of its work.
+    fn outcome(&mut self, lease: &Lease) -> Outcome {
+        let seal = Seal {
+            digest: self.object,
+            length: ACTIVATION_BYTES,
+        };
+        let next = self.ordinals.entry(lease.session).or_default();
+        let ordinal = *next;
+        match &lease.work {
+            Work::Forward { .. } => {
+                *next += 1;
+                Outcome::Forward {
+                    ordinal,
+                    output: seal,
+                }
+            }
+            Work::Backward {
+                output_gradient,
+                gradient,
+                ..
+            } => {
+                *next += 1;
+                Outcome::Backward {
+                    ordinal,
+                    recomputed: output_gradient.is_none(),
+                    gradient: gradient.map(|_| seal),
+                    loss: output_gradient.is_none().then_some(2.5),
+                }
+            }
+            Work::Install { .. } => Outcome::Install { state: self.object },
+            other => unreachable!("nothing but training is measured, and this is {other:?}"),
+        }
+    }
+}
+
+/// A run whose first epoch never ends, with a sample on its way for every miner.
+fn settings(stages: u16, miners_per_stage: u32) -> RunSettings {
+    RunSettings {
+        run: RunId::from_bytes([1; 16]),
+        secret: [2; 32],
+        stage_parameters: vec![1_000_000; stages.into()],
+        activation_bytes: ACTIVATION_BYTES,
+        cell_element_bytes: 12,
+        cell_overhead_bytes: 512,
+        sample_tokens: 512,
+        epochs: 1,
+        samples_per_epoch: u64::from(u32::MAX),
+        samples_in_flight: u32::from(stages) * miners_per_stage,
+        backwards_per_step: 1,
+        miners_to_start: miners_per_stage,
+        miners_per_stage_max: miners_per_stage,
+        validators: Vec::new(),
+        audit_every_epochs: 1,
+        learning_rate: LearningRate {
+            peak: 1e-3,
+            warmup_samples: 100,
+            final_fraction: 0.1,
+        },
+        timing: Timing {
+            // Simulated time runs slower than a large network's would; nobody is late here.
+            lease_initial: Duration::from_secs(3_600),
+            lease_min: Duration::from_secs(3_600),
+            session_timeout: Duration::from_secs(3_600),
+            affinity: Duration::from_secs(3_600),
+            ..Timing::default()
+        },
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = Criterion::default()
+        .sample_size(10)
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(3));
+    targets = scheduling
+}
+criterion_main!(benches);
