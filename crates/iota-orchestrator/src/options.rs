@@ -42,19 +42,19 @@ pub struct TrainingOptions {
     /// Backward passes of a miner per step of its optimizer.
     pub backwards_per_step: u32,
     /// Learning rate after the warm-up.
-    pub learning_rate: f32,
+    pub learning_rate: f64,
     /// Samples until the learning rate has reached its peak.
     pub warmup_samples: u64,
     /// Learning rate at the end, as a fraction of the peak.
-    pub final_fraction: f32,
+    pub final_fraction: f64,
     /// Decay of AdamW's first moment.
-    pub beta1: f32,
+    pub beta1: f64,
     /// Decay of AdamW's second moment.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Decoupled decay of matrices.
-    pub weight_decay: f32,
+    pub weight_decay: f64,
     /// Largest gradient norm of the whole model.
-    pub clip_norm: f32,
+    pub clip_norm: f64,
     /// Epochs within which every miner is audited once.
     pub audit_every_epochs: u32,
     /// Fraction of the text, from its end, that is never trained on.
@@ -96,13 +96,6 @@ pub(crate) const BUNDLED: &str = "bundled";
 
 impl Default for TrainingOptions {
     fn default() -> Self {
-        let AdamW {
-            beta1,
-            beta2,
-            weight_decay,
-            clip_norm,
-            ..
-        } = AdamW::default();
         Self {
             epochs: 6,
             samples_per_epoch: 600,
@@ -112,10 +105,10 @@ impl Default for TrainingOptions {
             learning_rate: 2e-3,
             warmup_samples: 100,
             final_fraction: 0.1,
-            beta1,
-            beta2,
-            weight_decay,
-            clip_norm,
+            beta1: 0.9,
+            beta2: 0.95,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
             audit_every_epochs: 3,
             held_out: iota_data::HELD_OUT_FRACTION,
         }
@@ -155,19 +148,19 @@ impl From<TimingOptions> for Timing {
 impl TrainingOptions {
     pub(crate) const fn adamw(&self) -> AdamW {
         AdamW {
-            beta1: self.beta1,
-            beta2: self.beta2,
+            beta1: self.beta1 as f32,
+            beta2: self.beta2 as f32,
             epsilon: 1e-8,
-            weight_decay: self.weight_decay,
-            clip_norm: self.clip_norm,
+            weight_decay: self.weight_decay as f32,
+            clip_norm: self.clip_norm as f32,
         }
     }
 
     pub(crate) const fn schedule(&self) -> LearningRate {
         LearningRate {
-            peak: self.learning_rate,
+            peak: self.learning_rate as f32,
             warmup_samples: self.warmup_samples,
-            final_fraction: self.final_fraction,
+            final_fraction: self.final_fraction as f32,
         }
     }
 }

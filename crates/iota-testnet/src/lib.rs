@@ -203,7 +203,7 @@ impl Testnet {
             Peers::start_tasks(recruits, orchestrator.url(), cores, shutdown)
         };
         folder::write_pids(&settings.out, &peers.pids())?;
-        let viewing = tokio::spawn(view::show(
+        let viewing = tokio::spawn(show(
             orchestrator.status(),
             settings.training.samples_per_epoch,
         ));

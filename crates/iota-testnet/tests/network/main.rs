@@ -1,5 +1,7 @@
 //! Whole networks over real sockets, with a tiny model.
 
+#![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 mod cheating;
 mod refusing;
 mod training;
@@ -37,5 +39,9 @@ fn text() -> String {
 }
 
 async fn run(settings: TestnetSettings) -> Report {
-    Testnet::new(settings).unwrap().run(&Shutdown::new()).await.unwrap()
+    Testnet::new(settings)
+        .unwrap()
+        .run(&Shutdown::new())
+        .await
+        .unwrap()
 }

@@ -10,7 +10,10 @@ fn refusal(change: impl FnOnce(&mut TestnetSettings)) -> String {
     change(&mut settings);
     let out = settings.out.clone();
     let error = Testnet::new(settings).unwrap_err();
-    assert!(!out.exists(), "nothing is written for settings that cannot be used");
+    assert!(
+        !out.exists(),
+        "nothing is written for settings that cannot be used"
+    );
     error.to_string()
 }
 
@@ -20,13 +23,28 @@ fn what_cannot_be_used_is_named() {
     let cases: [(Change, &[&str]); 10] = [
         (|settings| settings.stages = 0, &["stages"]),
         (|settings| settings.stages = 100, &["100", "blocks"]),
-        (|settings| settings.miners_per_stage = 0, &["miners_per_stage"]),
+        (
+            |settings| settings.miners_per_stage = 0,
+            &["miners_per_stage"],
+        ),
         (|settings| settings.cheaters = 4, &["cheaters", "honest"]),
-        (|settings| settings.preset = "tinny".to_owned(), &["tinny", "tiny"]),
-        (|settings| settings.corpus = "/no/such/text".to_owned(), &["/no/such/text"]),
+        (
+            |settings| settings.preset = "tinny".to_owned(),
+            &["tinny", "tiny"],
+        ),
+        (
+            |settings| settings.corpus = "/no/such/text".to_owned(),
+            &["/no/such/text"],
+        ),
         (|settings| settings.training.epochs = 0, &["epochs"]),
-        (|settings| settings.training.sequences = 1_000_000, &["token"]),
-        (|settings| settings.training.learning_rate = f32::NAN, &["learning_rate"]),
+        (
+            |settings| settings.training.sequences = 1_000_000,
+            &["token"],
+        ),
+        (
+            |settings| settings.training.learning_rate = f64::NAN,
+            &["learning_rate"],
+        ),
         (|settings| settings.training.beta2 = 1.5, &["beta"]),
     ];
     for (change, words) in cases {
@@ -46,5 +64,8 @@ fn an_empty_corpus_is_named() {
 #[test]
 fn a_corpus_that_is_no_text_is_named() {
     let message = refusal(|settings| std::fs::write(&settings.corpus, [0xff, 0xfe, 0x00]).unwrap());
-    assert!(message.contains("corpus.txt") && message.contains("UTF-8"), "{message}");
+    assert!(
+        message.contains("corpus.txt") && message.contains("UTF-8"),
+        "{message}"
+    );
 }

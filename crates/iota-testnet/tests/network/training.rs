@@ -12,13 +12,25 @@ async fn a_network_trains_merges_and_accounts_for_every_sample() {
     let report = run(settings).await;
 
     assert!(report.trained, "{}", summary(&report));
-    assert!(report.loss.held_out_end < report.loss.held_out_start - 0.5, "{:?}", report.loss);
-    assert!((report.loss.held_out_start - 256_f64.ln()).abs() < 0.3, "{:?}", report.loss);
+    assert!(
+        report.loss.held_out_end < report.loss.held_out_start - 0.5,
+        "{:?}",
+        report.loss
+    );
+    assert!(
+        (report.loss.held_out_start - 256_f64.ln()).abs() < 0.3,
+        "{:?}",
+        report.loss
+    );
     assert_eq!((report.samples.completed, report.samples.lost), (48, 0));
 
     assert_eq!(report.merges.len(), 4, "two stages, two epochs");
     for merge in &report.merges {
-        assert_eq!((merge.covered, merge.agreed), (merge.cells, merge.cells), "{merge:?}");
+        assert_eq!(
+            (merge.covered, merge.agreed),
+            (merge.cells, merge.cells),
+            "{merge:?}"
+        );
         assert!(merge.bytes_up > 0 && merge.bytes_down > 0, "{merge:?}");
     }
     assert!(report.replicas_equal);
@@ -28,21 +40,35 @@ async fn a_network_trains_merges_and_accounts_for_every_sample() {
 
     // Each sample is one backward pass on every stage, whoever did it.
     for stage in 0..2 {
-        let done: u64 = report.miners.iter().filter(|miner| miner.stage == stage).map(|m| m.backwards).sum();
+        let done: u64 = report
+            .miners
+            .iter()
+            .filter(|miner| miner.stage == stage)
+            .map(|m| m.backwards)
+            .sum();
         assert_eq!(done, 48, "stage {stage}");
     }
 
-    let written: Report = serde_json::from_slice(&std::fs::read(out.join("report.json")).unwrap()).unwrap();
+    let written: Report =
+        serde_json::from_slice(&std::fs::read(out.join("report.json")).unwrap()).unwrap();
     assert_eq!(written, report);
     let metrics = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
-    let lines: Vec<serde_json::Value> =
-        metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    assert_eq!(lines.iter().filter(|line| line["kind"] == "sample").count(), 48);
+    let lines: Vec<serde_json::Value> = metrics
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(
+        lines.iter().filter(|line| line["kind"] == "sample").count(),
+        48
+    );
     assert_eq!(count(&lines, "checkpoint_committed"), 4);
 }
 
 fn count(lines: &[serde_json::Value], event: &str) -> usize {
-    lines.iter().filter(|line| line["event"]["event"] == event).count()
+    lines
+        .iter()
+        .filter(|line| line["event"]["event"] == event)
+        .count()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -56,7 +82,10 @@ async fn one_stage_and_one_miner_are_a_network_too() {
     let report = run(settings).await;
     assert!(report.trained, "{}", summary(&report));
     assert_eq!(report.merges.len(), 1);
-    assert_eq!(report.merges[0].covered, 1, "one miner merges its own upload");
+    assert_eq!(
+        report.merges[0].covered, 1,
+        "one miner merges its own upload"
+    );
     assert_eq!(report.audits.passed + report.audits.failed, 0);
 }
 
@@ -70,6 +99,10 @@ async fn three_replicas_share_three_cells() {
     let report = run(settings).await;
     assert!(report.trained, "{}", summary(&report));
     for merge in &report.merges {
-        assert_eq!((merge.cells, merge.covered, merge.agreed), (3, 3, 3), "every pair shares one cell");
+        assert_eq!(
+            (merge.cells, merge.covered, merge.agreed),
+            (3, 3, 3),
+            "every pair shares one cell"
+        );
     }
 }

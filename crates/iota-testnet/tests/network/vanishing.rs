@@ -17,11 +17,16 @@ async fn a_miner_that_vanishes_in_the_middle_of_training_costs_no_sample_and_no_
     settings.timing.lease_initial_ms = 2_000;
     settings.timing.lease_min_ms = 500;
     settings.timing.affinity_ms = 500;
-    let participants = Participants { miners_to_start: 2, validators: vec![] };
+    let participants = Participants {
+        miners_to_start: 2,
+        validators: vec![],
+    };
     let setup = Setup::new(&settings.run_options(), participants).unwrap();
     std::fs::create_dir_all(&settings.out).unwrap();
-    let orchestrator =
-        Orchestrator::builder(setup, &settings.out).start(&Shutdown::new()).await.unwrap();
+    let orchestrator = Orchestrator::builder(setup, &settings.out)
+        .start(&Shutdown::new())
+        .await
+        .unwrap();
     let miners: Vec<_> = (0..4)
         .map(|number| {
             let miner = Miner::builder(orchestrator.url())
@@ -32,14 +37,23 @@ async fn a_miner_that_vanishes_in_the_middle_of_training_costs_no_sample_and_no_
         .collect();
 
     let mut state = orchestrator.state();
-    state.wait_for(|state| state.sample_counts().completed >= 10).await.unwrap();
+    state
+        .wait_for(|state| state.sample_counts().completed >= 10)
+        .await
+        .unwrap();
     miners[0].abort();
 
     let (last, _) = orchestrator.finish().await.unwrap();
     let counts = last.sample_counts();
     assert_eq!((counts.completed, counts.lost), (120, 0));
     assert_eq!(last.merges().len(), 4);
-    assert!(last.merges().iter().all(|merge| merge.covered == merge.cells), "{:?}", last.merges());
+    assert!(
+        last.merges()
+            .iter()
+            .all(|merge| merge.covered == merge.cells),
+        "{:?}",
+        last.merges()
+    );
     assert!(last.replicas_equal());
     assert!(counts.re_leased > 0, "it held work when it vanished");
 }
