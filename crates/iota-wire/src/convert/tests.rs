@@ -5,15 +5,8 @@ mod values;
 use std::ops::Range;
 use std::time::Duration;
 
-use iota_protocol::event::Phase;
-use iota_protocol::work::{
-    CellUpload, Checkpoint, Difference, Failure, Lease, LogEntry, MergeInput, ObjectName,
-    ObjectRef, Outcome, Purpose, Seal, Segment, SegmentSource, UploadRecord, Verdict, Work,
-};
-use iota_protocol::{
-    CellIndex, Digest, Epoch, LeaseId, ObjectId, PeerId, Role, RunId, SampleId, Session,
-    StageIndex, Timestamp,
-};
+use iota_protocol::work::{Failure, ObjectName, Outcome, Seal, Work};
+use iota_protocol::{Digest, Epoch, LeaseId, PeerId, Role, RunId, Session, Timestamp};
 use proptest::collection::vec;
 use proptest::option::of;
 use proptest::prelude::*;
@@ -22,10 +15,7 @@ use prost::Message;
 use self::values::*;
 use super::*;
 use crate::limits::{HOLD_MAX, LEASES_MAX, URL_BYTES_MAX};
-use crate::message::{
-    Grant, GrantMethod, GrantTarget, Joined, LeasedWork, RunInfo, RunStatus, WorkReply,
-    WorkRequest, WorkStatus,
-};
+use crate::message::{Grant, Joined, LeasedWork, RunInfo, RunStatus, WorkReply, WorkRequest};
 use crate::proto;
 
 /// Through the message and its bytes, and back.

@@ -9,19 +9,13 @@ use iota_protocol::work::{
     ObjectRef, Outcome, Purpose, Seal, Segment, SegmentSource, UploadRecord, Verdict, Work,
 };
 use iota_protocol::{
-    CellIndex, Digest, Epoch, LeaseId, ObjectId, PeerId, Role, RunId, SampleId, Session,
-    StageIndex, Timestamp,
+    CellIndex, Digest, Epoch, LeaseId, ObjectId, PeerId, SampleId, Session, StageIndex, Timestamp,
 };
 use proptest::collection::vec;
 use proptest::option::of;
 use proptest::prelude::*;
 
-use crate::limits::{HOLD_MAX, LEASES_MAX, URL_BYTES_MAX};
-use crate::message::{
-    Grant, GrantMethod, GrantTarget, Joined, LeasedWork, RunInfo, RunStatus, WorkReply,
-    WorkRequest, WorkStatus,
-};
-use crate::proto;
+use crate::message::{Grant, GrantMethod, GrantTarget, RunStatus, WorkStatus};
 
 pub(super) fn session() -> impl Strategy<Value = Session> {
     (any::<[u8; 32]>(), any::<u32>()).prop_map(|(peer, generation)| Session {
