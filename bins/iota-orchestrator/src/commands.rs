@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use iota_node::settings::SettingsError;
 use iota_node::{Exit, Layers, Loaded, Shutdown, Telemetry};
-use iota_orchestrator::{Orchestrator, Participants, Setup, SetupError, check_addresses};
+use iota_orchestrator::{
+    Orchestrator, Participants, Setup, SetupError, TimingOptions, check_addresses,
+};
 use iota_testnet::{Testnet, TestnetSettings, folder, summary};
 
 use crate::arguments::{self, Arguments, Command, Config, Serve};
@@ -20,7 +22,12 @@ pub(crate) fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         } => {
             print!(
                 "{}",
-                load(flags.flags(), flags.run.config.as_ref())?.show()?
+                load(
+                    &TestnetSettings::default(),
+                    flags.flags(),
+                    flags.run.config.as_ref()
+                )?
+                .show()?
             );
             Ok(Exit::Done)
         }
@@ -45,6 +52,7 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> Exit {
 }
 
 fn load(
+    defaults: &TestnetSettings,
     flags: toml::Table,
     file: Option<&PathBuf>,
 ) -> Result<Loaded<TestnetSettings>, SettingsError> {
@@ -55,7 +63,7 @@ fn load(
         "IOTA_THREADS",
         "IOTA_CAPACITY",
     ];
-    let mut layers = Layers::new(&TestnetSettings::default())?.reserve(others);
+    let mut layers = Layers::new(defaults)?.reserve(others);
     if let Some(file) = file {
         layers = layers.file(file)?;
     }
@@ -63,7 +71,12 @@ fn load(
 }
 
 fn testnet(flags: &arguments::Testnet) -> anyhow::Result<Exit> {
-    let settings = load(flags.flags(), flags.run.config.as_ref())?.settings;
+    let settings = load(
+        &TestnetSettings::default(),
+        flags.flags(),
+        flags.run.config.as_ref(),
+    )?
+    .settings;
     let mut telemetry = Telemetry::from_environment()?;
     if std::env::var_os("IOTA_LOG").is_none() {
         // The terminal belongs to the view; what is worth a warning is worth a line there all the same.
@@ -84,7 +97,12 @@ fn testnet(flags: &arguments::Testnet) -> anyhow::Result<Exit> {
 }
 
 fn serve(flags: Serve) -> anyhow::Result<Exit> {
-    let settings = load(flags.run.flags(), flags.run.config.as_ref())?.settings;
+    // Between machines silence means less than on one.
+    let defaults = TestnetSettings {
+        timing: TimingOptions::default(),
+        ..TestnetSettings::default()
+    };
+    let settings = load(&defaults, flags.run.flags(), flags.run.config.as_ref())?.settings;
     Telemetry::from_environment()?.init()?;
     let participants = Participants {
         miners_to_start: flags.miners_to_start,

@@ -11,6 +11,8 @@ pub enum Behaviour {
     /// Uploads tensors of the right shape and plausible size with wrong numbers in them, and commits to those: what a
     /// free rider would do who hopes that nobody looks.
     WrongTensors,
+    /// Uploads tensors with a value that is not a number, and commits to those: what poisons everybody who adds it up.
+    NotFinite,
 }
 
 impl Behaviour {
@@ -19,19 +21,25 @@ impl Behaviour {
         match self {
             Self::Honest => honest,
             Self::WrongTensors => {
-                // The header of a safetensors object says its own length in the first eight bytes; what follows are
-                // little-endian f32. Flipping every other sign keeps shape, norm and finiteness.
                 let mut bytes = honest.to_vec();
-                let header = u64::from_le_bytes(
-                    bytes[..8]
-                        .try_into()
-                        .expect("an encoded tensor has a header"),
-                );
-                for value in bytes[8 + header as usize..].chunks_exact_mut(8) {
+                // Flipping every other sign keeps shape, norm and finiteness.
+                for value in values(&mut bytes).chunks_exact_mut(8) {
                     value[3] ^= 0x80;
                 }
                 bytes.into()
             }
+            Self::NotFinite => {
+                let mut bytes = honest.to_vec();
+                values(&mut bytes)[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+                bytes.into()
+            }
         }
     }
+}
+
+/// The little-endian f32 of a safetensors object. Its first eight bytes say how long the header is that follows them.
+fn values(object: &mut [u8]) -> &mut [u8] {
+    let (length, rest) = object.split_at_mut(8);
+    let header = u64::from_le_bytes((*length).try_into().expect("split at eight bytes"));
+    &mut rest[header as usize..]
 }

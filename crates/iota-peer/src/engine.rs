@@ -85,20 +85,7 @@ impl Engine {
         threads: usize,
     ) -> Result<Self, Error> {
         let plan = description.plan()?;
-        let AdamW {
-            beta1,
-            beta2,
-            epsilon,
-            weight_decay,
-            clip_norm,
-        } = description.optimizer;
-        let optimizer = OptimizerSettings {
-            beta1,
-            beta2,
-            epsilon,
-            weight_decay,
-            clip_norm,
-        };
+        let optimizer = optimizer_settings(&description.optimizer);
         let options = StageOptions { threads, optimizer };
         let stage = Stage::new(&plan, usize::from(index.get()), options)?;
         let activation = activation_spec(&description);
@@ -369,6 +356,24 @@ fn check_finite(what: &'static str, values: &[f32]) -> Result<(), Error> {
     match tensor::first_non_finite(values) {
         None => Ok(()),
         Some(_) => Err(iota_compute::Error::NotFinite { what }.into()),
+    }
+}
+
+/// The run's optimizer as the compute engine wants it.
+pub const fn optimizer_settings(adamw: &AdamW) -> OptimizerSettings {
+    let AdamW {
+        beta1,
+        beta2,
+        epsilon,
+        weight_decay,
+        clip_norm,
+    } = *adamw;
+    OptimizerSettings {
+        beta1,
+        beta2,
+        epsilon,
+        weight_decay,
+        clip_norm,
     }
 }
 

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use iota_compute::{Input, OptimizerSettings, Stage, StageOptions};
+use iota_compute::{Input, Stage, StageOptions};
 use iota_data::{DataManifest, Evaluation, Sampler, Shard};
 use iota_model::StagePlan;
+use iota_peer::engine::optimizer_settings;
 use iota_protocol::work::{Checkpoint, SegmentSource};
 use iota_protocol::{Digest, SampleId, StageIndex};
 use iota_protocol::{RunSettings, learning_rate_at};
@@ -36,20 +37,7 @@ impl Whole {
         threads: usize,
     ) -> Result<Self, Error> {
         let plan = regrouped(description, stages)?;
-        let iota_run::AdamW {
-            beta1,
-            beta2,
-            epsilon,
-            weight_decay,
-            clip_norm,
-        } = description.optimizer;
-        let optimizer = OptimizerSettings {
-            beta1,
-            beta2,
-            epsilon,
-            weight_decay,
-            clip_norm,
-        };
+        let optimizer = optimizer_settings(&description.optimizer);
         let stages = (0..stages)
             .map(|index| {
                 let mut stage = Stage::new(&plan, index, StageOptions { threads, optimizer })?;
