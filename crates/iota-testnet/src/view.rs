@@ -91,7 +91,7 @@ impl View for Live {
             ordinal(status),
             status.epochs
         ));
-        let before = status.epoch.get() * self.samples_per_epoch;
+        let before = (ordinal(status) - 1) * self.samples_per_epoch;
         self.epoch.set_position(
             status
                 .samples_completed
