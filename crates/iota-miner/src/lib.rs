@@ -35,7 +35,6 @@ mod stage_thread;
 mod worker;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use iota_identity::Keypair;
 use iota_node::{Clock, Shutdown, SystemClock};
@@ -155,11 +154,7 @@ impl MinerBuilder {
         let participation = Participation {
             role: Role::Miner,
             capacity: self.capacity,
-            hold: HOLD,
         };
         participate(client, worker, participation, self.clock, shutdown).await
     }
 }
-
-/// How long a poll may be held: well below the session timeout, since a poll is the sign of life.
-const HOLD: Duration = Duration::from_secs(10);

@@ -63,9 +63,11 @@ pub struct Participation {
     pub role: Role,
     /// Leases held at a time.
     pub capacity: u32,
-    /// How long the orchestrator may hold a poll that it has no work for.
-    pub hold: Duration,
 }
+
+/// How long the orchestrator may hold a poll that it has no work for: well below the session timeout, since a poll is the
+/// sign of life.
+const HOLD: Duration = Duration::from_secs(10);
 
 enum Input {
     Joined(Result<Joined, CallError>),
@@ -233,7 +235,7 @@ impl<W: Worker> Driver<W> {
         let client = self.client.clone();
         match effect {
             Effect::Join => {
-                let Participation { role, capacity, .. } = self.participation;
+                let Participation { role, capacity } = self.participation;
                 self.tasks
                     .spawn(async move { Input::Joined(client.join(role, capacity).await) });
             }
@@ -242,12 +244,11 @@ impl<W: Worker> Driver<W> {
                 room,
                 held,
             } => {
-                let hold = self.participation.hold;
                 let request = WorkRequest {
                     session,
                     room,
                     held,
-                    hold,
+                    hold: HOLD,
                 };
                 let poll = async move { Input::Polled(session, client.get_work(request).await) };
                 if let Some(earlier) = self.poll.replace(self.tasks.spawn(poll)) {

@@ -143,12 +143,8 @@ impl Transfer {
         leased: &LeasedWork,
     ) -> Result<Seal, Failure> {
         let grant = object_grant(leased, name)?;
-        let seal = Seal {
-            digest: Digest::of(&bytes),
-            length: bytes.len() as u64,
-        };
-        create(|| self.client.upload(&grant, bytes.clone())).await?;
-        Ok(seal)
+        let written = create(|| self.client.upload(&grant, bytes.clone())).await?;
+        Ok(written.unwrap_or_else(|| iota_store::seal(&bytes)))
     }
 
     async fn fetch(&self, grant: &Grant, seal: &Seal) -> Result<Bytes, Trouble> {
@@ -181,8 +177,8 @@ impl Trouble {
     }
 }
 
-/// Creates an object; `call` is one try.
-async fn create<T, F>(mut call: impl FnMut() -> F) -> Result<(), Failure>
+/// Creates an object; `call` is one try. None if a try did it whose answer was lost.
+async fn create<T, F>(mut call: impl FnMut() -> F) -> Result<Option<T>, Failure>
 where
     F: Future<Output = Result<T, iota_store::Error>>,
 {
@@ -192,9 +188,9 @@ where
         call()
     });
     match created.await {
-        Ok(_) => Ok(()),
+        Ok(written) => Ok(Some(written)),
         // The tries before this one ended without saying whether the object had arrived. Now it is known that one had.
-        Err(iota_store::Error::Exists { .. }) if tries > 1 => Ok(()),
+        Err(iota_store::Error::Exists { .. }) if tries > 1 => Ok(None),
         Err(error @ iota_store::Error::Exists { .. }) => {
             debug!(%error, "the object was there before it was written");
             Err(Failure::Internal)
@@ -259,7 +255,9 @@ mod tests {
 
     async fn created(answers: Vec<Result<(), iota_store::Error>>) -> Result<(), Failure> {
         let mut answers = answers.into_iter();
-        create(|| std::future::ready(answers.next().unwrap())).await
+        create(|| std::future::ready(answers.next().unwrap()))
+            .await
+            .map(drop)
     }
 
     #[tokio::test(start_paused = true)]

@@ -28,7 +28,6 @@
 mod worker;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use iota_identity::Keypair;
 use iota_node::{Clock, Shutdown, SystemClock};
@@ -132,11 +131,7 @@ impl ValidatorBuilder {
         let participation = Participation {
             role: Role::Validator,
             capacity: self.capacity,
-            hold: HOLD,
         };
         participate(client, worker, participation, self.clock, shutdown).await
     }
 }
-
-/// How long a poll may be held: well below the session timeout, since a poll is the sign of life.
-const HOLD: Duration = Duration::from_secs(10);
