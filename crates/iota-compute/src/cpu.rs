@@ -6,9 +6,11 @@
 //! | `threads` | cutting work into jobs by its shape |
 //! | `numeric` | `exp`, sums and maxima in lanes |
 //! | `matmul` | matrix products, defined to the bit |
+//! | `bf16` | the same with factors rounded to bf16, twice as fast where the CPU can |
 //! | `norm`, `attention`, `elementwise`, `loss` | the operations |
 
 mod attention;
+mod bf16;
 mod elementwise;
 mod instructions;
 mod loss;
@@ -22,7 +24,7 @@ use std::ops::Range;
 pub use self::instructions::InstructionSet;
 use self::matmul::{Matrix, Size};
 use self::threads::Threads;
-use crate::backend::{AdamWUpdate, AttentionShape, Backend, Form, Product, Turn, Write};
+use crate::backend::{AdamWUpdate, AttentionShape, Backend, Form, Precision, Product, Turn, Write};
 use crate::error::Result;
 
 /// The CPU. Clones share its threads.
@@ -30,6 +32,7 @@ use crate::error::Result;
 pub struct Cpu {
     instructions: InstructionSet,
     threads: Threads,
+    precision: Precision,
 }
 
 impl Cpu {
@@ -41,7 +44,15 @@ impl Cpu {
         Ok(Self {
             instructions: InstructionSet::detect(),
             threads: Threads::new(threads)?,
+            precision: Precision::F32,
         })
+    }
+
+    /// With other factors in its matrix products: those of linear layers and of the output projection, not those within
+    /// attention.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// With other vector instructions than the best: to measure, and to show that the bits are the same. Matrix products
@@ -148,18 +159,15 @@ impl Backend for Cpu {
             columns,
             inner,
         };
-        let parallelism = self.threads.parallelism();
+        let add = write == Write::Add;
         // gemm takes the threads of the pool that it is called in.
-        self.threads.scope(|| {
-            matmul::matmul(
-                self.instructions,
-                parallelism,
-                size,
-                (out, columns),
-                a,
-                b,
-                write == Write::Add,
-            );
+        self.threads.scope(|| match self.precision {
+            Precision::F32 => {
+                let parallelism = self.threads.parallelism();
+                let out = (out, columns);
+                matmul::matmul(self.instructions, parallelism, size, out, a, b, add);
+            }
+            Precision::Bf16 => bf16::matmul(self.context(), size, out, a, b, add),
         });
         Ok(())
     }
@@ -306,7 +314,15 @@ impl Backend for Cpu {
         width: usize,
     ) -> Result<f32> {
         Ok(self.threads.scope(|| {
-            loss::cross_entropy(self.context(), gradients, x, projection, targets, width)
+            loss::cross_entropy(
+                self.context(),
+                self.precision,
+                gradients,
+                x,
+                projection,
+                targets,
+                width,
+            )
         }))
     }
 

@@ -68,7 +68,7 @@ pub mod reference;
 pub mod stage;
 pub mod state;
 
-pub use backend::{AdamWUpdate, Backend};
+pub use backend::{AdamWUpdate, Backend, Precision};
 pub use cpu::{Cpu, InstructionSet};
 pub use error::{Error, Result};
 pub use memory::MemoryEstimate;

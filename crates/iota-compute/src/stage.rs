@@ -12,7 +12,7 @@ use iota_model::{StageLayout, StagePlan, StageRole, TensorId};
 use self::block::{Block, SavedBlock};
 use self::checks::{check_finite, check_length};
 use self::run::Weight;
-use crate::backend::{AttentionShape, Backend};
+use crate::backend::{AttentionShape, Backend, Precision};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::initialise::initialise;
@@ -26,6 +26,8 @@ pub struct StageOptions {
     /// Threads of the stage's own. With 1 it computes on its caller's thread, which is best for many stages in one
     /// process. Results do not depend on it.
     pub threads: usize,
+    /// Factors of its matrix products. Part of what a run agrees on: results depend on it.
+    pub precision: Precision,
     /// How it steps.
     pub optimizer: OptimizerSettings,
 }
@@ -34,6 +36,7 @@ impl Default for StageOptions {
     fn default() -> Self {
         Self {
             threads: 1,
+            precision: Precision::F32,
             optimizer: OptimizerSettings::default(),
         }
     }
@@ -113,7 +116,8 @@ impl Stage<Cpu> {
     /// # Errors
     /// [`Error::NoSuchStage`], [`Error::Threads`].
     pub fn new(plan: &StagePlan, index: usize, options: StageOptions) -> Result<Self> {
-        Self::on(Cpu::new(options.threads)?, plan, index, options.optimizer)
+        let cpu = Cpu::new(options.threads)?.with_precision(options.precision);
+        Self::on(cpu, plan, index, options.optimizer)
     }
 
     /// Parameters and optimizer state, to read.

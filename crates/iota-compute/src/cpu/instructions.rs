@@ -17,7 +17,20 @@ pub(super) enum Level {
     /// 512 bits at a time.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// 512 bits at a time, and products of bf16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
+
+/// Proof that this CPU has instructions for products of bf16.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bf16(());
+
+/// Proof that this CPU has instructions for products of bf16: none of this architecture does that is known here.
+#[cfg(not(target_arch = "x86_64"))]
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Bf16 {}
 
 impl InstructionSet {
     /// The best that this CPU has.
@@ -41,6 +54,9 @@ impl InstructionSet {
                     && detected!("avx512vl")
                 {
                     sets.push(Self(Level::Avx512));
+                    if detected!("avx512bf16") {
+                        sets.push(Self(Level::Avx512Bf16));
+                    }
                 }
             }
         }
@@ -49,6 +65,15 @@ impl InstructionSet {
 
     pub(super) const fn level(self) -> Level {
         self.0
+    }
+
+    /// Whether they multiply bf16.
+    pub(super) fn bf16(self) -> Option<Bf16> {
+        #[cfg(target_arch = "x86_64")]
+        if self.0 == Level::Avx512Bf16 {
+            return Some(Bf16(()));
+        }
+        None
     }
 
     /// Whether the `gemm` crate, on this architecture and with these instructions, adds products by fused
@@ -89,7 +114,9 @@ macro_rules! vectorised {
             match instructions.level() {
                 // SAFETY: an instruction set of this level is only made where the CPU was seen to have it.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::instructions::Level::Avx512 => unsafe { avx512($($argument),*) },
+                $crate::cpu::instructions::Level::Avx512 | $crate::cpu::instructions::Level::Avx512Bf16 => unsafe {
+                    avx512($($argument),*)
+                },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::instructions::Level::Avx2 => unsafe { avx2($($argument),*) },

@@ -4,10 +4,12 @@
     reason = "kernels are compiled for several instruction sets"
 )]
 
+use super::bf16::{self, Factor};
 use super::instructions::{InstructionSet, vectorised};
 use super::matmul::{Matrix, Size, matmul};
 use super::numeric::{exp, max, sum};
 use super::threads::Threads;
+use crate::backend::Precision;
 
 /// Logits held at a time, about (64 MiB): one chunk of rows, for all of the vocabulary.
 const LOGITS: usize = 16 * 1024 * 1024;
@@ -18,6 +20,7 @@ const ROWS: usize = 512;
 /// See [`crate::Backend::cross_entropy`].
 pub(super) fn cross_entropy(
     (instructions, threads): (InstructionSet, &Threads),
+    precision: Precision,
     mut gradients: Option<(&mut [f32], &mut [f32])>,
     x: &[f32],
     projection: &[f32],
@@ -40,63 +43,162 @@ pub(super) fn cross_entropy(
     }
     let chunk = (LOGITS / vocabulary).clamp(1, ROWS).min(rows.max(1));
     let share = 1.0 / rows as f32;
-    let parallelism = threads.parallelism();
+    let projection = Projection::new(
+        (instructions, threads),
+        precision,
+        projection,
+        width,
+        gradients.is_some(),
+    );
     let mut logits = vec![0.0; chunk * vocabulary];
     let mut total = 0.0_f64;
     for (index, targets) in targets.chunks(chunk).enumerate() {
         let count = targets.len();
         let range = index * chunk * width..(index * chunk + count) * width;
         let (x, logits) = (&x[range.clone()], &mut logits[..count * vocabulary]);
-        matmul(
-            instructions,
-            parallelism,
-            Size {
-                rows: count,
-                columns: vocabulary,
-                inner: width,
-            },
-            (logits, vocabulary),
-            Matrix::rows(x, width),
-            Matrix::transposed(projection, width),
-            false,
-        );
+        projection.logits(logits, x);
         let jobs = logits.chunks_mut(vocabulary).zip(targets);
         let losses = threads.map(jobs, |(logits, &target)| {
             row_loss(instructions, logits, target as usize, share)
         });
         total += losses.into_iter().map(f64::from).sum::<f64>();
 
-        let Some((x_gradient, projection_gradient)) = &mut gradients else {
-            continue;
-        };
-        matmul(
-            instructions,
-            parallelism,
-            Size {
-                rows: count,
-                columns: width,
-                inner: vocabulary,
-            },
-            (&mut x_gradient[range], width),
-            Matrix::rows(logits, vocabulary),
-            Matrix::rows(projection, width),
-            false,
-        );
-        matmul(
-            instructions,
-            parallelism,
-            Size {
-                rows: vocabulary,
-                columns: width,
-                inner: count,
-            },
-            (projection_gradient, width),
-            Matrix::transposed(logits, vocabulary),
-            Matrix::rows(x, width),
-            true,
-        );
+        if let Some((x_gradient, projection_gradient)) = &mut gradients {
+            projection.gradients(&mut x_gradient[range], projection_gradient, x, logits);
+        }
     }
+    projection.recycle();
     (total / rows as f64) as f32
+}
+
+/// The output projection, `[vocabulary, width]`, ready for the products of every chunk.
+struct Projection<'a> {
+    context: (InstructionSet, &'a Threads),
+    values: &'a [f32],
+    vocabulary: usize,
+    width: usize,
+    rounded: Option<Rounded>,
+}
+
+/// As the right factor of products of bf16, which is laid out once for all chunks.
+struct Rounded {
+    /// `[width, vocabulary]`, for the logits.
+    transposed: Factor,
+    /// `[vocabulary, width]`, for the gradient of what came in.
+    plain: Option<Factor>,
+}
+
+impl<'a> Projection<'a> {
+    fn new(
+        context: (InstructionSet, &'a Threads),
+        precision: Precision,
+        values: &'a [f32],
+        width: usize,
+        gradients: bool,
+    ) -> Self {
+        let vocabulary = values.len() / width;
+        let rounded = (precision == Precision::Bf16).then(|| Rounded {
+            transposed: Factor::right(
+                context,
+                Matrix::transposed(values, width),
+                width,
+                vocabulary,
+            ),
+            plain: gradients.then(|| {
+                Factor::right(context, Matrix::rows(values, width), vocabulary, width)
+            }),
+        });
+        Self {
+            context,
+            values,
+            vocabulary,
+            width,
+            rounded,
+        }
+    }
+
+    /// `x projection^T`.
+    fn logits(&self, logits: &mut [f32], x: &[f32]) {
+        let (rows, x) = (x.len() / self.width, Matrix::rows(x, self.width));
+        match &self.rounded {
+            None => self.product(
+                (rows, self.vocabulary, self.width),
+                logits,
+                x,
+                Matrix::transposed(self.values, self.width),
+                false,
+            ),
+            Some(Rounded { transposed, .. }) => {
+                let x = Factor::left(self.context, x, rows, self.width);
+                bf16::multiply(self.context, logits, &x, transposed, false);
+                x.recycle(self.context.1);
+            }
+        }
+    }
+
+    /// Sets the gradient of `x` and adds to that of the projection, from that of the logits.
+    fn gradients(
+        &self,
+        x_gradient: &mut [f32],
+        projection_gradient: &mut [f32],
+        x: &[f32],
+        logits: &[f32],
+    ) {
+        let rows = x.len() / self.width;
+        let (by_row, by_token) = (
+            Matrix::rows(logits, self.vocabulary),
+            Matrix::transposed(logits, self.vocabulary),
+        );
+        let x = Matrix::rows(x, self.width);
+        let to_x = (rows, self.width, self.vocabulary);
+        let to_projection = (self.vocabulary, self.width, rows);
+        match &self.rounded {
+            None => {
+                let values = Matrix::rows(self.values, self.width);
+                self.product(to_x, x_gradient, by_row, values, false);
+                self.product(to_projection, projection_gradient, by_token, x, true);
+            }
+            Some(Rounded { plain, .. }) => {
+                let plain = plain
+                    .as_ref()
+                    .expect("made whenever gradients are asked for");
+                let left = Factor::left(self.context, by_row, rows, self.vocabulary);
+                bf16::multiply(self.context, x_gradient, &left, plain, false);
+                left.recycle(self.context.1);
+                let left = Factor::left(self.context, by_token, self.vocabulary, rows);
+                let right = Factor::right(self.context, x, rows, self.width);
+                bf16::multiply(self.context, projection_gradient, &left, &right, true);
+                left.recycle(self.context.1);
+                right.recycle(self.context.1);
+            }
+        }
+    }
+
+    fn product(
+        &self,
+        (rows, columns, inner): (usize, usize, usize),
+        out: &mut [f32],
+        a: Matrix<'_>,
+        b: Matrix<'_>,
+        add: bool,
+    ) {
+        let (instructions, threads) = self.context;
+        let size = Size {
+            rows,
+            columns,
+            inner,
+        };
+        matmul(instructions, threads.parallelism(), size, (out, columns), a, b, add);
+    }
+
+    fn recycle(self) {
+        if let Some(Rounded { transposed, plain }) = self.rounded {
+            transposed.recycle(self.context.1);
+            if let Some(plain) = plain {
+                plain.recycle(self.context.1);
+            }
+        }
+    }
 }
 
 vectorised! {

@@ -15,7 +15,7 @@ use gemm::Parallelism;
 use super::instructions::{InstructionSet, vectorised};
 
 /// Terms that are summed before the partial sum is rounded into the result. `gemm` leaves sums of this length whole.
-const STRETCH: usize = 512;
+pub(super) const STRETCH: usize = 512;
 
 /// Up to so many elements `gemm` would compute by sums across lanes.
 const SMALL_PRODUCT: usize = 16 * 16;
@@ -47,7 +47,15 @@ impl<'a> Matrix<'a> {
         }
     }
 
-    fn assert_holds(&self, rows: usize, columns: usize) {
+    pub(super) const fn transpose(self) -> Self {
+        Self {
+            data: self.data,
+            row_stride: self.column_stride,
+            column_stride: self.row_stride,
+        }
+    }
+
+    pub(super) fn assert_holds(&self, rows: usize, columns: usize) {
         let last = (rows - 1) * self.row_stride + (columns - 1) * self.column_stride;
         assert!(
             last < self.data.len(),
