@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `instructions` | run-time choice of vector instructions |
 //! | `threads` | cutting work into jobs by its shape |
+//! | `spare` | memory that is used again |
 //! | `numeric` | `exp`, sums and maxima in lanes |
 //! | `matmul` | matrix products, defined to the bit |
 //! | `bf16` | the same with factors rounded to bf16, twice as fast where the CPU can |
@@ -17,6 +18,7 @@ mod loss;
 mod matmul;
 mod norm;
 mod numeric;
+mod spare;
 mod threads;
 
 use std::ops::Range;

@@ -169,7 +169,7 @@ impl Factor {
     /// Hands its memory to the next factor.
     pub(super) fn recycle(self, threads: &Threads) {
         if let Layout::Panels { pairs, .. } = self.layout {
-            threads.give(pairs.memory);
+            threads.words.give(pairs.memory);
         }
     }
 }
@@ -214,7 +214,15 @@ pub(super) fn multiply(
             );
             let parallelism = threads.parallelism();
             let out = (out, size.columns);
-            matmul::matmul(instructions, parallelism, size, out, factors.0, factors.1, add);
+            matmul::matmul(
+                instructions,
+                parallelism,
+                size,
+                out,
+                factors.0,
+                factors.1,
+                add,
+            );
         }
         (
             &Layout::Panels {
@@ -286,7 +294,9 @@ impl Aligned {
 
     /// What it holds is left over from somewhere.
     fn take(threads: &Threads, length: usize) -> Self {
-        let memory = threads.take(length + Self::ALIGNMENT / size_of::<u32>());
+        let memory = threads
+            .words
+            .take(length + Self::ALIGNMENT / size_of::<u32>());
         let start = memory.as_ptr().align_offset(Self::ALIGNMENT);
         Self {
             memory,

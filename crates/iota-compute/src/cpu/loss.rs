@@ -7,7 +7,7 @@
 use super::bf16::{self, Factor};
 use super::instructions::{InstructionSet, vectorised};
 use super::matmul::{Matrix, Size, matmul};
-use super::numeric::{exp, max, sum};
+use super::numeric::{exp_all, max};
 use super::threads::Threads;
 use crate::backend::Precision;
 
@@ -50,24 +50,34 @@ pub(super) fn cross_entropy(
         width,
         gradients.is_some(),
     );
-    let mut logits = vec![0.0; chunk * vocabulary];
+    let group = projection.group().min(chunk);
+    let mut memory = threads.numbers.take(chunk * vocabulary);
+    let logits = &mut memory[..chunk * vocabulary];
     let mut total = 0.0_f64;
     for (index, targets) in targets.chunks(chunk).enumerate() {
-        let count = targets.len();
-        let range = index * chunk * width..(index * chunk + count) * width;
-        let (x, logits) = (&x[range.clone()], &mut logits[..count * vocabulary]);
-        projection.logits(logits, x);
-        let jobs = logits.chunks_mut(vocabulary).zip(targets);
-        let losses = threads.map(jobs, |(logits, &target)| {
-            row_loss(instructions, logits, target as usize, share)
-        });
-        total += losses.into_iter().map(f64::from).sum::<f64>();
-
-        if let Some((x_gradient, projection_gradient)) = &mut gradients {
-            projection.gradients(&mut x_gradient[range], projection_gradient, x, logits);
+        let first = index * chunk;
+        for (index, targets) in targets.chunks(group).enumerate() {
+            let rows = first + index * group..first + index * group + targets.len();
+            let logits = &mut logits[index * group * vocabulary..][..targets.len() * vocabulary];
+            projection.logits(logits, &x[rows.start * width..rows.end * width]);
+            let jobs = logits.chunks_mut(vocabulary).zip(targets);
+            let losses = threads.map(jobs, |(logits, &target)| {
+                row_loss(instructions, logits, target as usize, share)
+            });
+            total += losses.into_iter().map(f64::from).sum::<f64>();
+            if let Some((x_gradient, _)) = &mut gradients {
+                let x_gradient = &mut x_gradient[rows.start * width..rows.end * width];
+                projection.input_gradient(x_gradient, logits);
+            }
+        }
+        if let Some((_, projection_gradient)) = &mut gradients {
+            let x = &x[first * width..(first + targets.len()) * width];
+            let logits = &logits[..targets.len() * vocabulary];
+            projection.weight_gradient(projection_gradient, x, logits);
         }
     }
     projection.recycle();
+    threads.numbers.give(memory);
     (total / rows as f64) as f32
 }
 
@@ -104,9 +114,8 @@ impl<'a> Projection<'a> {
                 width,
                 vocabulary,
             ),
-            plain: gradients.then(|| {
-                Factor::right(context, Matrix::rows(values, width), vocabulary, width)
-            }),
+            plain: gradients
+                .then(|| Factor::right(context, Matrix::rows(values, width), vocabulary, width)),
         });
         Self {
             context,
@@ -136,41 +145,49 @@ impl<'a> Projection<'a> {
         }
     }
 
-    /// Sets the gradient of `x` and adds to that of the projection, from that of the logits.
-    fn gradients(
-        &self,
-        x_gradient: &mut [f32],
-        projection_gradient: &mut [f32],
-        x: &[f32],
-        logits: &[f32],
-    ) {
-        let rows = x.len() / self.width;
-        let (by_row, by_token) = (
-            Matrix::rows(logits, self.vocabulary),
-            Matrix::transposed(logits, self.vocabulary),
-        );
-        let x = Matrix::rows(x, self.width);
-        let to_x = (rows, self.width, self.vocabulary);
-        let to_projection = (self.vocabulary, self.width, rows);
+    /// Rows whose logits are made, turned into gradients and carried back while they are in the cache. A product of f32
+    /// lays the projection out anew each time, which pays for many rows only.
+    const fn group(&self) -> usize {
+        match &self.rounded {
+            None => ROWS,
+            Some(_) => 96,
+        }
+    }
+
+    /// The gradient of `x` from that of its logits.
+    fn input_gradient(&self, x_gradient: &mut [f32], logits: &[f32]) {
+        let rows = logits.len() / self.vocabulary;
+        let logits = Matrix::rows(logits, self.vocabulary);
+        let size = (rows, self.width, self.vocabulary);
         match &self.rounded {
             None => {
                 let values = Matrix::rows(self.values, self.width);
-                self.product(to_x, x_gradient, by_row, values, false);
-                self.product(to_projection, projection_gradient, by_token, x, true);
+                self.product(size, x_gradient, logits, values, false);
             }
             Some(Rounded { plain, .. }) => {
                 let plain = plain
                     .as_ref()
                     .expect("made whenever gradients are asked for");
-                let left = Factor::left(self.context, by_row, rows, self.vocabulary);
+                let left = Factor::left(self.context, logits, rows, self.vocabulary);
                 bf16::multiply(self.context, x_gradient, &left, plain, false);
                 left.recycle(self.context.1);
-                let left = Factor::left(self.context, by_token, self.vocabulary, rows);
-                let right = Factor::right(self.context, x, rows, self.width);
-                bf16::multiply(self.context, projection_gradient, &left, &right, true);
-                left.recycle(self.context.1);
-                right.recycle(self.context.1);
             }
+        }
+    }
+
+    /// Adds to the gradient of the projection.
+    fn weight_gradient(&self, gradient: &mut [f32], x: &[f32], logits: &[f32]) {
+        let rows = x.len() / self.width;
+        let logits = Matrix::transposed(logits, self.vocabulary);
+        let x = Matrix::rows(x, self.width);
+        let size = Size {
+            rows: self.vocabulary,
+            columns: self.width,
+            inner: rows,
+        };
+        match &self.rounded {
+            None => self.product((size.rows, size.columns, rows), gradient, logits, x, true),
+            Some(_) => bf16::matmul(self.context, size, gradient, logits, x, true),
         }
     }
 
@@ -188,7 +205,15 @@ impl<'a> Projection<'a> {
             columns,
             inner,
         };
-        matmul(instructions, threads.parallelism(), size, (out, columns), a, b, add);
+        matmul(
+            instructions,
+            threads.parallelism(),
+            size,
+            (out, columns),
+            a,
+            b,
+            add,
+        );
     }
 
     fn recycle(self) {
@@ -206,10 +231,7 @@ vectorised! {
     fn row_loss(logits: &mut [f32], target: usize, share: f32) -> f32 {
         let highest = max(logits);
         let wanted = logits[target];
-        for logit in logits.iter_mut() {
-            *logit = exp(*logit - highest);
-        }
-        let total = sum(logits.len(), |token| logits[token]);
+        let total = exp_all(logits, highest);
         let scale = share / total;
         for logit in logits.iter_mut() {
             *logit *= scale;

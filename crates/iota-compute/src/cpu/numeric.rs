@@ -62,6 +62,28 @@ pub(super) fn sum(count: usize, term: impl Fn(usize) -> f32) -> f32 {
     total
 }
 
+/// Each element becomes `e^(element - shift)`. Returns their sum, by lanes as [`sum`] has it.
+#[inline(always)]
+pub(super) fn exp_all(values: &mut [f32], shift: f32) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let (chunks, rest) = values.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for (partial, value) in lanes.iter_mut().zip(chunk) {
+            *value = exp(*value - shift);
+            *partial += *value;
+        }
+    }
+    let mut total = 0.0;
+    for partial in lanes {
+        total += partial;
+    }
+    for value in rest {
+        *value = exp(*value - shift);
+        total += *value;
+    }
+    total
+}
+
 /// The largest element; negative infinity if there is none.
 #[inline(always)]
 pub(super) fn max(values: &[f32]) -> f32 {

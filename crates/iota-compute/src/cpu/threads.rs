@@ -1,20 +1,23 @@
 //! Spreading work over threads without changing its result.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::spare::Spare;
 use crate::error::{Error, Result};
 
-/// The threads that a stage computes on: its caller's alone, or a pool of its own.
+/// The threads that a stage computes on: its caller's alone, or a pool of its own; and the memory that their work shares.
 ///
 /// Work is cut into jobs by its shape, never by the number of threads, so that results have the same bits for any number.
 #[derive(Debug, Clone)]
 pub(super) struct Threads {
     /// `None`: the caller's thread does everything. Many stages of one process do best that way.
     pool: Option<Arc<rayon::ThreadPool>>,
-    /// Memory that products have used and others will use again.
-    spare: Arc<Mutex<Vec<Vec<u32>>>>,
+    /// For packed factors.
+    pub(super) words: Arc<Spare<u32>>,
+    /// For logits.
+    pub(super) numbers: Arc<Spare<f32>>,
 }
 
 impl Threads {
@@ -22,7 +25,8 @@ impl Threads {
         if threads <= 1 {
             return Ok(Self {
                 pool: None,
-                spare: Arc::default(),
+                words: Arc::default(),
+                numbers: Arc::default(),
             });
         }
         let pool = rayon::ThreadPoolBuilder::new()
@@ -32,7 +36,8 @@ impl Threads {
             .map_err(|source| Error::Threads { threads, source })?;
         Ok(Self {
             pool: Some(Arc::new(pool)),
-            spare: Arc::default(),
+            words: Arc::default(),
+            numbers: Arc::default(),
         })
     }
 
@@ -40,30 +45,6 @@ impl Threads {
         self.pool
             .as_ref()
             .map_or(1, |pool| pool.current_num_threads())
-    }
-
-    /// At least so many words, which hold what is left over from somewhere: the smallest spare ones that suffice, or the
-    /// largest made longer.
-    pub(super) fn take(&self, length: usize) -> Vec<u32> {
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        let fitting = spare.partition_point(|memory| memory.len() < length);
-        let mut memory = if fitting < spare.len() {
-            spare.remove(fitting)
-        } else {
-            spare.pop().unwrap_or_default()
-        };
-        drop(spare);
-        if memory.len() < length {
-            memory = vec![0; length];
-        }
-        memory
-    }
-
-    /// Gives back what [`take`](Self::take) gave.
-    pub(super) fn give(&self, memory: Vec<u32>) {
-        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = spare.partition_point(|other| other.len() < memory.len());
-        spare.insert(place, memory);
     }
 
     /// Runs `work` where [`each`](Self::each) is cheapest to call.

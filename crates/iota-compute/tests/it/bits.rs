@@ -1,7 +1,7 @@
-use iota_compute::{Cpu, InstructionSet, OptimizerSettings, Stage, StageOptions};
+use iota_compute::{Cpu, InstructionSet, OptimizerSettings, Precision, Stage, StageOptions};
 use iota_model::{ModelConfig, StagePlan, preset};
 
-use crate::{odd_model, stages, tokens, train_pass};
+use crate::{distance, odd_model, stages, tokens, train_pass};
 
 /// Trains for some steps. Returns the losses, the gradients of the last pass, and the parameters, from head to tail.
 fn train(
@@ -15,7 +15,8 @@ fn train(
             .map(|index| {
                 let cpu = Cpu::new(options.threads)
                     .unwrap()
-                    .with_instructions(instructions);
+                    .with_instructions(instructions)
+                    .with_precision(options.precision);
                 let mut stage = Stage::on(cpu, plan, index, options.optimizer).unwrap();
                 stage
                     .state_mut()
@@ -107,30 +108,68 @@ fn any_number_of_threads_computes_the_same_bits() {
         ..odd_model()
     };
     let plan = StagePlan::new(&model, 2).unwrap();
-    let alone = train(&plan, StageOptions::default(), None);
-    for threads in [2, 4] {
-        assert!(
-            train(
-                &plan,
-                StageOptions {
-                    threads,
-                    ..StageOptions::default()
-                },
-                None
-            ) == alone,
-            "{threads} threads"
-        );
+    for precision in [Precision::F32, Precision::Bf16] {
+        let with = |threads| StageOptions {
+            threads,
+            precision,
+            ..StageOptions::default()
+        };
+        let alone = train(&plan, with(1), None);
+        for threads in [2, 4] {
+            assert!(
+                train(&plan, with(threads), None) == alone,
+                "{threads} threads, {precision:?}"
+            );
+        }
     }
 }
 
 #[test]
 fn any_vector_instructions_compute_the_same_bits() {
     let plan = StagePlan::new(&odd_model(), 2).unwrap();
-    let best = train(&plan, StageOptions::default(), None);
-    for instructions in InstructionSet::available() {
-        assert!(
-            train(&plan, StageOptions::default(), Some(instructions)) == best,
-            "{instructions:?}"
-        );
+    for precision in [Precision::F32, Precision::Bf16] {
+        let options = StageOptions {
+            precision,
+            ..StageOptions::default()
+        };
+        let best = train(&plan, options, None);
+        for instructions in InstructionSet::available() {
+            assert!(
+                train(&plan, options, Some(instructions)) == best,
+                "{instructions:?}, {precision:?}"
+            );
+        }
     }
+}
+
+#[test]
+fn bf16_gives_other_bits_and_nearly_the_same_gradients() {
+    let plan = StagePlan::new(&odd_model(), 2).unwrap();
+    let pass = |precision| {
+        let mut stages = stages(
+            &plan,
+            StageOptions {
+                precision,
+                ..StageOptions::default()
+            },
+        );
+        let text = tokens(141, 61, 3);
+        let loss = train_pass(&mut stages, &text[..140], &text[1..]);
+        let gradients: Vec<f32> = stages
+            .iter()
+            .flat_map(|stage| stage.gradients().to_vec())
+            .collect();
+        (loss, gradients)
+    };
+    let (exact, rounded) = (pass(Precision::F32), pass(Precision::Bf16));
+    // A factor is rounded by at most 2^-9 of itself.
+    assert_ne!(exact.0.to_bits(), rounded.0.to_bits());
+    assert!(
+        (exact.0 - rounded.0).abs() < 0.01 * exact.0,
+        "{exact:?} {rounded:?}",
+        exact = exact.0,
+        rounded = rounded.0
+    );
+    let distance = distance(&rounded.1, &exact.1);
+    assert!((1e-4..0.03).contains(&distance), "{distance:e}");
 }

@@ -6,14 +6,7 @@ use std::ops::Range;
 use super::super::instructions::Bf16;
 use super::super::matmul::{Matrix, Size};
 
-pub(super) fn pack(
-    bf16: Bf16,
-    _: &mut [u32],
-    _: usize,
-    _: Matrix<'_>,
-    _: usize,
-    _: usize,
-) {
+pub(super) fn pack(bf16: Bf16, _: &mut [u32], _: usize, _: Matrix<'_>, _: usize, _: usize) {
     match bf16 {}
 }
 

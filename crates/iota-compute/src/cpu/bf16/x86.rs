@@ -69,7 +69,10 @@ unsafe fn pack_along(
         let stored = mask(VECTOR.min(width - first_lane));
         for first_pair in (0..pairs).step_by(VECTOR) {
             let left = terms - 2 * first_pair;
-            let masks = (mask(left.min(VECTOR)), mask(left.saturating_sub(VECTOR).min(VECTOR)));
+            let masks = (
+                mask(left.min(VECTOR)),
+                mask(left.saturating_sub(VECTOR).min(VECTOR)),
+            );
             let mut words = [_mm512_setzero_si512(); VECTOR];
             for (row, words) in words.iter_mut().enumerate().take(rows) {
                 let start = (first_lane + row) * matrix.row_stride + 2 * first_pair;
