@@ -1,7 +1,7 @@
 use iota_compute::{Cpu, InstructionSet, OptimizerSettings, Stage, StageOptions};
-use iota_model::{ModelConfig, StagePlan, preset};
+use iota_model::{Boundary, ModelConfig, StagePlan, preset};
 
-use crate::{odd_model, stages, tokens, train_pass};
+use crate::{odd_model, odd_resbm_model, stages, tokens, train_pass};
 
 /// Trains for some steps. Returns the losses, the gradients of the last pass, and the parameters, from head to tail.
 fn train(
@@ -65,7 +65,7 @@ fn without_clipping() -> StageOptions {
 
 #[test]
 fn a_model_that_is_cut_computes_the_bits_of_the_uncut_model() {
-    for model in [preset("tiny").unwrap(), odd_model()] {
+    for model in [preset("tiny").unwrap(), odd_model(), odd_resbm_model()] {
         let plan = StagePlan::new(&model, model.blocks).unwrap();
         let uncut = train(&plan.regroup(1).unwrap(), without_clipping(), None);
         for stages in 2..=model.blocks {
@@ -80,7 +80,7 @@ fn a_model_that_is_cut_computes_the_bits_of_the_uncut_model() {
 #[test]
 fn without_a_bottleneck_any_cut_computes_the_bits_of_the_uncut_model() {
     let model = ModelConfig {
-        bottleneck: None,
+        boundary: Boundary::None,
         ..odd_model()
     };
     let uncut = train(
@@ -106,31 +106,40 @@ fn any_number_of_threads_computes_the_same_bits() {
         vocabulary: 256,
         ..odd_model()
     };
-    let plan = StagePlan::new(&model, 2).unwrap();
-    let alone = train(&plan, StageOptions::default(), None);
-    for threads in [2, 4] {
-        assert!(
-            train(
-                &plan,
-                StageOptions {
-                    threads,
-                    ..StageOptions::default()
-                },
-                None
-            ) == alone,
-            "{threads} threads"
-        );
+    for boundary in [model.boundary, Boundary::ResBm { channels: 33 }] {
+        let model = ModelConfig {
+            boundary,
+            ..model.clone()
+        };
+        let plan = StagePlan::new(&model, 2).unwrap();
+        let alone = train(&plan, StageOptions::default(), None);
+        for threads in [2, 4] {
+            assert!(
+                train(
+                    &plan,
+                    StageOptions {
+                        threads,
+                        ..StageOptions::default()
+                    },
+                    None
+                ) == alone,
+                "{threads} threads, {boundary:?}"
+            );
+        }
     }
 }
 
 #[test]
 fn any_vector_instructions_compute_the_same_bits() {
-    let plan = StagePlan::new(&odd_model(), 2).unwrap();
-    let best = train(&plan, StageOptions::default(), None);
-    for instructions in InstructionSet::available() {
-        assert!(
-            train(&plan, StageOptions::default(), Some(instructions)) == best,
-            "{instructions:?}"
-        );
+    for model in [odd_model(), odd_resbm_model()] {
+        let plan = StagePlan::new(&model, 2).unwrap();
+        let best = train(&plan, StageOptions::default(), None);
+        for instructions in InstructionSet::available() {
+            assert!(
+                train(&plan, StageOptions::default(), Some(instructions)) == best,
+                "{instructions:?}, {:?}",
+                model.boundary
+            );
+        }
     }
 }

@@ -20,7 +20,7 @@ mod refusals;
 mod state;
 
 use iota_compute::{Input, Stage, StageOptions};
-use iota_model::{ModelConfig, StagePlan, preset};
+use iota_model::{Boundary, ModelConfig, StagePlan, preset};
 
 /// Numbers in (-1, 1), the same for the same seed.
 fn noise(count: usize, seed: u32) -> Vec<f32> {
@@ -52,8 +52,16 @@ fn odd_model() -> ModelConfig {
         key_value_heads: 2,
         feed_forward: 50,
         context: 70,
-        bottleneck: Some(10),
+        boundary: Boundary::Iota { channels: 10 },
         ..preset("tiny").expect("a preset of this crate")
+    }
+}
+
+/// The same with ResBM's boundaries: more hidden channels than their least number, and not a multiple of anything.
+fn odd_resbm_model() -> ModelConfig {
+    ModelConfig {
+        boundary: Boundary::ResBm { channels: 17 },
+        ..odd_model()
     }
 }
 
