@@ -10,6 +10,8 @@ mod bits;
 mod gradients;
 /// A model learns.
 mod learning;
+/// Costs are measured, and a model is cut by them.
+mod measure;
 /// Every operation of the CPU backend equals a composition of candle's tensors.
 mod operations;
 /// A model trained elsewhere, in PyTorch, has the same loss and gradients.
