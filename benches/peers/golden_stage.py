@@ -1,7 +1,7 @@
-"""Writes crates/iota-compute/tests/data/pytorch.safetensors: a small model, its loss and its gradients, by PyTorch.
+"""Writes crates/iota-compute/tests/data/pytorch_*.safetensors: small models, their losses and gradients, by PyTorch.
 
-The model is written from the definitions (Llama 3 blocks, IOTA's bottleneck boundaries) with torch's own operations, in
-f64, so that the file is a reference for any f32 implementation. It holds
+The models are written from the definitions (Llama 3 blocks; one has IOTA's bottleneck boundaries, one ResBM's) with
+torch's own operations, in f64, so that the files are references for any f32 implementation. Each holds
 
     metadata "model"        the configuration, as iota-model's JSON
     metadata "boundaries"   the blocks behind a boundary, as JSON
@@ -39,14 +39,14 @@ MODEL = {
         },
     },
     "norm_epsilon": 1e-5,
-    "bottleneck": 8,
 }
+CHANNELS = 8
 BOUNDARIES = [1, 2]
 SEQUENCES = 3
-OUT = "crates/iota-compute/tests/data/pytorch.safetensors"
+OUT = "crates/iota-compute/tests/data/pytorch_{kind}.safetensors"
 
 
-def weights(model):
+def weights(model, kind):
     """All tensors by name; larger than initial weights, so that nothing is nearly linear."""
     generator = torch.Generator().manual_seed(2026)
 
@@ -54,15 +54,22 @@ def weights(model):
         # Rounded to f32, which the file holds.
         return (torch.randn(*shape, generator=generator) * 0.15).double()
 
-    d, b, ff = model["width"], model["bottleneck"], model["feed_forward"]
+    d, b, ff = model["width"], CHANNELS, model["feed_forward"]
+    hidden = max(4 * b, 64)
     kv = d // model["heads"] * model["key_value_heads"]
     w = {"embedding": normal(model["vocabulary"], d)}
     for i in range(model["blocks"]):
         p = f"blocks.{i}."
-        if i in BOUNDARIES:
+        if kind == "iota" and i in BOUNDARIES:
             w[p + "decoder"] = normal(d, b)
-        if i + 1 in BOUNDARIES:
+        if kind == "iota" and i + 1 in BOUNDARIES:
             w[p + "encoder"] = normal(b, d)
+        if kind == "resbm" and i in BOUNDARIES:
+            w[p + "decoder_hidden"] = normal(hidden, b)
+            w[p + "decoder_output"] = normal(d, hidden)
+        if kind == "resbm" and i + 1 in BOUNDARIES:
+            w[p + "encoder_hidden"] = normal(hidden, d)
+            w[p + "encoder_output"] = normal(b, hidden)
         for name, shape in [
             ("query", (d, d)),
             ("key", (kv, d)),
@@ -107,44 +114,55 @@ def rotate(x, frequencies):
     return torch.cat([turned.real, turned.imag], -1)
 
 
-def forward(model, w, tokens):
-    d, b, h = model["width"], model["bottleneck"], model["heads"]
+def forward(model, kind, w, tokens):
+    d, b, h = model["width"], CHANNELS, model["heads"]
+    identity = torch.eye(b, d, dtype=torch.float64)
     frequencies = rope_frequencies(model)
     split = lambda x, heads: x.unflatten(-1, (heads, d // h)).transpose(1, 2)
     norm = lambda x, scale: F.rms_norm(x, (d,), scale, model["norm_epsilon"])
     x = F.embedding(tokens, w["embedding"])
     for i in range(model["blocks"]):
         t = lambda name: w[f"blocks.{i}.{name}"]
-        received = x
-        if i in BOUNDARIES:
+        received, iota = x, kind == "iota" and i in BOUNDARIES
+        if iota:
             x = F.relu(F.linear(received, t("decoder")))
+        if kind == "resbm" and i in BOUNDARIES:
+            x = F.linear(F.silu(F.linear(x, t("decoder_hidden"))), t("decoder_output")) + x @ identity
         n = norm(x, t("attention_norm"))
         q = rotate(split(F.linear(n, t("query")), h), frequencies)
         k = rotate(split(F.linear(n, t("key")), model["key_value_heads"]), frequencies)
         v = split(F.linear(n, t("value")), model["key_value_heads"])
         a = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         a = F.linear(a.transpose(1, 2).flatten(2), t("attention_output"))
-        x = torch.cat([a[..., :b] + received, a[..., b:]], -1) if i in BOUNDARIES else x + a
+        x = torch.cat([a[..., :b] + received, a[..., b:]], -1) if iota else x + a
         n = norm(x, t("feed_forward_norm"))
         f = F.linear(F.silu(F.linear(n, t("gate"))) * F.linear(n, t("up")), t("down"))
-        x = F.linear(F.silu(f), t("encoder")) + x[..., :b] if i + 1 in BOUNDARIES else x + f
+        if kind == "iota" and i + 1 in BOUNDARIES:
+            x = F.linear(F.silu(f), t("encoder")) + x[..., :b]
+        else:
+            x = x + f
+        if kind == "resbm" and i + 1 in BOUNDARIES:
+            x = F.linear(F.silu(F.linear(x, t("encoder_hidden"))), t("encoder_output")) + x @ identity.T
     return F.linear(norm(x, w["final_norm"]), w["projection"])
 
 
-def main():
-    w = weights(MODEL)
+def write(kind):
+    w = weights(MODEL, kind)
     generator = torch.Generator().manual_seed(1)
     text = torch.randint(0, MODEL["vocabulary"], (SEQUENCES, MODEL["context"] + 1), generator=generator)
     tokens, targets = text[:, :-1].contiguous(), text[:, 1:].contiguous()
-    loss = F.cross_entropy(forward(MODEL, w, tokens).flatten(0, 1), targets.flatten())
+    loss = F.cross_entropy(forward(MODEL, kind, w, tokens).flatten(0, 1), targets.flatten())
     loss.backward()
     tensors = {f"weight.{name}": tensor.detach().float() for name, tensor in w.items()}
     tensors |= {f"gradient.{name}": tensor.grad.float() for name, tensor in w.items()}
     tensors |= {"tokens": tokens, "targets": targets, "loss": loss.detach().float().reshape(1)}
-    metadata = {"model": json.dumps(MODEL), "boundaries": json.dumps(BOUNDARIES), "torch": torch.__version__}
-    save_file(tensors, OUT, metadata)
-    print(f"loss {loss.item():.6f}, {len(w)} tensors, torch {torch.__version__}: {OUT}")
+    model = MODEL | {"boundary": {kind: {"channels": CHANNELS}}}
+    metadata = {"model": json.dumps(model), "boundaries": json.dumps(BOUNDARIES), "torch": torch.__version__}
+    out = OUT.format(kind=kind)
+    save_file(tensors, out, metadata)
+    print(f"loss {loss.item():.6f}, {len(w)} tensors, torch {torch.__version__}: {out}")
 
 
 if __name__ == "__main__":
-    main()
+    for kind in ["iota", "resbm"]:
+        write(kind)

@@ -9,7 +9,7 @@
 use std::time::Instant;
 
 use iota_compute::{Input, MemoryEstimate, Stage, StageOptions};
-use iota_model::{ModelConfig, StagePlan, preset};
+use iota_model::{Boundary, ModelConfig, StagePlan, preset};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -75,7 +75,7 @@ fn wide() -> Result<ModelConfig, iota_model::UnknownPreset> {
         key_value_heads: 4,
         feed_forward: 1408,
         context: 256,
-        bottleneck: None,
+        boundary: Boundary::None,
         ..preset("testnet")?
     })
 }

@@ -52,7 +52,7 @@
 //! | [`backend`] | [`Backend`]: the operations, and the seam to a device |
 //! | [`cpu`] | [`Cpu`]: the operations on a CPU |
 //! | [`optimizer`], [`initialise`](Stage::initialise), [`state`] | AdamW and clipping, initial weights, flat state and its digest |
-//! | [`memory`] | what a stage needs |
+//! | [`memory`], [`measure`] | what a stage needs; what a model's pieces cost here, to cut it by |
 //! | [`mod@reference`] | the same model as a plain composition of candle's tensors, with its autograd: the oracle |
 //!
 //! What it does *not* know: samples, peers, files, tokenizers, learning-rate schedules, and who asked for the work.
@@ -61,6 +61,7 @@ pub mod backend;
 pub mod cpu;
 mod error;
 mod initialise;
+pub mod measure;
 pub mod memory;
 pub mod optimizer;
 mod recycler;
@@ -71,6 +72,7 @@ pub mod state;
 pub use backend::{AdamWUpdate, Backend, Precision};
 pub use cpu::{Cpu, InstructionSet};
 pub use error::{Error, Result};
+pub use measure::measure_costs;
 pub use memory::MemoryEstimate;
 pub use optimizer::{OptimizerSettings, StepSummary};
 pub use stage::{Input, Saved, Stage, StageOptions};

@@ -26,25 +26,28 @@ impl MemoryEstimate {
             (config.width + 2 * config.key_value_width()) as u64,
         );
         let (gate_up, rows) = (2 * config.feed_forward as u64, sample_tokens as u64);
+        // Between the two layers of either end of a boundary, where they have two.
+        let hidden = config.boundary.hidden_channels().unwrap_or(0) as u64;
         let saved_per_row: u64 = span
             .blocks
             .clone()
             .map(|block| {
                 let received = if plan.receives_bottleneck(block) {
-                    plan.boundary_width() as u64
+                    plan.boundary_width() as u64 + hidden
                 } else {
                     0
                 };
                 let uncoded = if plan.sends_bottleneck(block) {
-                    width
+                    width + hidden
                 } else {
                     0
                 };
                 received + 5 * width + 2 + packed + config.heads as u64 + gate_up + uncoded
             })
             .sum();
-        // At most: the residual gradient, hidden channels, packed gradient, and three more of the full width.
-        let scratch_per_row = 4 * width + gate_up / 2 + packed;
+        // At most: the residual gradient, hidden channels, packed gradient, and three more of the full width;
+        // a boundary's hidden channels.
+        let scratch_per_row = 4 * width + gate_up / 2 + packed + hidden;
         let bytes = |elements: u64| elements * size_of::<f32>() as u64;
         Self {
             state_bytes: bytes(4 * plan.layout(stage).elements() as u64),

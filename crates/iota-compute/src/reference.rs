@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use candle_core::{D, DType, Device, Tensor, Var};
-use iota_model::{BlockTensor, StageLayout, StagePlan, TensorId};
+use iota_model::{BlockTensor, Boundary, StageLayout, StagePlan, TensorId};
 
 use crate::error::{Error, Result};
 use crate::stage::Input;
@@ -153,22 +153,26 @@ impl Reference {
 
     fn block(&self, block: usize, received: &Tensor) -> Result<Tensor> {
         let id = |tensor| TensorId::Block { block, tensor };
-        let (width, bottleneck) = (self.plan.config().width, self.plan.boundary_width());
+        let (width, channels) = (self.plan.config().width, self.plan.boundary_width());
+        let iota = matches!(self.plan.config().boundary, Boundary::Iota { .. });
+        let resbm = matches!(self.plan.config().boundary, Boundary::ResBm { .. });
         let behind_boundary = self.plan.receives_bottleneck(block);
+        let before_boundary = self.plan.sends_bottleneck(block);
 
-        let x = if behind_boundary {
+        let x = if iota && behind_boundary {
             self.linear(received, id(BlockTensor::Decoder))?.relu()?
+        } else if resbm && behind_boundary {
+            let hidden = self.linear(received, id(BlockTensor::DecoderHidden))?;
+            let decoded = self.linear(&hidden.silu()?, id(BlockTensor::DecoderOutput))?;
+            (decoded + received.pad_with_zeros(2, 0, width - channels)?)?
         } else {
             received.clone()
         };
         let attended = self.attention(block, &self.norm(&x, id(BlockTensor::AttentionNorm))?)?;
-        let x = if behind_boundary {
-            let carried = (attended.narrow(2, 0, bottleneck)? + received)?;
+        let x = if iota && behind_boundary {
+            let carried = (attended.narrow(2, 0, channels)? + received)?;
             Tensor::cat(
-                &[
-                    &carried,
-                    &attended.narrow(2, bottleneck, width - bottleneck)?,
-                ],
+                &[&carried, &attended.narrow(2, channels, width - channels)?],
                 2,
             )?
         } else {
@@ -179,12 +183,17 @@ impl Reference {
         let gate = self.linear(&normed, id(BlockTensor::Gate))?.silu()?;
         let hidden = (gate * self.linear(&normed, id(BlockTensor::Up))?)?;
         let fed = self.linear(&hidden, id(BlockTensor::Down))?;
-        if self.plan.sends_bottleneck(block) {
+        if iota && before_boundary {
             let encoded = self.linear(&fed.silu()?, id(BlockTensor::Encoder))?;
-            Ok((encoded + x.narrow(2, 0, bottleneck)?)?)
-        } else {
-            Ok((x + fed)?)
+            return Ok((encoded + x.narrow(2, 0, channels)?)?);
         }
+        let x = (x + fed)?;
+        if resbm && before_boundary {
+            let hidden = self.linear(&x, id(BlockTensor::EncoderHidden))?;
+            let encoded = self.linear(&hidden.silu()?, id(BlockTensor::EncoderOutput))?;
+            return Ok((encoded + x.narrow(2, 0, channels)?)?);
+        }
+        Ok(x)
     }
 
     fn attention(&self, block: usize, x: &Tensor) -> Result<Tensor> {

@@ -1,6 +1,7 @@
 //! A stage of a model: forward, backward, step.
 
 mod block;
+mod bridge;
 mod checks;
 mod parts;
 mod run;

@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::boundary::Boundary;
+
 /// A Llama-3-style decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU, untied output projection, no
-/// biases. Optionally with bottleneck boundaries (see [`crate::StagePlan`]).
+/// biases. Optionally with bottleneck boundaries (see [`Boundary`] and [`crate::StagePlan`]).
 ///
 /// As data it is checked by [`validate`](Self::validate) only; [`crate::StagePlan`] accepts nothing that is invalid.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -27,8 +29,8 @@ pub struct ModelConfig {
     pub rope: Rope,
     /// Added to the mean square in RMSNorm.
     pub norm_epsilon: f32,
-    /// Channels that cross a boundary, `b`. `None`: there are no boundary modules, all of `width` crosses.
-    pub bottleneck: Option<usize>,
+    /// What crosses from one stage to the next, and how.
+    pub boundary: Boundary,
 }
 
 /// Rotary position embedding: pair `i` of a head of `h` channels turns by `position * base^(-2i/h)`.
@@ -84,8 +86,11 @@ impl ModelConfig {
     }
 
     /// Channels that cross from one stage to the next.
-    pub fn boundary_width(&self) -> usize {
-        self.bottleneck.unwrap_or(self.width)
+    pub const fn boundary_width(&self) -> usize {
+        match self.boundary.channels() {
+            Some(channels) => channels,
+            None => self.width,
+        }
     }
 
     /// Parameters of the model without boundary modules.
@@ -166,13 +171,17 @@ impl ModelConfig {
             self.norm_epsilon.is_finite() && self.norm_epsilon > 0.0,
             || format!("{} is not a positive number", self.norm_epsilon),
         )?;
-        if let Some(bottleneck) = self.bottleneck {
-            check("bottleneck", (1..self.width).contains(&bottleneck), || {
-                format!(
-                    "{bottleneck} is not between 1 and {}, less than the width",
-                    self.width - 1
-                )
-            })?;
+        if let Some(channels) = self.boundary.channels() {
+            check(
+                "boundary.channels",
+                (1..self.width).contains(&channels),
+                || {
+                    format!(
+                        "{channels} is not between 1 and {}, less than the width",
+                        self.width - 1
+                    )
+                },
+            )?;
         }
         self.rope.validate()
     }
@@ -247,11 +256,14 @@ mod tests {
             refused(|model| model.norm_epsilon = f32::NAN),
             "norm_epsilon"
         );
-        assert_eq!(
-            refused(|model| model.bottleneck = Some(model.width)),
-            "bottleneck"
-        );
-        assert_eq!(refused(|model| model.bottleneck = Some(0)), "bottleneck");
+        let none = refused(|model| model.boundary = Boundary::ResBm { channels: 0 });
+        assert_eq!(none, "boundary.channels");
+        let all = refused(|model| {
+            model.boundary = Boundary::Iota {
+                channels: model.width,
+            };
+        });
+        assert_eq!(all, "boundary.channels");
         assert_eq!(refused(|model| model.rope.base = 1.0), "rope.base");
     }
 

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::ops::Range;
 
+use crate::boundary::Boundary;
 use crate::plan::{StagePlan, StageSpan};
 
 /// One tensor of a model. Prints as its name.
@@ -30,8 +31,12 @@ pub enum TensorId {
 /// The tensors of a block. Matrices are `[outputs, inputs]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum BlockTensor {
-    /// `[width, bottleneck]`, only behind a boundary: `h = relu(decoder z)`.
+    /// `[width, channels]`, only behind a boundary of [`Boundary::Iota`].
     Decoder,
+    /// `[hidden_channels, channels]`, only behind a boundary of [`Boundary::ResBm`]: the first layer of `D`.
+    DecoderHidden,
+    /// `[width, hidden_channels]`, only behind a boundary of [`Boundary::ResBm`]: the second layer of `D`.
+    DecoderOutput,
     /// Scale of the RMSNorm before attention, `[width]`.
     AttentionNorm,
     /// `[width, width]`.
@@ -50,13 +55,19 @@ pub enum BlockTensor {
     Up,
     /// `[width, feed_forward]`.
     Down,
-    /// `[bottleneck, width]`, only before a boundary: `z = encoder silu(f) + x[..bottleneck]`.
+    /// `[channels, width]`, only before a boundary of [`Boundary::Iota`].
     Encoder,
+    /// `[hidden_channels, width]`, only before a boundary of [`Boundary::ResBm`]: the first layer of `E`.
+    EncoderHidden,
+    /// `[channels, hidden_channels]`, only before a boundary of [`Boundary::ResBm`]: the second layer of `E`.
+    EncoderOutput,
 }
 
 impl BlockTensor {
-    const ORDER: [Self; 11] = [
+    const ORDER: [Self; 15] = [
         Self::Decoder,
+        Self::DecoderHidden,
+        Self::DecoderOutput,
         Self::AttentionNorm,
         Self::Query,
         Self::Key,
@@ -67,11 +78,15 @@ impl BlockTensor {
         Self::Up,
         Self::Down,
         Self::Encoder,
+        Self::EncoderHidden,
+        Self::EncoderOutput,
     ];
 
     const fn name(self) -> &'static str {
         match self {
             Self::Decoder => "decoder",
+            Self::DecoderHidden => "decoder_hidden",
+            Self::DecoderOutput => "decoder_output",
             Self::AttentionNorm => "attention_norm",
             Self::Query => "query",
             Self::Key => "key",
@@ -82,9 +97,25 @@ impl BlockTensor {
             Self::Up => "up",
             Self::Down => "down",
             Self::Encoder => "encoder",
+            Self::EncoderHidden => "encoder_hidden",
+            Self::EncoderOutput => "encoder_output",
+        }
+    }
+
+    /// Standard deviation of a matrix before training. ResBM's encoders and decoders begin near their identities.
+    const fn standard_deviation(self) -> f32 {
+        match self {
+            Self::DecoderHidden
+            | Self::DecoderOutput
+            | Self::EncoderHidden
+            | Self::EncoderOutput => 0.01,
+            _ => STANDARD_DEVIATION,
         }
     }
 }
+
+/// Of matrices before training.
+const STANDARD_DEVIATION: f32 = 0.02;
 
 impl fmt::Display for TensorId {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -152,44 +183,41 @@ pub struct StageLayout {
 impl StageLayout {
     pub(crate) fn new(plan: &StagePlan, stage: &StageSpan) -> Self {
         let config = plan.config();
-        let (width, feed_forward, key_value) =
-            (config.width, config.feed_forward, config.key_value_width());
-        let bottleneck = config.boundary_width();
+        let width = config.width;
         let mut layout = Self {
             tensors: Vec::new(),
         };
         if stage.role.takes_tokens() {
-            layout.push(TensorId::Embedding, &[config.vocabulary, width]);
+            layout.push(
+                TensorId::Embedding,
+                &[config.vocabulary, width],
+                STANDARD_DEVIATION,
+            );
         }
         for block in stage.blocks.clone() {
             for tensor in BlockTensor::ORDER {
-                let shape: &[usize] = match tensor {
-                    BlockTensor::Decoder if !plan.receives_bottleneck(block) => continue,
-                    BlockTensor::Encoder if !plan.sends_bottleneck(block) => continue,
-                    BlockTensor::Decoder => &[width, bottleneck],
-                    BlockTensor::AttentionNorm | BlockTensor::FeedForwardNorm => &[width],
-                    BlockTensor::Query | BlockTensor::AttentionOutput => &[width, width],
-                    BlockTensor::Key | BlockTensor::Value => &[key_value, width],
-                    BlockTensor::Gate | BlockTensor::Up => &[feed_forward, width],
-                    BlockTensor::Down => &[width, feed_forward],
-                    BlockTensor::Encoder => &[bottleneck, width],
-                };
-                layout.push(TensorId::Block { block, tensor }, shape);
+                if let Some(shape) = block_shape(plan, block, tensor) {
+                    let deviation = tensor.standard_deviation();
+                    layout.push(TensorId::Block { block, tensor }, &shape, deviation);
+                }
             }
         }
         if stage.role.computes_loss() {
-            layout.push(TensorId::FinalNorm, &[width]);
-            layout.push(TensorId::Projection, &[config.vocabulary, width]);
+            layout.push(TensorId::FinalNorm, &[width], STANDARD_DEVIATION);
+            layout.push(
+                TensorId::Projection,
+                &[config.vocabulary, width],
+                STANDARD_DEVIATION,
+            );
         }
         layout
     }
 
-    fn push(&mut self, id: TensorId, shape: &[usize]) {
+    /// `standard_deviation`: of a matrix; a vector scales and begins with ones.
+    fn push(&mut self, id: TensorId, shape: &[usize], standard_deviation: f32) {
         let matrix = shape.len() > 1;
         let initialisation = if matrix {
-            Initialisation::Normal {
-                standard_deviation: 0.02,
-            }
+            Initialisation::Normal { standard_deviation }
         } else {
             Initialisation::Ones
         };
@@ -217,6 +245,36 @@ impl StageLayout {
     pub fn elements(&self) -> usize {
         self.tensors.last().map_or(0, |tensor| tensor.range().end)
     }
+}
+
+/// The shape of a block's tensor; `None` if this block has no such tensor.
+fn block_shape(plan: &StagePlan, block: usize, tensor: BlockTensor) -> Option<Vec<usize>> {
+    let config = plan.config();
+    let (width, feed_forward, key_value) =
+        (config.width, config.feed_forward, config.key_value_width());
+    let (receives, sends) = (
+        plan.receives_bottleneck(block),
+        plan.sends_bottleneck(block),
+    );
+    let (iota, channels) = (
+        matches!(config.boundary, Boundary::Iota { .. }),
+        config.boundary_width(),
+    );
+    let hidden = config.boundary.hidden_channels();
+    let shape = match tensor {
+        BlockTensor::Decoder => (iota && receives).then(|| vec![width, channels])?,
+        BlockTensor::DecoderHidden => vec![hidden.filter(|_| receives)?, channels],
+        BlockTensor::DecoderOutput => vec![width, hidden.filter(|_| receives)?],
+        BlockTensor::AttentionNorm | BlockTensor::FeedForwardNorm => vec![width],
+        BlockTensor::Query | BlockTensor::AttentionOutput => vec![width, width],
+        BlockTensor::Key | BlockTensor::Value => vec![key_value, width],
+        BlockTensor::Gate | BlockTensor::Up => vec![feed_forward, width],
+        BlockTensor::Down => vec![width, feed_forward],
+        BlockTensor::Encoder => (iota && sends).then(|| vec![channels, width])?,
+        BlockTensor::EncoderHidden => vec![hidden.filter(|_| sends)?, width],
+        BlockTensor::EncoderOutput => vec![channels, hidden.filter(|_| sends)?],
+    };
+    Some(shape)
 }
 
 #[cfg(test)]
@@ -258,6 +316,48 @@ mod tests {
     }
 
     #[test]
+    fn resbm_gives_its_encoder_to_the_sender_and_its_decoder_to_the_receiver() {
+        let model = ModelConfig {
+            boundary: Boundary::ResBm { channels: 2 },
+            ..preset("tiny").unwrap()
+        };
+        let plan = StagePlan::new(&model, 2).unwrap();
+        let shapes = |stage, block| -> Vec<_> {
+            let boundary = |tensor: &&TensorLayout| {
+                tensor.initialisation
+                    == Initialisation::Normal {
+                        standard_deviation: 0.01,
+                    }
+            };
+            let layout = plan.layout(stage);
+            let named = layout.tensors().iter().filter(boundary);
+            named
+                .map(|tensor| {
+                    let name = tensor.name();
+                    let prefix = format!("blocks.{block}.");
+                    let name = name.strip_prefix(&prefix).expect("at the boundary");
+                    (name.to_owned(), tensor.shape.clone())
+                })
+                .collect()
+        };
+        let expected =
+            |first: &str, first_shape: [usize; 2], second: &str, second_shape: [usize; 2]| {
+                vec![
+                    (first.to_owned(), first_shape.to_vec()),
+                    (second.to_owned(), second_shape.to_vec()),
+                ]
+            };
+        assert_eq!(
+            shapes(0, 1),
+            expected("encoder_hidden", [64, 32], "encoder_output", [2, 64])
+        );
+        assert_eq!(
+            shapes(1, 2),
+            expected("decoder_hidden", [64, 2], "decoder_output", [32, 64])
+        );
+    }
+
+    #[test]
     fn matrices_decay_and_norm_scales_start_at_one() {
         let layout = StagePlan::new(&preset("tiny").unwrap(), 1)
             .unwrap()
@@ -273,12 +373,20 @@ mod tests {
         }
     }
 
+    fn boundaries() -> impl Strategy<Value = Boundary> {
+        prop_oneof![
+            Just(Boundary::None),
+            (1..8_usize).prop_map(|channels| Boundary::Iota { channels }),
+            (1..32_usize).prop_map(|channels| Boundary::ResBm { channels }),
+        ]
+    }
+
     proptest! {
         #[test]
         fn the_stages_one_after_the_other_are_the_uncut_model(
-            blocks in 1..9_usize, stages in 1..9_usize, bottleneck in proptest::option::of(1..8_usize),
+            blocks in 1..9_usize, stages in 1..9_usize, boundary in boundaries(),
         ) {
-            let model = ModelConfig { blocks, bottleneck, ..preset("tiny").unwrap() };
+            let model = ModelConfig { blocks, boundary, ..preset("tiny").unwrap() };
             prop_assume!(stages <= blocks);
             let plan = StagePlan::new(&model, stages).unwrap();
             let uncut = plan.regroup(1).unwrap().layout(0);

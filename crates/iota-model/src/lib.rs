@@ -1,7 +1,7 @@
 //! The shape of a model: presets, stages, parameter layout, sizes; no tensors.
 //!
 //! A model is a row of transformer blocks between an embedding and an output projection. A *stage* is the stretch of it
-//! that one miner holds. Where a *boundary* is, only `bottleneck` channels go on to the next block, so that a stage cut
+//! that one miner holds. Where a *boundary* is, only `b` of the `d` channels go on to the next block, so that a stage cut
 //! there has little to send:
 //!
 //! ```text
@@ -35,18 +35,24 @@
 //! | module | concern |
 //! |---|---|
 //! | [`config`] | [`ModelConfig`]: the dimensions, checked |
-//! | [`presets`] | named configurations |
+//! | [`boundary`] | [`Boundary`]: what crosses from a stage to the next, and how |
+//! | [`presets`] | named configurations, and where IOTA cuts its own |
 //! | [`plan`] | [`StagePlan`]: boundaries, and which blocks a stage holds |
+//! | [`balance`] | [`Costs`], and the cuts that share them out |
 //! | [`layout`] | [`StageLayout`]: where each tensor lies in a stage's flat parameters |
 //!
 //! What it does *not* know: tensors, devices, files, peers. It computes sizes; `iota-compute` computes with them.
 
+pub mod balance;
+pub mod boundary;
 pub mod config;
 pub mod layout;
 pub mod plan;
 pub mod presets;
 
+pub use balance::Costs;
+pub use boundary::{Boundary, BoundaryKind};
 pub use config::{InvalidModel, ModelConfig, Rope, RopeScaling};
 pub use layout::{BlockTensor, Initialisation, StageLayout, TensorId, TensorLayout};
 pub use plan::{PlanError, StagePlan, StageRole, StageSpan};
-pub use presets::{UnknownPreset, preset};
+pub use presets::{UnknownPreset, preset, published_cuts};

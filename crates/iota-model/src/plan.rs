@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::balance::{self, Costs, Weights};
 use crate::config::{InvalidModel, ModelConfig};
 use crate::layout::StageLayout;
 
@@ -87,22 +88,46 @@ pub enum PlanError {
     /// A model without a bottleneck has no boundaries.
     #[error("boundaries were given for a model without a bottleneck")]
     NoBottleneck,
+    /// Costs are finite and not negative, and a block costs something.
+    #[error("{costs:?} are no costs to share out")]
+    Costs {
+        /// As given.
+        costs: Costs,
+    },
 }
 
 impl StagePlan {
-    /// Cuts a model into stages of roughly equal cost. If it has a bottleneck, its boundaries are where it is cut.
+    /// Cuts a model into stages of roughly equal cost, as its dimensions let expect. If it has a bottleneck, its
+    /// boundaries are where it is cut.
     ///
     /// # Errors
     /// [`PlanError::Stages`] for no stages, or more stages than blocks; [`PlanError::Model`].
     pub fn new(config: &ModelConfig, stages: usize) -> Result<Self, PlanError> {
         config.validate()?;
+        Self::balanced(config, stages, Weights::estimate(config))
+    }
+
+    /// As [`new`](Self::new), with costs that were measured: `iota_compute::measure_costs` does that. All who take part
+    /// in a run have to cut alike, so one measures, and the others are told where the cuts came to lie
+    /// ([`cuts`](Self::cuts), [`with_cuts`](Self::with_cuts)).
+    ///
+    /// # Errors
+    /// [`PlanError::Costs`]; and as [`new`](Self::new).
+    pub fn weighted(config: &ModelConfig, stages: usize, costs: &Costs) -> Result<Self, PlanError> {
+        config.validate()?;
+        let weights = costs.weights().ok_or(PlanError::Costs { costs: *costs })?;
+        Self::balanced(config, stages, weights)
+    }
+
+    fn balanced(config: &ModelConfig, stages: usize, weights: Weights) -> Result<Self, PlanError> {
         let blocks: Vec<usize> = (0..config.blocks).collect();
-        let cuts = balanced_cuts(config, &blocks, stages).ok_or(PlanError::Stages {
-            stages,
-            pieces: config.blocks,
-            piece: "blocks",
-        })?;
-        let boundaries = if config.bottleneck.is_some() {
+        let cuts =
+            balance::cuts(weights, &blocks, config.blocks, stages).ok_or(PlanError::Stages {
+                stages,
+                pieces: config.blocks,
+                piece: "blocks",
+            })?;
+        let boundaries = if config.boundary.is_bottleneck() {
             cuts.clone()
         } else {
             Vec::new()
@@ -133,10 +158,10 @@ impl StagePlan {
                 });
             }
         }
-        if config.bottleneck.is_none() && !boundaries.is_empty() {
+        if !config.boundary.is_bottleneck() && !boundaries.is_empty() {
             return Err(PlanError::NoBottleneck);
         }
-        if config.bottleneck.is_some()
+        if config.boundary.is_bottleneck()
             && let Some(&cut) = cuts.iter().find(|cut| !boundaries.contains(cut))
         {
             return Err(PlanError::NotABoundary { cut });
@@ -171,7 +196,7 @@ impl StagePlan {
     /// [`PlanError::Stages`] for no stages, or more than there are segments between boundaries (blocks, without a
     /// bottleneck).
     pub fn regroup(&self, stages: usize) -> Result<Self, PlanError> {
-        let (starts, piece): (Vec<usize>, _) = if self.config.bottleneck.is_some() {
+        let (starts, piece): (Vec<usize>, _) = if self.config.boundary.is_bottleneck() {
             (
                 std::iter::once(0)
                     .chain(self.boundaries.iter().copied())
@@ -181,11 +206,14 @@ impl StagePlan {
         } else {
             ((0..self.config.blocks).collect(), "blocks")
         };
-        let cuts = balanced_cuts(&self.config, &starts, stages).ok_or(PlanError::Stages {
-            stages,
-            pieces: starts.len(),
-            piece,
-        })?;
+        let weights = Weights::estimate(&self.config);
+        let cuts = balance::cuts(weights, &starts, self.config.blocks, stages).ok_or(
+            PlanError::Stages {
+                stages,
+                pieces: starts.len(),
+                piece,
+            },
+        )?;
         Self::with_cuts(&self.config, self.boundaries.clone(), &cuts)
     }
 
@@ -199,6 +227,11 @@ impl StagePlan {
         &self.boundaries
     }
 
+    /// Indices of the first blocks of all stages but the first, ascending.
+    pub fn cuts(&self) -> impl Iterator<Item = usize> + '_ {
+        self.stages[1..].iter().map(|stage| stage.blocks.start)
+    }
+
     /// The stages from head to tail. Never empty.
     pub fn stages(&self) -> &[StageSpan] {
         &self.stages
@@ -209,12 +242,12 @@ impl StagePlan {
         self.config.boundary_width()
     }
 
-    /// Whether this block takes `bottleneck` channels and decodes them.
+    /// Whether this block takes fewer than all channels and decodes them.
     pub fn receives_bottleneck(&self, block: usize) -> bool {
         self.boundaries.contains(&block)
     }
 
-    /// Whether this block's output is encoded into `bottleneck` channels.
+    /// Whether this block's output is encoded into fewer than all channels.
     pub fn sends_bottleneck(&self, block: usize) -> bool {
         self.boundaries.contains(&(block + 1))
     }
@@ -229,70 +262,15 @@ impl StagePlan {
 
     /// Parameters of all stages together.
     pub fn parameters(&self) -> usize {
-        let boundary_modules = self.config.bottleneck.map_or(0, |bottleneck| {
-            2 * bottleneck * self.config.width * self.boundaries.len()
-        });
-        self.config.parameters() + boundary_modules
+        let boundary_modules = self.config.boundary.parameters(self.config.width);
+        self.config.parameters() + boundary_modules * self.boundaries.len()
     }
-}
-
-/// Groups consecutive pieces, given by their first blocks, so that the sum of the squared costs of the groups is least.
-/// Returns the first blocks of all groups but the first; `None` if there are no groups, or more groups than pieces.
-///
-/// A parameter costs a stage twice: once for its memory, its optimizer step and its share of every merge, and once for
-/// the multiply-add that each token does with it. The embedding is looked up, not multiplied, and costs once; attention
-/// has a cost per token that grows with the context and no parameters.
-fn balanced_cuts(config: &ModelConfig, starts: &[usize], groups: usize) -> Option<Vec<usize>> {
-    if groups == 0 || groups > starts.len() {
-        return None;
-    }
-    let block = (2 * config.block_parameters() + config.context * config.width) as u128;
-    let embedding = (config.vocabulary * config.width) as u128;
-    let edge = |piece: usize| starts.get(piece).copied().unwrap_or(config.blocks);
-    let squared_cost = |from: usize, to: usize| {
-        let mut cost = (edge(to) - edge(from)) as u128 * block;
-        if from == 0 {
-            cost += embedding;
-        }
-        if to == starts.len() {
-            cost += 2 * embedding;
-        }
-        cost * cost
-    };
-    // least[group][end]: the least sum for pieces ..end in group + 1 groups, and where the last group starts.
-    let mut least: Vec<Vec<Option<(u128, usize)>>> = vec![
-        (0..=starts.len())
-            .map(|end| (end > 0).then(|| (squared_cost(0, end), 0)))
-            .collect(),
-    ];
-    for group in 1..groups {
-        let before = &least[group - 1];
-        let row = (0..=starts.len())
-            .map(|end| {
-                (group..end)
-                    .filter_map(|from| {
-                        before[from].map(|(sum, _)| (sum + squared_cost(from, end), from))
-                    })
-                    .min()
-            })
-            .collect();
-        least.push(row);
-    }
-    let mut cuts = Vec::with_capacity(groups - 1);
-    let mut end = starts.len();
-    for group in (1..groups).rev() {
-        end = least[group][end]
-            .expect("there are enough pieces for every group")
-            .1;
-        cuts.push(starts[end]);
-    }
-    cuts.reverse();
-    Some(cuts)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::boundary::Boundary;
     use crate::preset;
 
     fn lengths(plan: &StagePlan) -> Vec<usize> {
@@ -323,6 +301,30 @@ mod tests {
         assert_eq!(plan.stages()[0].role, StageRole::Head);
         assert_eq!(plan.stages()[2].role, StageRole::Body);
         assert_eq!(plan.stages()[4].role, StageRole::Tail);
+    }
+
+    #[test]
+    fn measured_costs_move_the_cuts() {
+        let model = preset("testnet").unwrap();
+        let costs = Costs {
+            block: 1.0,
+            head: 0.5,
+            tail: 1.5,
+        };
+        let plan = StagePlan::weighted(&model, 3, &costs).unwrap();
+        assert_eq!(lengths(&plan), [2, 3, 1]);
+        assert_eq!(plan.cuts().collect::<Vec<_>>(), [2, 5]);
+        assert_eq!(plan.boundaries(), [2, 5]);
+        let told = StagePlan::with_cuts(&model, vec![2, 5], &[2, 5]).unwrap();
+        assert_eq!(plan, told, "whoever is told the cuts has the same plan");
+        let costs = Costs {
+            block: 0.0,
+            ..costs
+        };
+        assert_eq!(
+            StagePlan::weighted(&model, 3, &costs),
+            Err(PlanError::Costs { costs })
+        );
     }
 
     #[test]
@@ -360,7 +362,7 @@ mod tests {
     #[test]
     fn a_model_without_a_bottleneck_is_cut_anywhere() {
         let model = ModelConfig {
-            bottleneck: None,
+            boundary: Boundary::None,
             ..preset("testnet").unwrap()
         };
         let plan = StagePlan::new(&model, 2).unwrap();

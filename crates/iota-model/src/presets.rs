@@ -1,5 +1,6 @@
 //! Named configurations.
 
+use crate::boundary::Boundary;
 use crate::config::{ModelConfig, Rope, RopeScaling};
 
 /// No preset has this name.
@@ -51,6 +52,28 @@ pub fn preset(name: &str) -> Result<ModelConfig, UnknownPreset> {
     })
 }
 
+/// Where IOTA cuts its model of that name, in upper or lower case: the first blocks of all stages but the first. `None` for
+/// models that it names but publishes no cuts of, and for presets that are not IOTA's.
+///
+/// ```
+/// use iota_model::{StagePlan, preset, published_cuts};
+///
+/// let cuts = published_cuts("15B").expect("these are published");
+/// let plan = StagePlan::with_cuts(&preset("15B")?, cuts.to_vec(), cuts)?;
+/// let blocks: Vec<usize> = plan.stages().iter().map(|stage| stage.blocks.len()).collect();
+/// assert_eq!(blocks, [8, 11, 11, 11, 9]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// Source: macrocosm-os/iota, `MODEL_SPLITS` in `settings.py`; of `1B` the cuts of 2026, which are those of its 16 blocks
+/// (in 2025 they were 5 and 10).
+pub fn published_cuts(name: &str) -> Option<&'static [usize]> {
+    IOTA.iter()
+        .find(|preset| preset.name.eq_ignore_ascii_case(name))
+        .map(|preset| preset.cuts)
+        .filter(|cuts| !cuts.is_empty())
+}
+
 /// A preset of our own: its name and how to build it.
 type Small = (&'static str, fn() -> ModelConfig);
 
@@ -70,7 +93,7 @@ fn tiny() -> ModelConfig {
             scaling: None,
         },
         norm_epsilon: 1e-5,
-        bottleneck: Some(16),
+        boundary: Boundary::Iota { channels: 16 },
     }
 }
 
@@ -88,7 +111,7 @@ fn testnet() -> ModelConfig {
             scaling: None,
         },
         norm_epsilon: 1e-5,
-        bottleneck: Some(64),
+        boundary: Boundary::Iota { channels: 64 },
     }
 }
 
@@ -99,7 +122,8 @@ struct IotaPreset {
     blocks: usize,
     heads: usize,
     feed_forward: usize,
-    bottleneck: usize,
+    channels: usize,
+    cuts: &'static [usize],
 }
 
 impl IotaPreset {
@@ -124,41 +148,46 @@ impl IotaPreset {
                 }),
             },
             norm_epsilon: 1e-5,
-            bottleneck: Some(self.bottleneck),
+            boundary: Boundary::Iota {
+                channels: self.channels,
+            },
         }
     }
 }
 
 macro_rules! iota_presets {
-    ($($name:literal $width:literal $blocks:literal $heads:literal $feed_forward:literal $bottleneck:literal;)*) => {
+    ($($name:literal $width:literal $blocks:literal $heads:literal $feed_forward:literal $channels:literal $cuts:tt;)*) => {
         [$(IotaPreset {
             name: $name,
             width: $width,
             blocks: $blocks,
             heads: $heads,
             feed_forward: $feed_forward,
-            bottleneck: $bottleneck,
+            channels: $channels,
+            cuts: &$cuts,
         }),*]
     };
 }
 
-/// The published dimensions (macrocosm-os/iota, `model/configs.py`): 8 key and value heads, vocabulary 128,256.
+/// The published dimensions (macrocosm-os/iota, `model/configs.py`): 8 key and value heads, vocabulary 128,256;
+/// and where its settings cut them, if they do.
 const IOTA: [IotaPreset; 9] = iota_presets! {
-    // name width blocks heads feed_forward bottleneck
-    "100M"   512   6  32    512   8;
-    "1B"    2048  16  32   8192  32;
-    "3B"    3072  28  24   8192  16;
-    "5B"    4096  20  32  14336  16;
-    "7B"    4096  28  32  14336  16;
-    "8B"    4096  32  32  14336  64;
-    "12B"   5120  40  40  13824  16;
-    "15B"   5120  50  40  13824  80;
-    "21B"   5120  64  40  16384  80;
+    // name width blocks heads feed_forward boundary_channels cuts
+    "100M"   512   6  32    512   8  [2, 4];
+    "1B"    2048  16  32   8192  32  [4, 12];
+    "3B"    3072  28  24   8192  16  [9, 19];
+    "5B"    4096  20  32  14336  16  [];
+    "7B"    4096  28  32  14336  16  [];
+    "8B"    4096  32  32  14336  64  [];
+    "12B"   5120  40  40  13824  16  [11, 27];
+    "15B"   5120  50  40  13824  80  [8, 19, 30, 41];
+    "21B"   5120  64  40  16384  80  [];
 };
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::StagePlan;
 
     #[test]
     fn every_preset_is_valid() {
@@ -168,6 +197,19 @@ mod tests {
                 .validate()
                 .unwrap_or_else(|invalid| panic!("{name}: {invalid}"));
         }
+    }
+
+    #[test]
+    fn published_cuts_can_be_cut() {
+        let mut published = Vec::new();
+        for name in names() {
+            if let Some(cuts) = published_cuts(name) {
+                StagePlan::with_cuts(&preset(name).unwrap(), cuts.to_vec(), cuts)
+                    .unwrap_or_else(|refused| panic!("{name}: {refused}"));
+                published.push(name);
+            }
+        }
+        assert_eq!(published, ["100M", "1B", "3B", "12B", "15B"]);
     }
 
     #[test]

@@ -74,7 +74,7 @@ use url::Url;
 
 pub use course::Course;
 pub use journal::{Journal, NoJournal, Record};
-pub use options::{RunOptions, TimingOptions, TrainingOptions};
+pub use options::{BoundaryChoice, ModelOptions, RunOptions, TimingOptions, TrainingOptions};
 pub use setup::{Participants, Setup, SetupError};
 pub use status::StatusTracker;
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use iota_model::{Boundary, BoundaryKind, ModelConfig};
 use iota_protocol::settings::{LearningRate, Timing};
 use iota_run::AdamW;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub struct RunOptions {
     /// Name of the model; `iota-model` has the list.
     pub preset: String,
+    /// What of it is to be other than the preset says.
+    pub model: ModelOptions,
     /// Into how many stages it is cut.
     pub stages: u16,
     /// A UTF-8 file, or a folder of such; `bundled` is the text that comes with the program.
@@ -23,6 +26,51 @@ pub struct RunOptions {
     pub training: TrainingOptions,
     /// How long things may take, in milliseconds.
     pub timing: TimingOptions,
+}
+
+/// What of a preset is to be changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelOptions {
+    /// What crosses from a stage to the next: `none` sends all channels, `iota` and `resbm` are bottlenecks.
+    pub boundary: BoundaryChoice,
+    /// Channels that cross a bottleneck; 0: as many as the preset's.
+    pub boundary_channels: usize,
+}
+
+/// A kind of boundary, or the preset's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BoundaryChoice {
+    /// The preset's kind.
+    #[default]
+    Preset,
+    /// [`Boundary::None`].
+    None,
+    /// [`Boundary::Iota`].
+    Iota,
+    /// [`Boundary::ResBm`].
+    ResBm,
+}
+
+impl ModelOptions {
+    /// The model with what is to be changed. Whether it makes sense, [`ModelConfig::validate`] says.
+    pub fn apply(&self, preset: ModelConfig) -> ModelConfig {
+        let kind = match self.boundary {
+            BoundaryChoice::Preset => preset.boundary.kind(),
+            BoundaryChoice::None => BoundaryKind::None,
+            BoundaryChoice::Iota => BoundaryKind::Iota,
+            BoundaryChoice::ResBm => BoundaryKind::ResBm,
+        };
+        let channels = match self.boundary_channels {
+            0 => preset.boundary.channels().unwrap_or_default(),
+            channels => channels,
+        };
+        ModelConfig {
+            boundary: Boundary::new(kind, channels),
+            ..preset
+        }
+    }
 }
 
 /// How a run trains.
@@ -82,6 +130,7 @@ impl Default for RunOptions {
     fn default() -> Self {
         Self {
             preset: "testnet".to_owned(),
+            model: ModelOptions::default(),
             stages: 3,
             corpus: BUNDLED.to_owned(),
             seed: 1,
@@ -169,5 +218,51 @@ impl RunOptions {
     /// The corpus's path, unless it is the bundled one.
     pub fn corpus_path(&self) -> Option<PathBuf> {
         (self.corpus != BUNDLED).then(|| PathBuf::from(&self.corpus))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iota_model::preset;
+
+    use super::*;
+
+    #[test]
+    fn a_boundary_is_chosen_by_kind_and_channels_and_otherwise_stays_the_presets() {
+        let testnet = || preset("testnet").unwrap();
+        let chosen = |boundary, boundary_channels| {
+            let options = ModelOptions {
+                boundary,
+                boundary_channels,
+            };
+            options.apply(testnet()).boundary
+        };
+        assert_eq!(ModelOptions::default().apply(testnet()), testnet());
+        assert_eq!(chosen(BoundaryChoice::None, 0), Boundary::None);
+        assert_eq!(
+            chosen(BoundaryChoice::ResBm, 0),
+            Boundary::ResBm { channels: 64 }
+        );
+        assert_eq!(
+            chosen(BoundaryChoice::ResBm, 4),
+            Boundary::ResBm { channels: 4 }
+        );
+        assert_eq!(
+            chosen(BoundaryChoice::Preset, 8),
+            Boundary::Iota { channels: 8 }
+        );
+    }
+
+    #[test]
+    fn a_bottleneck_without_channels_is_refused_by_the_model() {
+        let open = ModelConfig {
+            boundary: Boundary::None,
+            ..preset("testnet").unwrap()
+        };
+        let options = ModelOptions {
+            boundary: BoundaryChoice::ResBm,
+            boundary_channels: 0,
+        };
+        assert!(options.apply(open).validate().is_err());
     }
 }

@@ -73,11 +73,11 @@ impl Setup {
     /// # Errors
     /// Says which option cannot be used and why.
     pub fn new(options: &RunOptions, participants: Participants) -> Result<Self, SetupError> {
-        let model = preset(&options.preset)?;
+        let model = options.model.apply(preset(&options.preset)?);
         Self::with_model(model, options, participants)
     }
 
-    /// As [`new`](Self::new), with a model that has no name.
+    /// As [`new`](Self::new), with a model that has no name: `preset` and `model` of the options are not used.
     ///
     /// # Errors
     /// As [`new`](Self::new).

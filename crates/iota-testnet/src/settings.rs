@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use iota_orchestrator::{RunOptions, TimingOptions, TrainingOptions};
+use iota_orchestrator::{ModelOptions, RunOptions, TimingOptions, TrainingOptions};
 use serde::{Deserialize, Serialize};
 
 /// A testnet as a person describes it.
@@ -19,6 +19,8 @@ pub struct TestnetSettings {
     pub cheaters: u32,
     /// Name of the model.
     pub preset: String,
+    /// What of it is to be other than the preset says.
+    pub model: ModelOptions,
     /// A UTF-8 file, or a folder of such; `bundled` is the text that comes with the program.
     pub corpus: String,
     /// The run folder.
@@ -45,6 +47,7 @@ impl Default for TestnetSettings {
     fn default() -> Self {
         let RunOptions {
             preset,
+            model,
             stages,
             corpus,
             seed,
@@ -58,6 +61,7 @@ impl Default for TestnetSettings {
             validators: 1,
             cheaters: 0,
             preset,
+            model,
             corpus,
             out: PathBuf::from("iota-run"),
             seed,
@@ -137,6 +141,7 @@ impl TestnetSettings {
     pub fn run_options(&self) -> RunOptions {
         RunOptions {
             preset: self.preset.clone(),
+            model: self.model,
             stages: self.stages,
             corpus: self.corpus.clone(),
             seed: self.seed,

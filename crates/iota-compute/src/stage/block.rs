@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use iota_model::{BlockTensor, StageLayout, TensorId};
 
+use super::bridge::{Bridge, SavedBridge};
 use super::run::{Run, Weight};
 use crate::backend::{Backend, Turn, Write};
 use crate::error::Result;
@@ -13,6 +14,7 @@ use crate::error::Result;
 /// Query, key and value lie one after the other, and so do gate and up: each group is one matrix here.
 #[derive(Debug, Clone)]
 pub(super) struct Block {
+    receiver: Option<Bridge>,
     decoder: Option<Weight>,
     attention_norm: Range<usize>,
     packed: Weight,
@@ -21,12 +23,14 @@ pub(super) struct Block {
     gate_up: Weight,
     down: Weight,
     encoder: Option<Weight>,
+    sender: Option<Bridge>,
 }
 
 /// What the backward pass of a block needs from its forward pass. Shapes are `[rows, ..]`.
 #[derive(Debug)]
 pub(super) struct SavedBlock<B: Backend> {
-    /// What came through a boundary: `[bottleneck]`.
+    receiver: Option<SavedBridge<B>>,
+    /// What came through IOTA's boundary: `[channels]`.
     received: Option<B::Buffer>,
     /// The block's input, decoded if it came through a boundary: `[width]`.
     input: B::Buffer,
@@ -42,6 +46,7 @@ pub(super) struct SavedBlock<B: Backend> {
     gate_up: B::Buffer,
     /// The feed-forward network's result, if it goes to the encoder: `[width]`.
     uncoded: Option<B::Buffer>,
+    sender: Option<SavedBridge<B>>,
 }
 
 impl Block {
@@ -58,6 +63,7 @@ impl Block {
         };
         let optional = |tensor| find(tensor).map(|tensor| Weight::of(&[tensor]));
         Self {
+            receiver: Bridge::receiver(layout, block),
             decoder: optional(BlockTensor::Decoder),
             attention_norm: range(BlockTensor::AttentionNorm),
             packed: joined(&[BlockTensor::Query, BlockTensor::Key, BlockTensor::Value]),
@@ -66,6 +72,7 @@ impl Block {
             gate_up: joined(&[BlockTensor::Gate, BlockTensor::Up]),
             down: weight(BlockTensor::Down),
             encoder: optional(BlockTensor::Encoder),
+            sender: Bridge::sender(layout, block),
         }
     }
 
@@ -74,16 +81,29 @@ impl Block {
         let width = self.attention_norm.len();
         let received = self.decoder.as_ref().map_or(0, |decoder| decoder.inputs);
         let uncoded = self.encoder.as_ref().map_or(0, |_| width);
-        received + 5 * width + 2 + self.packed.outputs + heads + self.gate_up.outputs + uncoded
+        let bridges: usize = [&self.receiver, &self.sender]
+            .into_iter()
+            .flatten()
+            .map(Bridge::saved_elements)
+            .sum();
+        received
+            + 5 * width
+            + 2
+            + self.packed.outputs
+            + heads
+            + self.gate_up.outputs
+            + uncoded
+            + bridges
     }
 
-    /// Takes `[rows, width]`, or `[rows, bottleneck]` behind a boundary; returns the same, as the next block takes it.
+    /// Takes `[rows, width]`, or `[rows, channels]` behind a boundary; returns the same, as the next block takes it.
     pub(super) fn forward<B: Backend>(
         &self,
         run: &mut Run<'_, B>,
         input: B::Buffer,
     ) -> Result<(B::Buffer, SavedBlock<B>)> {
         let backend = run.backend;
+        let (input, receiver) = cross(self.receiver.as_ref(), run, input)?;
         let (received, input) = match &self.decoder {
             None => (None, input),
             Some(decoder) => {
@@ -144,8 +164,10 @@ impl Block {
             }
         };
         run.give(hidden);
+        let (output, sender) = cross(self.sender.as_ref(), run, output)?;
 
         let saved = SavedBlock {
+            receiver,
             received,
             input,
             attention_inverse,
@@ -158,6 +180,7 @@ impl Block {
             feed_forward_normed,
             gate_up,
             uncoded,
+            sender,
         };
         Ok((output, saved))
     }
@@ -172,6 +195,13 @@ impl Block {
     ) -> Result<B::Buffer> {
         let (backend, middle) = (run.backend, saved.middle);
         let mut gate_up = saved.gate_up;
+        let output_gradient = cross_back(
+            self.sender.as_ref(),
+            run,
+            gradients,
+            saved.sender,
+            output_gradient,
+        )?;
 
         // The feed-forward network. Its hidden channels are computed again on the way.
         let mut middle_gradient = match (&self.encoder, saved.uncoded) {
@@ -287,7 +317,13 @@ impl Block {
         ] {
             run.give(buffer);
         }
-        Ok(input_gradient)
+        cross_back(
+            self.receiver.as_ref(),
+            run,
+            gradients,
+            saved.receiver,
+            input_gradient,
+        )
     }
 
     /// From the gradient of the network's result to that of gate and up, which replaces them.
@@ -311,6 +347,35 @@ impl Block {
     }
 }
 
+/// Through a bridge, where there is one.
+fn cross<B: Backend>(
+    bridge: Option<&Bridge>,
+    run: &mut Run<'_, B>,
+    input: B::Buffer,
+) -> Result<(B::Buffer, Option<SavedBridge<B>>)> {
+    match bridge {
+        None => Ok((input, None)),
+        Some(bridge) => {
+            let (output, saved) = bridge.forward(run, input)?;
+            Ok((output, Some(saved)))
+        }
+    }
+}
+
+/// Back over a bridge, where there is one.
+fn cross_back<B: Backend>(
+    bridge: Option<&Bridge>,
+    run: &mut Run<'_, B>,
+    gradients: &mut B::Buffer,
+    saved: Option<SavedBridge<B>>,
+    gradient: B::Buffer,
+) -> Result<B::Buffer> {
+    match (bridge, saved) {
+        (Some(bridge), Some(saved)) => bridge.backward(run, gradients, saved, gradient),
+        _ => Ok(gradient),
+    }
+}
+
 impl<B: Backend> SavedBlock<B> {
     /// Gives everything back unused.
     pub(super) fn discard(self, run: &mut Run<'_, B>) {
@@ -326,7 +391,13 @@ impl<B: Backend> SavedBlock<B> {
             self.feed_forward_normed,
             self.gate_up,
         ];
-        for buffer in always.into_iter().chain(self.received).chain(self.uncoded) {
+        let bridges = [self.receiver, self.sender].into_iter().flatten();
+        for buffer in always
+            .into_iter()
+            .chain(self.received)
+            .chain(self.uncoded)
+            .chain(bridges.flat_map(SavedBridge::into_buffers))
+        {
             run.give(buffer);
         }
     }
@@ -348,6 +419,12 @@ impl<B: Backend> SavedBlock<B> {
         .into_iter()
         .chain(&self.received)
         .chain(&self.uncoded)
+        .chain(
+            [&self.receiver, &self.sender]
+                .into_iter()
+                .flatten()
+                .flat_map(SavedBridge::buffers),
+        )
         .map(|buffer| backend.elements(buffer))
         .sum()
     }

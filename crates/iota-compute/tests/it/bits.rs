@@ -1,7 +1,7 @@
 use iota_compute::{Cpu, InstructionSet, OptimizerSettings, Precision, Stage, StageOptions};
-use iota_model::{ModelConfig, StagePlan, preset};
+use iota_model::{Boundary, ModelConfig, StagePlan, preset};
 
-use crate::{distance, odd_model, stages, tokens, train_pass};
+use crate::{distance, odd_model, odd_resbm_model, stages, tokens, train_pass};
 
 /// Trains for some steps. Returns the losses, the gradients of the last pass, and the parameters, from head to tail.
 fn train(
@@ -66,7 +66,7 @@ fn without_clipping() -> StageOptions {
 
 #[test]
 fn a_model_that_is_cut_computes_the_bits_of_the_uncut_model() {
-    for model in [preset("tiny").unwrap(), odd_model()] {
+    for model in [preset("tiny").unwrap(), odd_model(), odd_resbm_model()] {
         let plan = StagePlan::new(&model, model.blocks).unwrap();
         let uncut = train(&plan.regroup(1).unwrap(), without_clipping(), None);
         for stages in 2..=model.blocks {
@@ -81,7 +81,7 @@ fn a_model_that_is_cut_computes_the_bits_of_the_uncut_model() {
 #[test]
 fn without_a_bottleneck_any_cut_computes_the_bits_of_the_uncut_model() {
     let model = ModelConfig {
-        bottleneck: None,
+        boundary: Boundary::None,
         ..odd_model()
     };
     let uncut = train(
@@ -98,6 +98,14 @@ fn without_a_bottleneck_any_cut_computes_the_bits_of_the_uncut_model() {
     }
 }
 
+fn each_with_each<A: Clone, B: Copy>(
+    left: impl IntoIterator<Item = A>,
+    right: [B; 2],
+) -> impl Iterator<Item = (A, B)> {
+    left.into_iter()
+        .flat_map(move |a| right.map(|b| (a.clone(), b)))
+}
+
 #[test]
 fn any_number_of_threads_computes_the_same_bits() {
     // Wide enough for gemm to share its work out, and for sums of more than one stretch.
@@ -107,8 +115,15 @@ fn any_number_of_threads_computes_the_same_bits() {
         vocabulary: 256,
         ..odd_model()
     };
-    let plan = StagePlan::new(&model, 2).unwrap();
-    for precision in [Precision::F32, Precision::Bf16] {
+    for (boundary, precision) in each_with_each(
+        [model.boundary, Boundary::ResBm { channels: 33 }],
+        [Precision::F32, Precision::Bf16],
+    ) {
+        let model = ModelConfig {
+            boundary,
+            ..model.clone()
+        };
+        let plan = StagePlan::new(&model, 2).unwrap();
         let with = |threads| StageOptions {
             threads,
             precision,
@@ -118,7 +133,7 @@ fn any_number_of_threads_computes_the_same_bits() {
         for threads in [2, 4] {
             assert!(
                 train(&plan, with(threads), None) == alone,
-                "{threads} threads, {precision:?}"
+                "{threads} threads, {boundary:?}, {precision:?}"
             );
         }
     }
@@ -126,8 +141,11 @@ fn any_number_of_threads_computes_the_same_bits() {
 
 #[test]
 fn any_vector_instructions_compute_the_same_bits() {
-    let plan = StagePlan::new(&odd_model(), 2).unwrap();
-    for precision in [Precision::F32, Precision::Bf16] {
+    for (model, precision) in each_with_each(
+        [odd_model(), odd_resbm_model()],
+        [Precision::F32, Precision::Bf16],
+    ) {
+        let plan = StagePlan::new(&model, 2).unwrap();
         let options = StageOptions {
             precision,
             ..StageOptions::default()
@@ -136,7 +154,8 @@ fn any_vector_instructions_compute_the_same_bits() {
         for instructions in InstructionSet::available() {
             assert!(
                 train(&plan, options, Some(instructions)) == best,
-                "{instructions:?}, {precision:?}"
+                "{instructions:?}, {:?}, {precision:?}",
+                model.boundary
             );
         }
     }

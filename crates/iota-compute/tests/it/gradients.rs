@@ -1,9 +1,9 @@
 use candle_core::{DType, Device, Tensor};
 use iota_compute::reference::Reference;
 use iota_compute::{Input, StageOptions};
-use iota_model::{ModelConfig, StagePlan};
+use iota_model::{Boundary, ModelConfig, StagePlan};
 
-use crate::{assert_close, noise, odd_model, stages, tokens};
+use crate::{assert_close, noise, odd_model, odd_resbm_model, stages, tokens};
 
 /// Every stage of the plan, each with an input of its own, against candle in f64.
 fn check(plan: &StagePlan, rows: usize) {
@@ -80,15 +80,17 @@ fn a_whole_model_has_candles_gradients() {
 
 #[test]
 fn stages_behind_and_before_bottlenecks_have_candles_gradients() {
-    check(&StagePlan::new(&odd_model(), 3).unwrap(), 140);
+    for model in [odd_model(), odd_resbm_model()] {
+        check(&StagePlan::new(&model, 3).unwrap(), 140);
+    }
 }
 
 #[test]
 fn bottlenecks_inside_a_stage_have_candles_gradients() {
-    check(
-        &StagePlan::new(&odd_model(), 3).unwrap().regroup(1).unwrap(),
-        70,
-    );
+    for model in [odd_model(), odd_resbm_model()] {
+        let cut = StagePlan::new(&model, 3).unwrap();
+        check(&cut.regroup(1).unwrap(), 70);
+    }
 }
 
 #[test]
@@ -96,7 +98,7 @@ fn stages_without_bottlenecks_have_candles_gradients() {
     check(
         &StagePlan::new(
             &ModelConfig {
-                bottleneck: None,
+                boundary: Boundary::None,
                 ..odd_model()
             },
             3,

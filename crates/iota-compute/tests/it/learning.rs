@@ -1,5 +1,5 @@
-use iota_compute::{Input, StageOptions};
-use iota_model::{StagePlan, preset};
+use iota_compute::{Input, Stage, StageOptions};
+use iota_model::{Boundary, ModelConfig, StagePlan, preset};
 
 use crate::train_pass;
 
@@ -7,14 +7,17 @@ use crate::train_pass;
 fn the_loss_on_a_repeated_text_falls_in_every_cut() {
     let text = "every stage is held by a miner, and every miner may leave. ".repeat(3);
     let text: Vec<u32> = text.bytes().map(u32::from).collect();
-    let model = preset("tiny").unwrap();
-    let (tokens, targets) = (&text[..4 * model.context], &text[1..=4 * model.context]);
-    for count in [1, 3] {
-        let plan = StagePlan::new(&model, count).unwrap();
+    let iota = preset("tiny").unwrap();
+    let resbm = ModelConfig {
+        boundary: Boundary::ResBm { channels: 16 },
+        ..iota.clone()
+    };
+    let (tokens, targets) = (&text[..4 * iota.context], &text[1..=4 * iota.context]);
+    for (model, count) in [(&iota, 1), (&iota, 3), (&resbm, 3)] {
+        let plan = StagePlan::new(model, count).unwrap();
         let mut stages: Vec<_> = (0..count)
             .map(|index| {
-                let mut stage =
-                    iota_compute::Stage::new(&plan, index, StageOptions::default()).unwrap();
+                let mut stage = Stage::new(&plan, index, StageOptions::default()).unwrap();
                 stage.initialise(3).unwrap();
                 stage
             })
@@ -32,8 +35,39 @@ fn the_loss_on_a_repeated_text_falls_in_every_cut() {
             }
             last = train_pass(&mut stages, tokens, targets);
         }
-        assert!(last < 1.0, "{count} stages: from {first} to {last} nats");
+        let boundary = model.boundary;
+        assert!(
+            last < 1.0,
+            "{count} stages, {boundary:?}: from {first} to {last} nats"
+        );
     }
+}
+
+#[test]
+fn before_training_a_residual_bottleneck_passes_its_channels_on_as_they_are() {
+    let model = ModelConfig {
+        boundary: Boundary::ResBm { channels: 20 },
+        ..preset("tiny").unwrap()
+    };
+    let open = ModelConfig {
+        boundary: Boundary::None,
+        ..model.clone()
+    };
+    // The same seed: all tensors that both models have are equal.
+    let sent = |model: &ModelConfig| {
+        let plan = StagePlan::new(model, 2).unwrap();
+        let mut head = Stage::new(&plan, 0, StageOptions::default()).unwrap();
+        head.initialise(4).unwrap();
+        let tokens = crate::tokens(model.context, model.vocabulary, 5);
+        head.forward_only(Input::Tokens(&tokens)).unwrap()
+    };
+    let (all, crossing) = (sent(&open), sent(&model));
+    let first: Vec<f32> = all
+        .chunks(model.width)
+        .flat_map(|row| row[..20].to_vec())
+        .collect();
+    let away = crate::distance(&crossing, &first);
+    assert!(away < 0.05, "{away} away from the identity");
 }
 
 #[test]

@@ -10,6 +10,8 @@ mod bits;
 mod gradients;
 /// A model learns.
 mod learning;
+/// Costs are measured, and a model is cut by them.
+mod measure;
 /// Every operation of the CPU backend equals a composition of candle's tensors.
 mod operations;
 /// A model trained elsewhere, in PyTorch, has the same loss and gradients.
@@ -20,7 +22,7 @@ mod refusals;
 mod state;
 
 use iota_compute::{Input, Stage, StageOptions};
-use iota_model::{ModelConfig, StagePlan, preset};
+use iota_model::{Boundary, ModelConfig, StagePlan, preset};
 
 /// Numbers in (-1, 1), the same for the same seed.
 fn noise(count: usize, seed: u32) -> Vec<f32> {
@@ -52,8 +54,16 @@ fn odd_model() -> ModelConfig {
         key_value_heads: 2,
         feed_forward: 50,
         context: 70,
-        bottleneck: Some(10),
+        boundary: Boundary::Iota { channels: 10 },
         ..preset("tiny").expect("a preset of this crate")
+    }
+}
+
+/// The same with ResBM's boundaries: more hidden channels than their least number, and not a multiple of anything.
+fn odd_resbm_model() -> ModelConfig {
+    ModelConfig {
+        boundary: Boundary::ResBm { channels: 17 },
+        ..odd_model()
     }
 }
 

@@ -1,11 +1,12 @@
 use iota_compute::{Input, Stage, StageOptions};
-use iota_model::{ModelConfig, StagePlan};
+use iota_model::{BoundaryKind, ModelConfig, StagePlan};
 use safetensors::SafeTensors;
 
 use crate::assert_close;
 
-/// Made by `benches/peers/golden_stage.py`, which says what is in it.
-const FILE: &[u8] = include_bytes!("../data/pytorch.safetensors");
+/// Made by `benches/peers/golden_stage.py`, which says what is in them.
+const IOTA: &[u8] = include_bytes!("../data/pytorch_iota.safetensors");
+const RESBM: &[u8] = include_bytes!("../data/pytorch_resbm.safetensors");
 
 fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
     let tensor = file.tensor(name).unwrap();
@@ -31,12 +32,22 @@ fn indices(file: &SafeTensors<'_>, name: &str) -> Vec<u32> {
 }
 
 #[test]
-fn a_model_with_bottlenecks_and_scaled_rotations_has_pytorchs_loss_and_gradients() {
-    let (_, header) = SafeTensors::read_metadata(FILE).unwrap();
+fn a_model_with_iotas_bottlenecks_and_scaled_rotations_has_pytorchs_loss_and_gradients() {
+    check(IOTA, BoundaryKind::Iota);
+}
+
+#[test]
+fn a_model_with_residual_bottlenecks_has_pytorchs_loss_and_gradients() {
+    check(RESBM, BoundaryKind::ResBm);
+}
+
+fn check(file: &[u8], kind: BoundaryKind) {
+    let (_, header) = SafeTensors::read_metadata(file).unwrap();
     let metadata = header.metadata().as_ref().unwrap();
     let model: ModelConfig = serde_json::from_str(&metadata["model"]).unwrap();
     let boundaries: Vec<usize> = serde_json::from_str(&metadata["boundaries"]).unwrap();
-    let file = SafeTensors::deserialize(FILE).unwrap();
+    assert_eq!(model.boundary.kind(), kind);
+    let file = SafeTensors::deserialize(file).unwrap();
     let plan = StagePlan::with_cuts(&model, boundaries, &[]).unwrap();
 
     let mut stage = Stage::new(&plan, 0, StageOptions::default()).unwrap();

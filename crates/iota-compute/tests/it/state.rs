@@ -1,5 +1,5 @@
 use iota_compute::{Input, MemoryEstimate, OptimizerSettings, Stage, StageOptions};
-use iota_model::{StagePlan, preset};
+use iota_model::{Boundary, ModelConfig, StagePlan, preset};
 
 use crate::{assert_close, noise, stages, tokens, train_pass};
 
@@ -139,8 +139,13 @@ fn a_forward_pass_knows_the_step_it_was_made_at() {
 
 #[test]
 fn the_estimate_of_saved_memory_is_exact() {
-    for stages_in_plan in 1..=4 {
-        let plan = tiny(stages_in_plan);
+    let resbm = ModelConfig {
+        boundary: Boundary::ResBm { channels: 3 },
+        ..preset("tiny").unwrap()
+    };
+    let plans = (1..=4).flat_map(|stages| [tiny(stages), StagePlan::new(&resbm, stages).unwrap()]);
+    for plan in plans {
+        let stages_in_plan = plan.stages().len();
         for (index, stage) in stages(&plan, StageOptions::default())
             .iter_mut()
             .enumerate()

@@ -15,6 +15,7 @@ const ROWS: &[&[&str]] = &[
         "iota-validator-cli",
         "iota-examples",
         "iota-benches",
+        "iota-experiments",
         "iota-tidy",
     ],
     // A network is made of all roles.
@@ -88,6 +89,7 @@ const OWNED: &[(&[&str], &[&str])] = &[
             "iota-miner-cli",
             "iota-validator-cli",
             "iota-examples",
+            "iota-experiments",
         ],
     ),
 ];

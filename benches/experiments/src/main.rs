@@ -1,0 +1,61 @@
+//! Experiments: what a design choice costs in loss, measured by training, as commands that print a table.
+//!
+//! ```text
+//!               variants x seeds
+//!                      |
+//!   text ──► [stage]─wire─[stage]─wire─[stage] ──► loss          one process, one thread a run, a batch at a time
+//!                      |
+//!           boundaries.jsonl  ──►  table (.md), curves (.csv), plots (.svg)
+//! ```
+//!
+//! Every result is written down as it comes and skipped the next time, so a long table can be made in pieces.
+//!
+//! ```sh
+//! cargo run --release -p iota-experiments -- boundaries --seeds 3 --jobs 2
+//! ```
+//!
+//! | module | concern |
+//! |---|---|
+//! | [`boundaries`] | the experiment on boundaries: its variants, and the runs of them |
+//! | [`wire`] | [`wire::Wire`]: what the numbers that cross become on the way |
+//! | [`pipeline`] | stages in sequence, trained and evaluated |
+//! | [`text`] | the bundled text as batches |
+//! | [`outcome`] | results on disk |
+//! | [`summary`] | many seeds of a variant as one row |
+//! | [`table`], [`chart`] | rows as Markdown and CSV, lines as SVG |
+//!
+//! What it does *not* know: networks, miners, merges. `iota-testnet` trains across those.
+
+mod boundaries;
+mod chart;
+mod outcome;
+mod pipeline;
+mod summary;
+mod table;
+mod text;
+mod wire;
+
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// What a design choice costs in loss, measured by training.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// What crosses from a stage to the next: all channels or a bottleneck, in which encoding.
+    Boundaries(boundaries::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Boundaries(options) => boundaries::run(&options),
+    }
+}
