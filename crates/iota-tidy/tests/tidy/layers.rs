@@ -31,6 +31,7 @@ const ROWS: &[&[&str]] = &[
         "iota-identity",
         "iota-model",
         "iota-merge",
+        "iota-codec",
         "iota-data",
     ],
     &["iota-protocol"],
@@ -53,6 +54,10 @@ const NEVER_LINKED: &[(&str, &[&str])] = &[
     ),
     (
         "iota-merge",
+        &["tokio", "candle*", "tonic*", "object_store"],
+    ),
+    (
+        "iota-codec",
         &["tokio", "candle*", "tonic*", "object_store"],
     ),
     (
