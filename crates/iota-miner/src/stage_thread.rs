@@ -285,6 +285,7 @@ mod tests {
             sequences: 1,
             backwards_per_step: 2,
             optimizer: AdamW::default(),
+            wire: iota_run::Wire::default(),
             data: shards.finish(),
         };
         Box::new(Engine::new(Arc::new(description), StageIndex::new(1), 1).unwrap())

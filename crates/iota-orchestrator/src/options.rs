@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use iota_protocol::settings::{LearningRate, Timing};
-use iota_run::AdamW;
+use iota_run::{AdamW, Wire};
 use serde::{Deserialize, Serialize};
 
 /// A run as an operator describes it; every value has a default that trains a small model on the bundled text.
@@ -21,6 +21,8 @@ pub struct RunOptions {
     pub seed: u64,
     /// How it trains.
     pub training: TrainingOptions,
+    /// How stages send tensors to each other: `f32`, `bf16`, `int8` or `int4`, for activations and for gradients.
+    pub wire: Wire,
     /// How long things may take, in milliseconds.
     pub timing: TimingOptions,
 }
@@ -86,6 +88,7 @@ impl Default for RunOptions {
             corpus: BUNDLED.to_owned(),
             seed: 1,
             training: TrainingOptions::default(),
+            wire: Wire::default(),
             timing: TimingOptions::default(),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use iota_orchestrator::{RunOptions, TimingOptions, TrainingOptions};
+use iota_orchestrator::{RunOptions, TimingOptions, TrainingOptions, Wire};
 use serde::{Deserialize, Serialize};
 
 /// A testnet as a person describes it.
@@ -37,6 +37,8 @@ pub struct TestnetSettings {
     pub store_url: String,
     /// How it trains.
     pub training: TrainingOptions,
+    /// How stages send tensors to each other.
+    pub wire: Wire,
     /// How long things may take.
     pub timing: TimingOptions,
 }
@@ -49,6 +51,7 @@ impl Default for TestnetSettings {
             corpus,
             seed,
             training,
+            wire,
             timing,
         } = RunOptions::default();
         let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
@@ -67,6 +70,7 @@ impl Default for TestnetSettings {
             store_listen: loopback,
             store_url: String::new(),
             training,
+            wire,
             timing: on_one_machine(timing),
         }
     }
@@ -141,6 +145,7 @@ impl TestnetSettings {
             corpus: self.corpus.clone(),
             seed: self.seed,
             training: self.training.clone(),
+            wire: self.wire,
             timing: self.timing,
         }
     }
