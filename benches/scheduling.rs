@@ -160,6 +160,7 @@ fn settings(stages: u16, miners_per_stage: u32) -> RunSettings {
         secret: [2; 32],
         stage_parameters: vec![1_000_000; stages.into()],
         activation_bytes: ACTIVATION_BYTES,
+        gradient_bytes: ACTIVATION_BYTES,
         cell_element_bytes: 12,
         cell_overhead_bytes: 512,
         sample_tokens: 512,

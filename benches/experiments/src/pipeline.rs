@@ -34,8 +34,8 @@ impl Pipeline {
         seed: u64,
     ) -> Result<Self> {
         let options = StageOptions {
-            threads: 1,
             optimizer,
+            ..StageOptions::default()
         };
         let stages = (0..plan.stages().len())
             .map(|index| {
@@ -66,7 +66,7 @@ impl Pipeline {
             let (mut output, saved) = stage.forward(input(activation.as_deref(), batch))?;
             wires
                 .forward
-                .cross(&mut output, channels, crossing(hop, FORWARD));
+                .cross(&mut output, channels, crossing(hop, FORWARD))?;
             waiting.push(saved);
             activation = Some(output);
         }
@@ -77,7 +77,7 @@ impl Pipeline {
                 gradient.context("every stage but the first has an input gradient")?;
             wires
                 .backward
-                .cross(&mut received, channels, crossing(hop, BACKWARD));
+                .cross(&mut received, channels, crossing(hop, BACKWARD))?;
             gradient = stage.backward(saved, &received)?;
         }
         for stage in &mut self.stages {
@@ -98,7 +98,7 @@ impl Pipeline {
             for (hop, stage) in before.iter_mut().enumerate() {
                 let mut output = stage.forward_only(input(activation.as_deref(), batch))?;
                 let seed = crossing_seed(self.seed, index as u64, hop, EVALUATION);
-                self.wires.forward.cross(&mut output, self.channels, seed);
+                self.wires.forward.cross(&mut output, self.channels, seed)?;
                 activation = Some(output);
             }
             let input = input(activation.as_deref(), batch);
@@ -179,14 +179,14 @@ mod tests {
         let forward = trained(
             3,
             Wires {
-                forward: Wire::Bf16,
+                forward: Wire::BF16,
                 ..EXACT
             },
         );
         let backward = trained(
             3,
             Wires {
-                backward: Wire::Bf16,
+                backward: Wire::BF16,
                 ..EXACT
             },
         );

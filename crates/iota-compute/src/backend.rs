@@ -222,17 +222,6 @@ pub trait Backend: Clone + Debug + Send + Sync {
     ) -> Result<()>;
 }
 
-/// What the factors of large matrix products are rounded to. Sums, and everything between products, are in f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Precision {
-    /// Not at all.
-    #[default]
-    F32,
-    /// bf16: eight significant bits. A device that multiplies bf16 is twice as fast or more; on one that does not, results
-    /// are the same and it is slower than f32.
-    Bf16,
-}
-
 /// Whether a result replaces what is there, or is added to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Write {

@@ -23,10 +23,12 @@ mod threads;
 
 use std::ops::Range;
 
+use iota_model::Precision;
+
 pub use self::instructions::InstructionSet;
 use self::matmul::{Matrix, Size};
 use self::threads::Threads;
-use crate::backend::{AdamWUpdate, AttentionShape, Backend, Form, Precision, Product, Turn, Write};
+use crate::backend::{AdamWUpdate, AttentionShape, Backend, Form, Product, Turn, Write};
 use crate::error::Result;
 
 /// The CPU. Clones share its threads.

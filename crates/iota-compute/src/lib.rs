@@ -69,7 +69,7 @@ pub mod reference;
 pub mod stage;
 pub mod state;
 
-pub use backend::{AdamWUpdate, Backend, Precision};
+pub use backend::{AdamWUpdate, Backend};
 pub use cpu::{Cpu, InstructionSet};
 pub use error::{Error, Result};
 pub use measure::measure_costs;

@@ -8,12 +8,12 @@ mod run;
 
 use std::ops::Range;
 
-use iota_model::{StageLayout, StagePlan, StageRole, TensorId};
+use iota_model::{Precision, StageLayout, StagePlan, StageRole, TensorId};
 
 use self::block::{Block, SavedBlock};
 use self::checks::{check_finite, check_length};
 use self::run::Weight;
-use crate::backend::{AttentionShape, Backend, Precision};
+use crate::backend::{AttentionShape, Backend};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::initialise::initialise;

@@ -285,6 +285,8 @@ mod tests {
             sequences: 1,
             backwards_per_step: 2,
             optimizer: AdamW::default(),
+            precision: iota_model::Precision::F32,
+            wire: iota_run::Wire::default(),
             data: shards.finish(),
         };
         Box::new(Engine::new(Arc::new(description), StageIndex::new(1), 1).unwrap())

@@ -39,6 +39,7 @@
 //! | [`presets`] | named configurations, and where IOTA cuts its own |
 //! | [`plan`] | [`StagePlan`]: boundaries, and which blocks a stage holds |
 //! | [`balance`] | [`Costs`], and the cuts that share them out |
+//! | [`precision`] | [`Precision`]: what matrix products are computed in |
 //! | [`layout`] | [`StageLayout`]: where each tensor lies in a stage's flat parameters |
 //!
 //! What it does *not* know: tensors, devices, files, peers. It computes sizes; `iota-compute` computes with them.
@@ -48,6 +49,7 @@ pub mod boundary;
 pub mod config;
 pub mod layout;
 pub mod plan;
+pub mod precision;
 pub mod presets;
 
 pub use balance::Costs;
@@ -55,4 +57,5 @@ pub use boundary::{Boundary, BoundaryKind};
 pub use config::{InvalidModel, ModelConfig, Rope, RopeScaling};
 pub use layout::{BlockTensor, Initialisation, StageLayout, TensorId, TensorLayout};
 pub use plan::{PlanError, StagePlan, StageRole, StageSpan};
+pub use precision::Precision;
 pub use presets::{UnknownPreset, preset, published_cuts};

@@ -100,7 +100,7 @@ impl Collector<'_> {
             } => {
                 self.read_operation(*sample, input.as_ref(), output_gradient.as_ref(), stage);
                 if let Some(gradient) = gradient {
-                    self.write(*gradient, settings.activation_bytes);
+                    self.write(*gradient, settings.gradient_bytes);
                 }
             }
             Work::Upload { cells, .. } => {

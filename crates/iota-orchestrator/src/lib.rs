@@ -73,6 +73,7 @@ use tracing::{error, info, warn};
 use url::Url;
 
 pub use course::Course;
+pub use iota_run::{Codec, Wire};
 pub use journal::{Journal, NoJournal, Record};
 pub use options::{BoundaryChoice, ModelOptions, RunOptions, TimingOptions, TrainingOptions};
 pub use setup::{Participants, Setup, SetupError};

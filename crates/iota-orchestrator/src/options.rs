@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use iota_model::{Boundary, BoundaryKind, ModelConfig};
+use iota_model::{Boundary, BoundaryKind, ModelConfig, Precision};
 use iota_protocol::settings::{LearningRate, Timing};
-use iota_run::AdamW;
+use iota_run::{AdamW, Wire};
 use serde::{Deserialize, Serialize};
 
 /// A run as an operator describes it; every value has a default that trains a small model on the bundled text.
@@ -24,6 +24,8 @@ pub struct RunOptions {
     pub seed: u64,
     /// How it trains.
     pub training: TrainingOptions,
+    /// How stages send tensors to each other: `f32`, `bf16`, `int8` or `int4`, for activations and for gradients.
+    pub wire: Wire,
     /// How long things may take, in milliseconds.
     pub timing: TimingOptions,
 }
@@ -87,6 +89,9 @@ pub struct TrainingOptions {
     /// More keep more miners busy; fewer keep gradients fresh: at 18 instead of 4 the default testnet learns a third as
     /// fast per token.
     pub samples_in_flight: u32,
+    /// What stages compute in: `f32`, or `bf16` for the factors of large matrix products, which is faster where the
+    /// processor multiplies bf16 and much slower where it does not.
+    pub precision: Precision,
     /// Backward passes of a miner per step of its optimizer.
     pub backwards_per_step: u32,
     /// Learning rate after the warm-up.
@@ -135,6 +140,7 @@ impl Default for RunOptions {
             corpus: BUNDLED.to_owned(),
             seed: 1,
             training: TrainingOptions::default(),
+            wire: Wire::default(),
             timing: TimingOptions::default(),
         }
     }
@@ -150,6 +156,7 @@ impl Default for TrainingOptions {
             samples_per_epoch: 600,
             sequences: 4,
             samples_in_flight: 0,
+            precision: Precision::F32,
             backwards_per_step: 1,
             learning_rate: 2e-3,
             warmup_samples: 100,

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use iota_data::{BatchShape, Corpus, DataManifest, Evaluation, Preparation, Split, Tokenizer};
 use iota_model::{ModelConfig, PlanError, UnknownPreset, preset};
+use iota_protocol::event::Direction;
 use iota_protocol::settings::InvalidSetting;
 use iota_protocol::{PeerId, RunId, RunSettings};
 use iota_run::{Description, VERSION, cell_spec};
@@ -122,6 +123,8 @@ impl Setup {
             sequences: training.sequences,
             backwards_per_step: training.backwards_per_step,
             optimizer: training.adamw(),
+            precision: training.precision,
+            wire: options.wire,
             data,
         };
         description.sampler()?;
@@ -138,7 +141,8 @@ impl Setup {
             run,
             secret: random()?,
             stage_parameters,
-            activation_bytes: description.activation_bytes()?,
+            activation_bytes: description.boundary_bytes(Direction::Forward),
+            gradient_bytes: description.boundary_bytes(Direction::Backward),
             cell_element_bytes: cell_bytes(2) - cell_bytes(1),
             cell_overhead_bytes: cell_bytes(1) - (cell_bytes(2) - cell_bytes(1)),
             sample_tokens: description.sample_tokens() as u64,

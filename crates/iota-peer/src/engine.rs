@@ -12,10 +12,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use iota_compute::{Input, OptimizerSettings, Saved, Stage, StageOptions};
+use iota_protocol::event::{Direction, Piece};
 use iota_protocol::work::{Checkpoint, ObjectName, SegmentSource};
 use iota_protocol::{Digest, Epoch, SampleId, StageIndex};
-use iota_run::{AdamW, Description, Tokens, activation_spec, cell_spec};
-use iota_store::tensor::{self, TensorSpec};
+use iota_run::{AdamW, Description, Tokens, cell_spec};
+use iota_store::tensor;
 
 use crate::Error;
 
@@ -23,7 +24,6 @@ use crate::Error;
 #[derive(Debug)]
 pub struct Engine {
     description: Arc<Description>,
-    activation: TensorSpec,
     index: StageIndex,
     stage: Stage,
     epoch: Option<Epoch>,
@@ -86,12 +86,14 @@ impl Engine {
     ) -> Result<Self, Error> {
         let plan = description.plan()?;
         let optimizer = optimizer_settings(&description.optimizer);
-        let options = StageOptions { threads, optimizer };
+        let options = StageOptions {
+            threads,
+            precision: description.precision,
+            optimizer,
+        };
         let stage = Stage::new(&plan, usize::from(index.get()), options)?;
-        let activation = activation_spec(&description);
         Ok(Self {
             description,
-            activation,
             index,
             stage,
             epoch: None,
@@ -199,10 +201,13 @@ impl Engine {
         input: &OperationInput,
     ) -> Result<(u32, Bytes), Error> {
         let (output, saved) = self.stage.forward(stage_input(self.is_head(), input)?)?;
-        if let Err(error) = check_finite("the output activation", &output) {
-            self.stage.discard(saved);
-            return Err(error);
-        }
+        let encoded = match self.encode(sample, Direction::Forward, &output) {
+            Ok(encoded) => encoded,
+            Err(error) => {
+                self.stage.discard(saved);
+                return Err(error);
+            }
+        };
         let ordinal = self.next_ordinal();
         let input = input.activation.as_ref().map(|(digest, _)| *digest);
         self.discard(sample);
@@ -219,10 +224,7 @@ impl Engine {
             let oldest = *oldest.expect("there are more than none").0;
             self.discard(oldest);
         }
-        Ok((
-            ordinal,
-            tensor::encode(&[(self.activation.clone(), &output)]),
-        ))
+        Ok((ordinal, encoded))
     }
 
     /// Carries a sample's gradient back, adds to the stage's gradients, and steps the optimizer if it is time. At the
@@ -275,11 +277,9 @@ impl Engine {
             }
         };
         self.pending += 1;
-        if let Some(gradient) = &gradient {
-            check_finite("the input gradient", gradient)?;
-        }
-        let gradient =
-            gradient.map(|gradient| tensor::encode(&[(self.activation.clone(), &gradient)]));
+        let gradient = gradient
+            .map(|gradient| self.encode(sample, Direction::Backward, &gradient))
+            .transpose()?;
         if self.pending >= self.description.backwards_per_step {
             self.step(learning_rate)?;
         }
@@ -338,6 +338,25 @@ impl Engine {
         }
     }
 
+    /// What the stage sends of a sample. Values that are too large for the run's codec are as good as infinite.
+    fn encode(
+        &self,
+        sample: SampleId,
+        direction: Direction,
+        values: &[f32],
+    ) -> Result<Bytes, Error> {
+        let stage = self.index;
+        let piece = Piece { stage, direction };
+        let encoded = self.description.encode_boundary(sample, piece, values);
+        encoded.map_err(|_| {
+            let what = match direction {
+                Direction::Forward => "the output activation",
+                Direction::Backward => "the input gradient",
+            };
+            iota_compute::Error::NotFinite { what }.into()
+        })
+    }
+
     fn step(&mut self, learning_rate: f32) -> Result<(), Error> {
         // A step that fails zeroes the gradients as well, so nothing is pending after it either.
         let pending = std::mem::take(&mut self.pending);
@@ -349,13 +368,6 @@ impl Engine {
         let ordinal = self.ordinal;
         self.ordinal += 1;
         ordinal
-    }
-}
-
-fn check_finite(what: &'static str, values: &[f32]) -> Result<(), Error> {
-    match tensor::first_non_finite(values) {
-        None => Ok(()),
-        Some(_) => Err(iota_compute::Error::NotFinite { what }.into()),
     }
 }
 

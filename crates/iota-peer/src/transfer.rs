@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use iota_data::{Sampler, Shard};
-use iota_protocol::work::{Difference, Failure, ObjectName, ObjectRef, Seal};
+use iota_protocol::event::Direction;
+use iota_protocol::work::{Difference, Failure, ObjectName, ObjectRef, Purpose, Seal};
 use iota_protocol::{Digest, SampleId};
-use iota_run::{Description, Tokens, activation_spec, cell_spec};
+use iota_run::{BoundaryError, Description, Tokens, cell_spec};
 use iota_store::{ErrorKind, Grant, GrantClient, TensorSpec, tensor};
 use iota_wire::{GrantTarget, LeasedWork};
 use tracing::debug;
@@ -89,7 +90,7 @@ impl Transfer {
         Ok(Arc::new(batch))
     }
 
-    /// An activation or gradient: `tokens x boundary width` finite numbers.
+    /// An activation or gradient, decoded: `tokens x boundary width` finite numbers.
     ///
     /// # Errors
     /// [`Failure::BadInput`] if it is missing, altered, of another shape or not finite.
@@ -99,10 +100,18 @@ impl Transfer {
         leased: &LeasedWork,
     ) -> Result<Arc<[f32]>, Failure> {
         let bytes = self.object(object, leased).await?;
-        let [values] = decode(&bytes, [activation_spec(&self.description)], object.name)?;
-        if tensor::first_non_finite(&values).is_some() {
-            return Err(bad_input(object.name, Difference::NotFinite));
-        }
+        let direction = match object.name.purpose {
+            Purpose::Gradient => Direction::Backward,
+            _ => Direction::Forward,
+        };
+        let values = self.description.decode_boundary(direction, &bytes);
+        let values = values.map_err(|error| {
+            let difference = match error {
+                BoundaryError::NotFinite => Difference::NotFinite,
+                _ => Difference::Malformed,
+            };
+            bad_input(object.name, difference)
+        })?;
         Ok(values.into())
     }
 

@@ -34,6 +34,7 @@
 //!     secret: [2; 32],
 //!     stage_parameters: vec![1_000],
 //!     activation_bytes: 4_096,
+//!     gradient_bytes: 8_192,
 //!     cell_element_bytes: 12,
 //!     cell_overhead_bytes: 0,
 //!     sample_tokens: 128,

@@ -16,8 +16,10 @@ pub struct RunSettings {
     pub secret: [u8; 32],
     /// Per stage, from the head: elements of its flat parameters. Its length is the number of stages, at least 1.
     pub stage_parameters: Vec<u64>,
-    /// Length in bytes of the object that carries one sample across one boundary.
+    /// Length in bytes of the object that carries one sample forward across one boundary.
     pub activation_bytes: u64,
+    /// Length in bytes of the object that carries one sample's gradient backward across one boundary.
+    pub gradient_bytes: u64,
     /// Length in bytes of an object that holds a cell of this many elements is `cell_overhead_bytes` + elements times
     /// `cell_element_bytes`.
     pub cell_element_bytes: u64,
@@ -151,6 +153,7 @@ impl RunSettings {
         }
         for (setting, value) in [
             ("activation_bytes", self.activation_bytes),
+            ("gradient_bytes", self.gradient_bytes),
             ("cell_element_bytes", self.cell_element_bytes),
             ("sample_tokens", self.sample_tokens),
             ("epochs", self.epochs),

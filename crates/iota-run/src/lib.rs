@@ -3,7 +3,8 @@
 //! ```text
 //!                        ┌─ model, stages ──► shapes of activations, elements of each stage
 //!   Description (JSON) ──┼─ data, seed ─────► the tokens of a sample
-//!     from GetRun        └─ optimizer ──────► when a stage steps, and how
+//!     from GetRun        ├─ wire ───────────► what crosses a boundary, in how many bytes
+//!                        └─ optimizer ──────► when a stage steps, and how
 //! ```
 //!
 //! The orchestrator makes a [`Description`] once and hands it out as it is; miners and validators derive the same
@@ -22,20 +23,25 @@
 //!
 //! | module | concern |
 //! |---|---|
-//! | this one | the [`Description`]: model, stages, data, optimizer; what follows from it |
-//! | `objects` | the tensors in activations, gradients and cells |
+//! | this one | the [`Description`]: model, stages, data, optimizer, wire; what follows from it |
+//! | `boundary` | the tensors between stages: their codecs, lengths, and the chance of their rounding |
+//! | `objects` | the tensors in cells |
 //!
 //! It does *not* know how a stage computes (`iota-compute`), who does what (`iota-protocol`) or where objects are
 //! (`iota-store` is here for the lengths of encoded tensors only).
 
+mod boundary;
 mod objects;
 
 use iota_data::{Batch, BatchShape, DataManifest, Sampler};
-use iota_model::{ModelConfig, PlanError, StagePlan};
+use iota_model::{ModelConfig, PlanError, Precision, StagePlan};
 use iota_protocol::RunId;
 use serde::{Deserialize, Serialize};
 
-pub use objects::{ACTIVATION, CELL_PLANES, activation_spec, cell_elements, cell_spec};
+pub use boundary::{BoundaryError, Wire};
+pub use iota_codec::Codec;
+use objects::ACTIVATION;
+pub use objects::{CELL_PLANES, cell_elements, cell_spec};
 
 /// Version of the description's format; a peer refuses another.
 pub const VERSION: u32 = 1;
@@ -60,6 +66,10 @@ pub struct Description {
     pub backwards_per_step: u32,
     /// The optimizer, without its learning rate, which comes with each backward pass.
     pub optimizer: AdamW,
+    /// What stages compute in.
+    pub precision: Precision,
+    /// How stages send tensors to each other.
+    pub wire: Wire,
     /// The training tokens.
     pub data: DataManifest,
 }
@@ -170,14 +180,6 @@ impl Description {
     /// Tokens in one sample.
     pub const fn sample_tokens(&self) -> usize {
         self.sequences as usize * self.model.context
-    }
-
-    /// Length in bytes of the object that carries a sample across a boundary.
-    ///
-    /// # Errors
-    /// If the model cannot be cut.
-    pub fn activation_bytes(&self) -> Result<u64, Error> {
-        Ok(iota_store::tensor::encoded_length(&[activation_spec(self)]))
     }
 }
 

@@ -2,24 +2,11 @@
 
 use iota_store::tensor::{self, TensorSpec};
 
-use crate::Description;
-
 /// Name of the tensor in an activation's or a gradient's object.
-pub const ACTIVATION: &str = "activation";
+pub(crate) const ACTIVATION: &str = "activation";
 
 /// Names of the tensors in a cell's object: the same range of the parameters and of both optimizer moments.
 pub const CELL_PLANES: [&str; 3] = ["parameters", "first_moment", "second_moment"];
-
-/// The tensor at a stage boundary: `[tokens of a sample, boundary width]`, f32.
-pub fn activation_spec(description: &Description) -> TensorSpec {
-    TensorSpec::f32(
-        ACTIVATION,
-        [
-            description.sample_tokens(),
-            description.model.boundary_width(),
-        ],
-    )
-}
 
 /// The tensors of a cell of so many elements: each `[elements]`, f32.
 pub fn cell_spec(elements: usize) -> [TensorSpec; 3] {

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Peers compare digests of these bytes, so one list of tensors must have one encoding. Order and spelling are those of
-//! the `safetensors` crate (F32 before BF16, then by name), no metadata; so any safetensors reader reads what is
+//! the `safetensors` crate (F32 before BF16 before U8, then by name), no metadata; so any safetensors reader reads what is
 //! written here. In turn only this form is read: a header is compared with the expected one, and is parsed only to say
 //! how it differs. The length follows from the specs alone, which is what lets a grant be signed before there is data.
 
@@ -26,6 +26,8 @@ pub enum Dtype {
     /// A finite number stays finite unless it rounds beyond the largest bfloat16 (3.39e38), which makes it infinite;
     /// a NaN stays a NaN.
     Bf16,
+    /// A byte: what is in it is the writer's and the reader's business. See [`encode_with`].
+    U8,
 }
 
 impl Dtype {
@@ -34,6 +36,7 @@ impl Dtype {
         match self {
             Self::F32 => 4,
             Self::Bf16 => 2,
+            Self::U8 => 1,
         }
     }
 
@@ -41,6 +44,7 @@ impl Dtype {
         match self {
             Self::F32 => "F32",
             Self::Bf16 => "BF16",
+            Self::U8 => "U8",
         }
     }
 }
@@ -77,6 +81,15 @@ impl TensorSpec {
         Self {
             name: name.into(),
             dtype: Dtype::Bf16,
+            shape: shape.into(),
+        }
+    }
+
+    /// A tensor of bytes.
+    pub fn u8(name: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
+        Self {
+            name: name.into(),
+            dtype: Dtype::U8,
             shape: shape.into(),
         }
     }
@@ -161,8 +174,8 @@ pub fn encoded_length(specs: &[TensorSpec]) -> u64 {
 /// Encodes tensors: for each its spec and its elements, row by row.
 ///
 /// # Panics
-/// If a tensor has not as many elements as its shape says, if two have the same name, or if one is called
-/// `__metadata__`.
+/// If a tensor has not as many elements as its shape says or is one of bytes, if two have the same name, or if one is
+/// called `__metadata__`.
 pub fn encode(tensors: &[(TensorSpec, &[f32])]) -> Bytes {
     let specs: Vec<&TensorSpec> = tensors.iter().map(|(spec, _)| spec).collect();
     let layout = Layout::new(&specs);
@@ -188,6 +201,7 @@ pub fn encode(tensors: &[(TensorSpec, &[f32])]) -> Bytes {
                     *slot = bf16_bits(*value).to_le_bytes();
                 }
             }
+            Dtype::U8 => panic!("{BYTES_ARE_NO_NUMBERS}"),
         }
     }
     encoded.into()
@@ -200,19 +214,10 @@ pub fn encode(tensors: &[(TensorSpec, &[f32])]) -> Bytes {
 /// allocates only after everything has been checked. Values are not: see [`first_non_finite`].
 ///
 /// # Panics
-/// If `specs` are not possible, as [`encode`].
+/// If `specs` are not possible or a tensor is one of bytes, as [`encode`].
 pub fn decode(bytes: &[u8], specs: &[TensorSpec]) -> Result<Vec<Vec<f32>>, TensorError> {
     let layout = Layout::new(&specs.iter().collect::<Vec<_>>());
-    if bytes.len() != layout.total_bytes() {
-        return Err(TensorError::Length {
-            expected_bytes: layout.total_bytes() as u64,
-            found_bytes: bytes.len() as u64,
-        });
-    }
-    let (header, data) = bytes.split_at(layout.header.len());
-    if header != layout.header {
-        return Err(difference(bytes, specs));
-    }
+    let data = layout.check(bytes, specs)?;
     let tensors = specs.iter().zip(&layout.starts).map(|(spec, &start)| {
         let slots = &data[start..start + spec.size_bytes()];
         match spec.dtype {
@@ -226,9 +231,43 @@ pub fn decode(bytes: &[u8], specs: &[TensorSpec]) -> Result<Vec<Vec<f32>>, Tenso
                     .map(|slot| f32::from_bits(u32::from(u16::from_le_bytes(*slot)) << 16))
                     .collect()
             }
+            Dtype::U8 => panic!("{BYTES_ARE_NO_NUMBERS}"),
         }
     });
     Ok(tensors.collect())
+}
+
+const BYTES_ARE_NO_NUMBERS: &str = "a tensor of bytes is written and read as such";
+
+/// Encodes one tensor of any dtype: `write` is given the bytes of its elements, all zero, and fills them in.
+///
+/// # Errors
+/// Those of `write`.
+///
+/// # Panics
+/// If the tensor is called `__metadata__`.
+pub fn encode_with<E>(
+    spec: &TensorSpec,
+    write: impl FnOnce(&mut [u8]) -> Result<(), E>,
+) -> Result<Bytes, E> {
+    let layout = Layout::new(&[spec]);
+    let mut encoded = vec![0; layout.total_bytes()];
+    let (header, data) = encoded.split_at_mut(layout.header.len());
+    header.copy_from_slice(&layout.header);
+    write(data)?;
+    Ok(encoded.into())
+}
+
+/// The bytes of the elements of one tensor of any dtype: what `write` made in [`encode_with`].
+///
+/// # Errors
+/// [`TensorError`] if `bytes` are not the canonical encoding of exactly this tensor. No bytes make it panic.
+///
+/// # Panics
+/// If the tensor is called `__metadata__`.
+pub fn element_bytes<'a>(bytes: &'a [u8], spec: &TensorSpec) -> Result<&'a [u8], TensorError> {
+    let layout = Layout::new(&[spec]);
+    layout.check(bytes, std::slice::from_ref(spec))
 }
 
 /// Position of the first value that is infinite or not a number.
@@ -305,6 +344,21 @@ impl Layout {
             starts,
             data_bytes,
         }
+    }
+
+    /// What follows the header, if this is the layout of `bytes`; it was made of `specs`.
+    fn check<'a>(&self, bytes: &'a [u8], specs: &[TensorSpec]) -> Result<&'a [u8], TensorError> {
+        if bytes.len() != self.total_bytes() {
+            return Err(TensorError::Length {
+                expected_bytes: self.total_bytes() as u64,
+                found_bytes: bytes.len() as u64,
+            });
+        }
+        let (header, data) = bytes.split_at(self.header.len());
+        if header != self.header {
+            return Err(difference(bytes, specs));
+        }
+        Ok(data)
     }
 
     fn total_bytes(&self) -> usize {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use iota_orchestrator::{ModelOptions, RunOptions, TimingOptions, TrainingOptions};
+use iota_orchestrator::{ModelOptions, RunOptions, TimingOptions, TrainingOptions, Wire};
 use serde::{Deserialize, Serialize};
 
 /// A testnet as a person describes it.
@@ -39,6 +39,8 @@ pub struct TestnetSettings {
     pub store_url: String,
     /// How it trains.
     pub training: TrainingOptions,
+    /// How stages send tensors to each other.
+    pub wire: Wire,
     /// How long things may take.
     pub timing: TimingOptions,
 }
@@ -52,6 +54,7 @@ impl Default for TestnetSettings {
             corpus,
             seed,
             training,
+            wire,
             timing,
         } = RunOptions::default();
         let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
@@ -71,6 +74,7 @@ impl Default for TestnetSettings {
             store_listen: loopback,
             store_url: String::new(),
             training,
+            wire,
             timing: on_one_machine(timing),
         }
     }
@@ -146,6 +150,7 @@ impl TestnetSettings {
             corpus: self.corpus.clone(),
             seed: self.seed,
             training: self.training.clone(),
+            wire: self.wire,
             timing: self.timing,
         }
     }

@@ -40,7 +40,12 @@ impl Whole {
         let optimizer = optimizer_settings(&description.optimizer);
         let stages = (0..stages)
             .map(|index| {
-                let mut stage = Stage::new(&plan, index, StageOptions { threads, optimizer })?;
+                let options = StageOptions {
+                    threads,
+                    precision: description.precision,
+                    optimizer,
+                };
+                let mut stage = Stage::new(&plan, index, options)?;
                 stage.initialise(description.seed)?;
                 Ok(stage)
             })

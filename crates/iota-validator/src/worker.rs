@@ -367,6 +367,8 @@ mod tests {
             sequences: 1,
             backwards_per_step: 2,
             optimizer: iota_run::AdamW::default(),
+            precision: iota_model::Precision::F32,
+            wire: iota_run::Wire::default(),
             data: shards.finish(),
         };
         let stage = StageIndex::new(1);

@@ -44,11 +44,11 @@ pub(crate) fn variants(width: usize) -> Vec<Variant> {
         let possible = channels.into_iter().filter(|channels| *channels > 0);
         possible.map(move |channels| Variant {
             boundary: Boundary::new(kind, channels),
-            wires: both(Wire::Bf16),
+            wires: both(Wire::BF16),
         })
     });
-    let smaller = |wire: &Wire| wire.bytes_per_token(width) < Wire::Bf16.bytes_per_token(width);
-    let bytes = Wire::Bf16.bytes_per_token(width) / COMBINED_RATIO as f64;
+    let smaller = |wire: &Wire| wire.bytes_per_token(width) < Wire::BF16.bytes_per_token(width);
+    let bytes = Wire::BF16.bytes_per_token(width) / COMBINED_RATIO as f64;
     let combined = kinds.into_iter().flat_map(|kind| {
         let wires = Wire::ALL.into_iter().filter(smaller);
         wires.filter_map(move |wire| {
@@ -150,7 +150,7 @@ mod tests {
     fn no_combination_takes_more_than_its_share_of_bytes() {
         for variant in variants(256) {
             let wire = variant.wires.map(|wires| wires.forward);
-            if variant.boundary.is_bottleneck() && wire != Some(Wire::Bf16) {
+            if variant.boundary.is_bottleneck() && wire != Some(Wire::BF16) {
                 let (forward, backward) = variant.bytes(256).unwrap();
                 assert!(forward.max(backward) <= 4.0, "{variant}");
             }

@@ -4,12 +4,13 @@
     reason = "kernels are compiled for several instruction sets"
 )]
 
+use iota_model::Precision;
+
 use super::bf16::{self, Factor};
 use super::instructions::{InstructionSet, vectorised};
 use super::matmul::{Matrix, Size, matmul};
 use super::numeric::{exp_all, max};
 use super::threads::Threads;
-use crate::backend::Precision;
 
 /// Logits held at a time, about (64 MiB): one chunk of rows, for all of the vocabulary.
 const LOGITS: usize = 16 * 1024 * 1024;

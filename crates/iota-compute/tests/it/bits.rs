@@ -1,5 +1,5 @@
-use iota_compute::{Cpu, InstructionSet, OptimizerSettings, Precision, Stage, StageOptions};
-use iota_model::{Boundary, ModelConfig, StagePlan, preset};
+use iota_compute::{Cpu, InstructionSet, OptimizerSettings, Stage, StageOptions};
+use iota_model::{Boundary, ModelConfig, Precision, StagePlan, preset};
 
 use crate::{distance, odd_model, odd_resbm_model, stages, tokens, train_pass};
 

@@ -2,6 +2,7 @@ use iota_data::{Corpus, Document, Preparation, Split, Tokenizer};
 use iota_model::preset;
 use iota_protocol::work::{ObjectRef, Purpose, Seal, Segment};
 use iota_protocol::{ObjectId, RunId};
+use iota_run::{Codec, Wire};
 
 use super::*;
 
@@ -10,6 +11,10 @@ const LEARNING_RATE: f32 = 0.01;
 
 /// The `tiny` model in three stages over a short text; the optimizer steps after every second backward.
 fn description() -> Arc<Description> {
+    described(Wire::default())
+}
+
+fn described(wire: Wire) -> Arc<Description> {
     let documents = vec![Document {
         name: "song".to_owned(),
         text: "Row, row, row your boat, gently down the stream. ".repeat(20),
@@ -27,6 +32,8 @@ fn description() -> Arc<Description> {
         sequences: 1,
         backwards_per_step: 2,
         optimizer: AdamW::default(),
+        precision: iota_model::Precision::F32,
+        wire,
         data: shards.finish(),
     };
     description.sampler().unwrap();
@@ -50,7 +57,11 @@ fn checkpoint(optimizer_steps: u64, segments: Vec<(Range<u64>, SegmentSource)>) 
 }
 
 fn engine(stage: u16, threads: usize) -> Engine {
-    let mut engine = Engine::new(description(), StageIndex::new(stage), threads).unwrap();
+    engine_of(description(), stage, threads)
+}
+
+fn engine_of(description: Arc<Description>, stage: u16, threads: usize) -> Engine {
+    let mut engine = Engine::new(description, StageIndex::new(stage), threads).unwrap();
     let checkpoint = genesis(engine.elements() as u64);
     engine.install(&checkpoint, &BTreeMap::new()).unwrap();
     engine
@@ -246,6 +257,28 @@ fn a_replay_of_the_log_gives_the_bits_of_the_miner() {
             "the uploads of stage {stage} differ"
         );
         assert_eq!(miner.optimizer_steps(), 4, "the pending step was taken");
+    }
+}
+
+#[test]
+fn a_replay_gives_the_bytes_that_were_sent_whatever_the_codec() {
+    for codec in Codec::ALL {
+        let wire = Wire {
+            activations: codec,
+            gradients: codec,
+        };
+        let run = described(wire);
+        let [mut miner, mut validator] =
+            [1, 2].map(|threads| engine_of(Arc::clone(&run), 1, threads));
+        let log = mine(&mut miner, &script(1));
+        assert_eq!(replay(&mut validator, &log), log, "{codec}");
+        let (_, sent) = miner.forward(SampleId::new(9), &input(1, 9, 0)).unwrap();
+        assert_eq!(
+            sent.len() as u64,
+            run.boundary_bytes(Direction::Forward),
+            "{codec}"
+        );
+        assert!(run.decode_boundary(Direction::Forward, &sent).is_ok());
     }
 }
 

@@ -70,22 +70,18 @@ impl State {
 
     /// Whether an outcome is one of the leased work, by kind, length and number.
     fn check_outcome(&self, lease: &Lease, outcome: &Outcome) -> Result<(), Rejection> {
-        let carries = |length: u64| {
-            if length == self.settings.activation_bytes {
+        let is_long = |length: u64, expected: u64| {
+            if length == expected {
                 Ok(())
             } else {
                 Err(Rejection::WrongLength)
             }
         };
-        let holds = |length: u64, elements: u64| {
-            if length == self.cell_bytes(elements) {
-                Ok(())
-            } else {
-                Err(Rejection::WrongLength)
-            }
-        };
+        let holds = |length: u64, elements: u64| is_long(length, self.cell_bytes(elements));
         match (&lease.work, outcome) {
-            (Work::Forward { .. }, Outcome::Forward { output, .. }) => carries(output.length),
+            (Work::Forward { .. }, Outcome::Forward { output, .. }) => {
+                is_long(output.length, self.settings.activation_bytes)
+            }
             (
                 Work::Backward {
                     gradient: wanted, ..
@@ -99,7 +95,9 @@ impl State {
                 if loss.is_some_and(|loss| !loss.is_finite()) {
                     return Err(Rejection::NotFinite);
                 }
-                gradient.map_or(Ok(()), |gradient| carries(gradient.length))
+                gradient.map_or(Ok(()), |gradient| {
+                    is_long(gradient.length, self.settings.gradient_bytes)
+                })
             }
             (Work::Upload { cells, .. }, Outcome::Upload { cells: seals, .. }) => {
                 if cells.len() != seals.len() {

@@ -332,7 +332,16 @@ fn results_that_do_not_fit_are_refused_with_their_reason() {
         gradient,
         loss,
     };
-    let gradient = Some(seal("g", 100));
+    let gradient = Some(seal("g", 150));
+    let as_long_as_an_activation = Some(seal("g", 100));
+    assert_eq!(
+        world.complete(
+            tail[0],
+            turn.id,
+            backward(Some(1.0), as_long_as_an_activation)
+        ),
+        Err(Rejection::WrongLength)
+    );
     assert_eq!(
         world.complete(tail[0], turn.id, backward(Some(f32::NAN), gradient)),
         Err(Rejection::NotFinite)

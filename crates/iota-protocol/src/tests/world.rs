@@ -20,6 +20,7 @@ pub(crate) fn settings(stages: u16) -> RunSettings {
         secret: [42; 32],
         stage_parameters: vec![12; stages.into()],
         activation_bytes: 100,
+        gradient_bytes: 150,
         cell_element_bytes: 4,
         cell_overhead_bytes: 8,
         sample_tokens: 16,
@@ -194,7 +195,7 @@ impl World {
             } => Outcome::Backward {
                 ordinal: ordinal(),
                 recomputed: output_gradient.is_none(),
-                gradient: gradient.map(|_| seal(format!("backward {sample} {}", lease.stage), 100)),
+                gradient: gradient.map(|_| seal(format!("backward {sample} {}", lease.stage), 150)),
                 loss: output_gradient.is_none().then_some(2.5),
             },
             Work::Upload { cells, .. } => Outcome::Upload {

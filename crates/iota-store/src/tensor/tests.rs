@@ -29,7 +29,7 @@ fn any_tensors() -> impl Strategy<Value = Vec<(TensorSpec, Vec<f32>)>> {
                             let bits = (state >> 32) as u32;
                             match dtype {
                                 Dtype::F32 => f32::from_bits(bits),
-                                Dtype::Bf16 => half::bf16::from_f32(f32::from_bits(bits)).to_f32(),
+                                _ => half::bf16::from_f32(f32::from_bits(bits)).to_f32(),
                             }
                         })
                         .collect();
@@ -80,7 +80,7 @@ proptest! {
             .iter()
             .map(|(spec, values)| match spec.dtype {
                 Dtype::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
-                Dtype::Bf16 => values
+                _ => values
                     .iter()
                     .flat_map(|value| half::bf16::from_f32(*value).to_le_bytes())
                     .collect(),
@@ -89,7 +89,7 @@ proptest! {
         let views = tensors.iter().zip(&raw).map(|((spec, _), raw)| {
             let dtype = match spec.dtype {
                 Dtype::F32 => safetensors::Dtype::F32,
-                Dtype::Bf16 => safetensors::Dtype::BF16,
+                _ => safetensors::Dtype::BF16,
             };
             (&spec.name, TensorView::new(dtype, spec.shape.clone(), raw).unwrap())
         });
@@ -191,6 +191,75 @@ fn what_is_wrong_with_a_tensor_is_said() {
         refusal(TensorSpec::f32("x", [2, 2]), 4),
         TensorError::Length { .. }
     ));
+}
+
+#[test]
+fn a_tensor_of_bytes_is_one_to_any_reader_and_reads_back() {
+    let spec = TensorSpec::u8("x", [2, 3]);
+    let written = encode_with(&spec, |elements| {
+        elements.copy_from_slice(b"abcdef");
+        Ok::<(), TensorError>(())
+    });
+    let encoded = written.unwrap();
+    assert_eq!(
+        encoded.len() as u64,
+        encoded_length(std::slice::from_ref(&spec))
+    );
+    assert_eq!(element_bytes(&encoded, &spec), Ok(&b"abcdef"[..]));
+    let found = SafeTensors::deserialize(&encoded).unwrap();
+    let tensor = found.tensor("x").unwrap();
+    assert_eq!(tensor.dtype(), safetensors::Dtype::U8);
+    assert_eq!(
+        (tensor.shape(), tensor.data()),
+        (&[2, 3][..], &b"abcdef"[..])
+    );
+
+    assert!(matches!(
+        element_bytes(&encoded, &TensorSpec::u8("x", [3, 2])),
+        Err(TensorError::Shape { .. })
+    ));
+    assert!(matches!(
+        element_bytes(&encoded[..513], &spec),
+        Err(TensorError::Length { .. })
+    ));
+    let refused = encode_with(&spec, |_| Err(TensorError::NotCanonical));
+    assert_eq!(refused, Err(TensorError::NotCanonical));
+}
+
+#[test]
+fn numbers_that_are_written_as_bytes_are_their_bytes() {
+    let spec = TensorSpec::f32("x", [2]);
+    let values = [1.5_f32, -0.25];
+    let encoded = encode(&[(spec.clone(), &values)]);
+    let bytes = values.map(f32::to_le_bytes).concat();
+    assert_eq!(element_bytes(&encoded, &spec), Ok(&bytes[..]));
+}
+
+#[test]
+fn tensors_lie_in_the_order_of_the_safetensors_crate_bytes_last() {
+    let specs = [
+        TensorSpec::u8("a", [4]),
+        TensorSpec::bf16("b", [2]),
+        TensorSpec::f32("c", [1]),
+    ];
+    let layout = Layout::new(&specs.iter().collect::<Vec<_>>());
+    assert_eq!(layout.starts, [8, 4, 0]);
+    let raw = [0; 4];
+    let dtypes = [
+        safetensors::Dtype::U8,
+        safetensors::Dtype::BF16,
+        safetensors::Dtype::F32,
+    ];
+    let views = specs.iter().zip(dtypes).map(|(spec, dtype)| {
+        let view = TensorView::new(dtype, spec.shape.clone(), &raw);
+        (&spec.name, view.unwrap())
+    });
+    let theirs = safetensors::serialize(views, None).unwrap();
+    let found = SafeTensors::read_metadata(&theirs).unwrap().1;
+    let offsets = specs
+        .each_ref()
+        .map(|spec| found.info(&spec.name).unwrap().data_offsets.0);
+    assert_eq!(offsets, [8, 4, 0]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What an undisturbed network comes to.
 
+use iota_orchestrator::{Codec, Wire};
 use iota_testnet::{Report, summary};
 
 use crate::{run, small};
@@ -69,6 +70,27 @@ fn count(lines: &[serde_json::Value], event: &str) -> usize {
         .iter()
         .filter(|line| line["event"]["event"] == event)
         .count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_trains_and_passes_its_audits_on_four_bits_forward_and_eight_backward() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = small(folder.path());
+    settings.wire = Wire {
+        activations: Codec::Int4,
+        gradients: Codec::Int8,
+    };
+    let report = run(settings).await;
+    assert!(report.trained, "{}", summary(&report));
+    assert!(
+        report.loss.held_out_end < report.loss.held_out_start - 0.5,
+        "{:?}",
+        report.loss
+    );
+    assert_eq!((report.samples.completed, report.samples.lost), (48, 0));
+    assert!(report.replicas_equal);
+    assert!(report.audits.passed > 0);
+    assert_eq!(report.audits.failed, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,6 +32,7 @@ const ROWS: &[&[&str]] = &[
         "iota-identity",
         "iota-model",
         "iota-merge",
+        "iota-codec",
         "iota-data",
     ],
     &["iota-protocol"],
@@ -54,6 +55,10 @@ const NEVER_LINKED: &[(&str, &[&str])] = &[
     ),
     (
         "iota-merge",
+        &["tokio", "candle*", "tonic*", "object_store"],
+    ),
+    (
+        "iota-codec",
         &["tokio", "candle*", "tonic*", "object_store"],
     ),
     (
