@@ -20,7 +20,7 @@ fn refusal(change: impl FnOnce(&mut TestnetSettings)) -> String {
 #[test]
 fn what_cannot_be_used_is_named() {
     type Change = fn(&mut TestnetSettings);
-    let cases: [(Change, &[&str]); 10] = [
+    let cases: [(Change, &[&str]); 11] = [
         (|settings| settings.stages = 0, &["stages"]),
         (|settings| settings.stages = 100, &["100", "blocks"]),
         (
@@ -31,6 +31,10 @@ fn what_cannot_be_used_is_named() {
         (
             |settings| settings.preset = "tinny".to_owned(),
             &["tinny", "tiny"],
+        ),
+        (
+            |settings| settings.model.boundary_channels = 1 << 20,
+            &["boundary.channels", "width"],
         ),
         (
             |settings| settings.corpus = "/no/such/text".to_owned(),
