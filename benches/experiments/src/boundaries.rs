@@ -53,7 +53,7 @@ pub(crate) struct Options {
     /// Runs at a time, each on one thread.
     #[arg(long, default_value_t = 1, value_name = "N")]
     jobs: usize,
-    /// Only variants whose names contain this, and the uncut model; may be given several times.
+    /// Only variants whose names contain this, and what they are compared with; may be given several times.
     #[arg(long, value_name = "WORD")]
     only: Vec<String>,
     /// Run nothing: make table and plots of the results that are there.
@@ -109,7 +109,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .filter(|variant| {
             let name = variant.to_string();
             let asked = |word: &String| name.contains(word.as_str());
-            variant.is_uncut() || options.only.is_empty() || options.only.iter().any(asked)
+            variant.is_reference() || options.only.is_empty() || options.only.iter().any(asked)
         })
         .collect();
 
@@ -195,7 +195,7 @@ fn write(out: &Path, setting: &Setting, rows: &[Row], outcomes: &[Outcome]) -> R
     Ok(())
 }
 
-/// How much worse than the uncut model, by how many times fewer bytes.
+/// How much worse than the reference, by how many times fewer bytes.
 fn cost_chart(rows: &[Row]) -> Chart {
     let mut series: Vec<Series> = Vec::new();
     for row in rows {
@@ -220,7 +220,7 @@ fn cost_chart(rows: &[Row]) -> Chart {
     Chart {
         title: "Loss that a boundary costs".to_owned(),
         x_label: "times fewer bytes per token and hop than all channels as bf16".to_owned(),
-        y_label: "held-out loss against the uncut model, %".to_owned(),
+        y_label: "held-out loss against all channels as f32, %".to_owned(),
         x_scale: Scale::Logarithmic,
         series,
     }

@@ -35,7 +35,7 @@ pub(crate) struct Row {
     pub(crate) times_fewer_bytes: Option<f64>,
     /// Held-out, in nats per token.
     pub(crate) loss: Option<Spread>,
-    /// Of the loss against that of the uncut model with the same seed.
+    /// Of the loss against that of the reference with the same seed.
     pub(crate) difference_percent: Option<Spread>,
     /// Runs with a result.
     pub(crate) runs: usize,
@@ -54,13 +54,13 @@ pub(crate) fn summarise(variants: &[Variant], outcomes: &[Outcome], width: usize
             .filter(|outcome| outcome.variant == name)
             .collect()
     };
-    let uncut: Vec<&Outcome> = variants
+    let references: Vec<&Outcome> = variants
         .iter()
-        .filter(|variant| variant.is_uncut())
+        .filter(|variant| variant.is_reference())
         .flat_map(of)
         .collect();
-    let uncut_loss = |seed| {
-        let same = uncut.iter().find(|outcome| outcome.seed == seed)?;
+    let reference = |seed| {
+        let same = references.iter().find(|outcome| outcome.seed == seed)?;
         same.held_out
     };
     variants
@@ -71,8 +71,8 @@ pub(crate) fn summarise(variants: &[Variant], outcomes: &[Outcome], width: usize
             let differences: Vec<f64> = runs
                 .iter()
                 .filter_map(|run| {
-                    let (loss, uncut) = (run.held_out?, uncut_loss(run.seed)?);
-                    Some(100.0 * (loss / uncut - 1.0))
+                    let (loss, reference) = (run.held_out?, reference(run.seed)?);
+                    Some(100.0 * (loss / reference - 1.0))
                 })
                 .collect();
             let bytes = variant.bytes(width);
@@ -129,11 +129,11 @@ mod tests {
     }
 
     #[test]
-    fn a_variant_is_compared_with_the_uncut_model_of_the_same_seed() {
+    fn a_variant_is_compared_with_the_reference_of_the_same_seed() {
         let variants = variants(256);
         let outcomes = [
-            outcome("uncut", 1, 2.0),
-            outcome("uncut", 2, 4.0),
+            outcome("all channels, f32", 1, 2.0),
+            outcome("all channels, f32", 2, 4.0),
             outcome("resbm 2, bf16", 1, 2.2),
             outcome("resbm 2, bf16", 2, 4.8),
             outcome("resbm 2, bf16", 3, 9.0),
@@ -141,9 +141,12 @@ mod tests {
         ];
         let rows = summarise(&variants, &outcomes, 256);
         let names: Vec<String> = rows.iter().map(|row| row.variant.to_string()).collect();
-        assert_eq!(names, ["uncut", "iota 2, bf16", "resbm 2, bf16"]);
+        assert_eq!(
+            names,
+            ["all channels, f32", "iota 2, bf16", "resbm 2, bf16"]
+        );
 
-        assert_eq!(rows[0].times_fewer_bytes, None);
+        assert_eq!(rows[0].times_fewer_bytes, Some(0.5));
         assert_eq!(rows[0].difference_percent.unwrap().mean, 0.0);
         assert_eq!((rows[1].runs, rows[1].broken), (0, 1));
         assert_eq!((rows[1].loss, rows[1].difference_percent), (None, None));

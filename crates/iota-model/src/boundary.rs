@@ -25,7 +25,8 @@ pub enum Boundary {
     /// layers with a SiLU between them, and `I` is the rectangular identity: it cuts off the last `d - b` channels, or
     /// adds as many zeros. `h` is an ordinary residual stream from there on.
     ///
-    /// Source: ResBM, arXiv 2604.11947, equations of section 3.
+    /// Source: ResBM, arXiv 2604.11947; width of the hidden layer, no biases and initial weights as in Hone's public
+    /// implementation of it.
     ResBm {
         /// `b`: at least 1, less than `d`.
         channels: usize,

@@ -43,14 +43,15 @@ fn occurrences(paths: impl Iterator<Item = String>, words: &[&str]) -> Vec<Strin
 
 #[test]
 fn every_package_opens_with_what_it_is() {
+    let files = files();
     let mut wrong = Vec::new();
     for package in packages() {
-        let file = if package.folder.starts_with("bins/") {
-            "main.rs"
+        let main = format!("{}/src/main.rs", package.folder);
+        let path = if files.contains(&main) {
+            main
         } else {
-            "lib.rs"
+            format!("{}/src/lib.rs", package.folder)
         };
-        let path = format!("{}/src/{file}", package.folder);
         if !read(&path).starts_with("//! ") {
             wrong.push(format!("{path} does not open with `//!` docs"));
         }
