@@ -6,7 +6,7 @@
 //! | `threads` | cutting work into jobs by its shape |
 //! | `numeric` | `exp`, sums and maxima in lanes |
 //! | `matmul` | matrix products, defined to the bit |
-//! | `norm`, `attention`, `elementwise`, `loss` | the operations |
+//! | `norm`, `attention`, `elementwise`, `loss`, `optimizers` | the operations |
 
 mod attention;
 mod elementwise;
@@ -15,6 +15,7 @@ mod loss;
 mod matmul;
 mod norm;
 mod numeric;
+mod optimizers;
 mod threads;
 
 use std::ops::Range;
@@ -22,7 +23,9 @@ use std::ops::Range;
 pub use self::instructions::InstructionSet;
 use self::matmul::{Matrix, Size};
 use self::threads::Threads;
-use crate::backend::{AdamWUpdate, AttentionShape, Backend, Form, Product, Turn, Write};
+use crate::backend::{
+    AdamUpdate, AttentionShape, Backend, Form, MomentumUpdate, Product, Turn, Write,
+};
 use crate::error::Result;
 
 /// The CPU. Clones share its threads.
@@ -99,7 +102,7 @@ impl Backend for Cpu {
     }
 
     fn fill(&self, out: &mut [f32], value: f32) -> Result<()> {
-        out.fill(value);
+        elementwise::fill(self.context(), out, value);
         Ok(())
     }
 
@@ -314,14 +317,30 @@ impl Backend for Cpu {
         Ok(elementwise::squared_norm(self.context(), x))
     }
 
-    fn adamw(
+    fn adam(
         &self,
         parameters: &mut [f32],
         moments: (&mut [f32], &mut [f32]),
         gradients: &[f32],
-        update: AdamWUpdate,
+        update: AdamUpdate,
     ) -> Result<()> {
-        elementwise::adamw(self.context(), parameters, moments, gradients, update);
+        optimizers::adam(self.context(), parameters, moments, gradients, update);
+        Ok(())
+    }
+
+    fn momentum(
+        &self,
+        out: &mut [f32],
+        moment: &mut [f32],
+        gradients: &[f32],
+        update: MomentumUpdate,
+    ) -> Result<()> {
+        optimizers::momentum(self.context(), out, moment, gradients, update);
+        Ok(())
+    }
+
+    fn blend(&self, out: (&mut [f32], f32), x: (&[f32], f32)) -> Result<()> {
+        optimizers::blend(self.context(), out, x);
         Ok(())
     }
 }

@@ -1,7 +1,7 @@
 use iota_compute::{Cpu, InstructionSet, OptimizerSettings, Stage, StageOptions};
 use iota_model::{ModelConfig, StagePlan, preset};
 
-use crate::{odd_model, stages, tokens, train_pass};
+use crate::{odd_model, optimizers, stages, tokens, train_pass};
 
 /// Trains for some steps. Returns the losses, the gradients of the last pass, and the parameters, from head to tail.
 fn train(
@@ -107,30 +107,29 @@ fn any_number_of_threads_computes_the_same_bits() {
         ..odd_model()
     };
     let plan = StagePlan::new(&model, 2).unwrap();
-    let alone = train(&plan, StageOptions::default(), None);
-    for threads in [2, 4] {
-        assert!(
-            train(
-                &plan,
-                StageOptions {
-                    threads,
-                    ..StageOptions::default()
-                },
-                None
-            ) == alone,
-            "{threads} threads"
-        );
+    for optimizer in optimizers() {
+        let on = |threads| train(&plan, StageOptions { threads, optimizer }, None);
+        let alone = on(1);
+        for threads in [2, 3] {
+            assert!(on(threads) == alone, "{threads} threads, {optimizer:?}");
+        }
     }
 }
 
 #[test]
 fn any_vector_instructions_compute_the_same_bits() {
     let plan = StagePlan::new(&odd_model(), 2).unwrap();
-    let best = train(&plan, StageOptions::default(), None);
-    for instructions in InstructionSet::available() {
-        assert!(
-            train(&plan, StageOptions::default(), Some(instructions)) == best,
-            "{instructions:?}"
-        );
+    for optimizer in optimizers() {
+        let options = StageOptions {
+            optimizer,
+            ..StageOptions::default()
+        };
+        let best = train(&plan, options, None);
+        for instructions in InstructionSet::available() {
+            assert!(
+                train(&plan, options, Some(instructions)) == best,
+                "{instructions:?}, {optimizer:?}"
+            );
+        }
     }
 }

@@ -1,20 +1,26 @@
 use iota_compute::{Input, StageOptions};
 use iota_model::{StagePlan, preset};
 
-use crate::train_pass;
+use crate::{optimizers, train_pass};
 
 #[test]
-fn the_loss_on_a_repeated_text_falls_in_every_cut() {
+fn the_loss_on_a_repeated_text_falls_in_every_cut_with_every_update_rule() {
     let text = "every stage is held by a miner, and every miner may leave. ".repeat(3);
     let text: Vec<u32> = text.bytes().map(u32::from).collect();
     let model = preset("tiny").unwrap();
     let (tokens, targets) = (&text[..4 * model.context], &text[1..=4 * model.context]);
-    for count in [1, 3] {
+    for (count, optimizer) in [1, 3]
+        .into_iter()
+        .flat_map(|count| optimizers().map(|o| (count, o)))
+    {
         let plan = StagePlan::new(&model, count).unwrap();
+        let options = StageOptions {
+            optimizer,
+            ..StageOptions::default()
+        };
         let mut stages: Vec<_> = (0..count)
             .map(|index| {
-                let mut stage =
-                    iota_compute::Stage::new(&plan, index, StageOptions::default()).unwrap();
+                let mut stage = iota_compute::Stage::new(&plan, index, options).unwrap();
                 stage.initialise(3).unwrap();
                 stage
             })
@@ -32,7 +38,10 @@ fn the_loss_on_a_repeated_text_falls_in_every_cut() {
             }
             last = train_pass(&mut stages, tokens, targets);
         }
-        assert!(last < 1.0, "{count} stages: from {first} to {last} nats");
+        assert!(
+            last < 1.0,
+            "{count} stages, {optimizer:?}: from {first} to {last} nats"
+        );
     }
 }
 

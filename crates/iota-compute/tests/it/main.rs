@@ -12,6 +12,8 @@ mod gradients;
 mod learning;
 /// Every operation of the CPU backend equals a composition of candle's tensors.
 mod operations;
+/// Update rules step as PyTorch's optimizers do, and keep all that they remember in a stage's state.
+mod optimizers;
 /// A model trained elsewhere, in PyTorch, has the same loss and gradients.
 mod pytorch;
 /// What comes from outside and makes no sense is refused, and changes nothing.
@@ -19,7 +21,7 @@ mod refusals;
 /// Steps, state, digests, memory.
 mod state;
 
-use iota_compute::{Input, Stage, StageOptions};
+use iota_compute::{AdamW, Input, Muon, NAdam, OptimizerSettings, Stage, StageOptions, UpdateRule};
 use iota_model::{ModelConfig, StagePlan, preset};
 
 /// Numbers in (-1, 1), the same for the same seed.
@@ -80,6 +82,19 @@ fn stages(plan: &StagePlan, options: StageOptions) -> Vec<Stage> {
             stage
         })
         .collect()
+}
+
+/// Every update rule with its defaults.
+fn optimizers() -> [OptimizerSettings; 3] {
+    [
+        UpdateRule::AdamW(AdamW::default()),
+        UpdateRule::NAdam(NAdam::default()),
+        UpdateRule::Muon(Muon::default()),
+    ]
+    .map(|rule| OptimizerSettings {
+        rule,
+        ..OptimizerSettings::default()
+    })
 }
 
 /// One forward and backward pass through all stages.
