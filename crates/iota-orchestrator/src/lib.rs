@@ -74,7 +74,9 @@ use url::Url;
 
 pub use course::Course;
 pub use journal::{Journal, NoJournal, Record};
-pub use options::{RunOptions, TimingOptions, TrainingOptions};
+pub use options::{
+    MuonOptions, NAdamOptions, OptimizerName, RunOptions, TimingOptions, TrainingOptions,
+};
 pub use setup::{Participants, Setup, SetupError};
 pub use status::StatusTracker;
 

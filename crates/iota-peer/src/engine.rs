@@ -11,13 +11,14 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use iota_compute::{Input, OptimizerSettings, Saved, Stage, StageOptions};
+use iota_compute::{Input, Saved, Stage, StageOptions};
 use iota_protocol::work::{Checkpoint, ObjectName, SegmentSource};
 use iota_protocol::{Digest, Epoch, SampleId, StageIndex};
-use iota_run::{AdamW, Description, Tokens, activation_spec, cell_spec};
+use iota_run::{Description, Tokens, activation_spec, cell_spec};
 use iota_store::tensor::{self, TensorSpec};
 
 use crate::Error;
+use crate::optimizer::optimizer_settings;
 
 /// A stage with the weights of an epoch.
 #[derive(Debug)]
@@ -356,24 +357,6 @@ fn check_finite(what: &'static str, values: &[f32]) -> Result<(), Error> {
     match tensor::first_non_finite(values) {
         None => Ok(()),
         Some(_) => Err(iota_compute::Error::NotFinite { what }.into()),
-    }
-}
-
-/// The run's optimizer as the compute engine wants it.
-pub const fn optimizer_settings(adamw: &AdamW) -> OptimizerSettings {
-    let AdamW {
-        beta1,
-        beta2,
-        epsilon,
-        weight_decay,
-        clip_norm,
-    } = *adamw;
-    OptimizerSettings {
-        beta1,
-        beta2,
-        epsilon,
-        weight_decay,
-        clip_norm,
     }
 }
 

@@ -366,7 +366,7 @@ mod tests {
             stages: 3,
             sequences: 1,
             backwards_per_step: 2,
-            optimizer: iota_run::AdamW::default(),
+            optimizer: iota_run::Optimizer::default(),
             data: shards.finish(),
         };
         let stage = StageIndex::new(1);

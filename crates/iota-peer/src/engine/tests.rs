@@ -2,6 +2,7 @@ use iota_data::{Corpus, Document, Preparation, Split, Tokenizer};
 use iota_model::preset;
 use iota_protocol::work::{ObjectRef, Purpose, Seal, Segment};
 use iota_protocol::{ObjectId, RunId};
+use iota_run::Optimizer;
 
 use super::*;
 
@@ -26,7 +27,7 @@ fn description() -> Arc<Description> {
         stages: STAGES,
         sequences: 1,
         backwards_per_step: 2,
-        optimizer: AdamW::default(),
+        optimizer: Optimizer::default(),
         data: shards.finish(),
     };
     description.sampler().unwrap();
