@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use iota_compute::{AdamW, Muon, NAdam, OptimizerSettings, Stage, StageOptions, UpdateRule};
-use iota_model::{StagePlan, preset};
+use iota_model::{ModelConfig, StagePlan, preset};
 
 /// As the programs have it.
 #[global_allocator]
@@ -21,7 +21,11 @@ const BODY: usize = 1;
 const COPIES: usize = (16 + 12 + 4 + 4) / 8;
 
 fn steps(c: &mut Criterion) {
-    let model = preset("100M").expect("it is a preset");
+    let model = ModelConfig {
+        width: 1024,
+        feed_forward: 2816,
+        ..preset("100M").expect("it is a preset")
+    };
     let plan = StagePlan::new(&model, STAGES).expect("it has blocks enough");
     let elements = plan.layout(BODY).elements();
     let mut group = c.benchmark_group(format!("step of {elements} parameters"));

@@ -14,7 +14,7 @@ mod adamw;
 mod muon;
 mod nadam;
 
-use iota_model::{TensorId, TensorLayout};
+use iota_model::{StageLayout, TensorId, TensorLayout};
 
 pub use self::adamw::AdamW;
 pub(crate) use self::muon::{MatrixUpdate, Workspace};
@@ -69,6 +69,21 @@ impl OptimizerSettings {
     /// Source: IOTA, `clip_grad_norm` in the miner's local step.
     pub fn clip_norm_of_stage(&self, stage_parameters: usize, model_parameters: usize) -> f64 {
         f64::from(self.clip_norm) * (stage_parameters as f64 / model_parameters as f64).sqrt()
+    }
+
+    /// f32 elements that a step of a stage works in, beside the stage's state: for Muon's largest matrix, otherwise none.
+    pub fn workspace_elements(&self, layout: &StageLayout) -> usize {
+        self.workspace(layout)
+            .map_or(0, |workspace| workspace.elements())
+    }
+
+    pub(crate) fn workspace(&self, layout: &StageLayout) -> Option<Workspace> {
+        match self.rule {
+            UpdateRule::AdamW(_) | UpdateRule::NAdam(_) => None,
+            UpdateRule::Muon(_) => {
+                Workspace::for_all(layout.tensors().iter().filter_map(hidden_matrix))
+            }
+        }
     }
 
     /// The same with whatever depends on the stage's place filled in.
@@ -154,12 +169,6 @@ impl Step {
             }),
         }
     }
-
-    /// Room to work in for the largest matrix that has a rule of its own, if there is one.
-    pub(crate) fn workspace(&self, tensors: &[TensorLayout]) -> Option<Workspace> {
-        self.matrices?;
-        Workspace::for_all(tensors.iter().filter_map(hidden_matrix))
-    }
 }
 
 /// Rows and columns of a matrix inside a block, which maps hidden states to hidden states. Embedding and output
@@ -207,6 +216,27 @@ mod tests {
         assert_eq!(clip_factor(0.5, 1.0), 1.0);
         assert_eq!(clip_factor(0.5, f64::INFINITY), 1.0);
         assert!((clip_factor(4.0, 1.0) - 0.25).abs() < 1e-6);
+    }
+
+    #[test]
+    fn only_muon_needs_room_to_work_in() {
+        let layout = StagePlan::new(&preset("tiny").unwrap(), 2)
+            .unwrap()
+            .layout(0);
+        let elements = |rule| {
+            let settings = OptimizerSettings {
+                rule,
+                ..OptimizerSettings::default()
+            };
+            settings.workspace_elements(&layout)
+        };
+        assert_eq!(elements(UpdateRule::AdamW(AdamW::default())), 0);
+        assert_eq!(elements(UpdateRule::NAdam(NAdam::default())), 0);
+        // Two matrices of the feed-forward network's size, and two squares of the width.
+        assert_eq!(
+            elements(UpdateRule::Muon(Muon::default())),
+            2 * (48 * 32 + 32 * 32)
+        );
     }
 
     #[test]

@@ -147,6 +147,10 @@ impl Workspace {
             })
     }
 
+    pub(super) const fn elements(self) -> usize {
+        2 * (self.matrix_elements + self.square_elements)
+    }
+
     pub(crate) fn take<B: Backend>(
         self,
         backend: &B,

@@ -49,7 +49,7 @@ impl<B: Backend> Stage<B> {
         let step = self
             .optimizer
             .step(self.optimizer_steps, learning_rate, gradient_scale);
-        let mut workspace = match step.workspace(self.layout.tensors()) {
+        let mut workspace = match self.optimizer.workspace(&self.layout) {
             Some(workspace) => Some(workspace.take(backend, &mut self.recycler)?),
             None => None,
         };

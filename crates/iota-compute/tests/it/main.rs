@@ -23,6 +23,7 @@ mod state;
 
 use iota_compute::{AdamW, Input, Muon, NAdam, OptimizerSettings, Stage, StageOptions, UpdateRule};
 use iota_model::{ModelConfig, StagePlan, preset};
+use safetensors::SafeTensors;
 
 /// Numbers in (-1, 1), the same for the same seed.
 fn noise(count: usize, seed: u32) -> Vec<f32> {
@@ -128,6 +129,19 @@ fn train_pass(stages: &mut [Stage], tokens: &[u32], targets: &[u32]) -> f32 {
         "the first stage has nobody to send a gradient to"
     );
     loss
+}
+
+/// An f32 tensor of a file that PyTorch made.
+fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
+    let tensor = file.tensor(name).unwrap();
+    assert_eq!(tensor.dtype(), safetensors::Dtype::F32, "{name}");
+    tensor
+        .data()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|bytes| f32::from_le_bytes(*bytes))
+        .collect()
 }
 
 /// Relative distance of two vectors: `|actual - expected| / |expected|`.
