@@ -172,11 +172,7 @@ fn settings(stages: u16, miners_per_stage: u32) -> RunSettings {
         miners_per_stage_max: miners_per_stage,
         validators: Vec::new(),
         audit_every_epochs: 1,
-        learning_rate: LearningRate {
-            peak: 1e-3,
-            warmup_samples: 100,
-            final_fraction: 0.1,
-        },
+        learning_rate: LearningRate::cosine(1e-3, 100, 0.1),
         timing: Timing {
             // Simulated time runs slower than a large network's would; nobody is late here.
             lease_initial: Duration::from_secs(3_600),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `merge` | averaging eight copies of a cell, beside copying the same bytes |
 //! | `stage` | training steps of a whole model, passes through a body stage |
+//! | `optimizer` | steps of AdamW, NAdam and Muon, beside copying the same bytes |
 //! | `codec` | activations to bytes and back, digests |
 //! | `scheduling` | commands that the rules decide per second |
 //!

@@ -212,14 +212,28 @@ pub trait Backend: Clone + Debug + Send + Sync {
     /// Sum of squares, in f64.
     fn squared_norm(&self, x: Self::View<'_>) -> Result<f64>;
 
-    /// One step of AdamW on a stretch of the flat buffers.
-    fn adamw(
+    /// One step of AdamW or NAdam on a stretch of the flat buffers, all of one length: see [`AdamUpdate`].
+    fn adam(
         &self,
         parameters: Self::ViewMut<'_>,
         moments: (Self::ViewMut<'_>, Self::ViewMut<'_>),
         gradients: Self::View<'_>,
-        update: AdamWUpdate,
+        update: AdamUpdate,
     ) -> Result<()>;
+
+    /// Takes a gradient into a running mean, and sets `out` to the mean or to what it may be next: see
+    /// [`MomentumUpdate`]. All are of one length.
+    fn momentum(
+        &self,
+        out: Self::ViewMut<'_>,
+        moment: Self::ViewMut<'_>,
+        gradients: Self::View<'_>,
+        update: MomentumUpdate,
+    ) -> Result<()>;
+
+    /// `out = keep * out + weight * x`, for `(out, keep)` and `(x, weight)` of one length. If `keep` is 0, what `out`
+    /// held is not read.
+    fn blend(&self, out: (Self::ViewMut<'_>, f32), x: (Self::View<'_>, f32)) -> Result<()>;
 }
 
 /// Whether a result replaces what is there, or is added to it.
@@ -297,9 +311,17 @@ pub enum Turn {
     Back,
 }
 
-/// The numbers of one AdamW step.
+/// The numbers of one step of AdamW or NAdam. With the gradient `g`, the parameter `p` and the moments `m` and `v`:
+///
+/// ```text
+/// g = gradient_scale g
+/// m = beta1 m + (1 - beta1) g
+/// v = beta2 v + (1 - beta2) g^2
+/// n = gradient_weight g + moment_weight m
+/// p = (1 - learning_rate weight_decay) p - learning_rate n / (sqrt(second_correction v) + epsilon)
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AdamWUpdate {
+pub struct AdamUpdate {
     /// Step size.
     pub learning_rate: f32,
     /// The accumulated gradient is multiplied by this first: one over the number of passes, times clipping.
@@ -312,8 +334,27 @@ pub struct AdamWUpdate {
     pub epsilon: f32,
     /// The parameters shrink by this times the learning rate.
     pub weight_decay: f32,
-    /// `1 / (1 - beta1^t)` at step `t`, from 1.
-    pub first_correction: f32,
+    /// How much of the gradient itself goes into the step: 0 in AdamW.
+    pub gradient_weight: f32,
+    /// How much of the first moment goes into the step: `1 / (1 - beta1^t)` at step `t`, from 1, in AdamW.
+    pub moment_weight: f32,
     /// `1 / (1 - beta2^t)` at step `t`, from 1.
     pub second_correction: f32,
+}
+
+/// The numbers of one step of momentum. With the gradient `g` and the moment `m`:
+///
+/// ```text
+/// g = gradient_scale g
+/// m = momentum m + (1 - momentum) g
+/// out = momentum m + (1 - momentum) g, if it looks ahead, else m
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MomentumUpdate {
+    /// The accumulated gradient is multiplied by this first.
+    pub gradient_scale: f32,
+    /// Decay of the moment.
+    pub momentum: f32,
+    /// Whether the moment is taken one step further, as if the gradient came once more (Nesterov).
+    pub look_ahead: bool,
 }

@@ -8,7 +8,7 @@
 //! | `numeric` | `exp`, sums and maxima in lanes |
 //! | `matmul` | matrix products, defined to the bit |
 //! | `bf16` | the same with factors rounded to bf16, twice as fast where the CPU can |
-//! | `norm`, `attention`, `elementwise`, `loss` | the operations |
+//! | `norm`, `attention`, `elementwise`, `loss`, `optimizers` | the operations |
 
 mod attention;
 mod bf16;
@@ -18,6 +18,7 @@ mod loss;
 mod matmul;
 mod norm;
 mod numeric;
+mod optimizers;
 mod spare;
 mod threads;
 
@@ -28,7 +29,9 @@ use iota_model::Precision;
 pub use self::instructions::InstructionSet;
 use self::matmul::{Matrix, Size};
 use self::threads::Threads;
-use crate::backend::{AdamWUpdate, AttentionShape, Backend, Form, Product, Turn, Write};
+use crate::backend::{
+    AdamUpdate, AttentionShape, Backend, Form, MomentumUpdate, Product, Turn, Write,
+};
 use crate::error::Result;
 
 /// The CPU. Clones share its threads.
@@ -114,7 +117,7 @@ impl Backend for Cpu {
     }
 
     fn fill(&self, out: &mut [f32], value: f32) -> Result<()> {
-        out.fill(value);
+        elementwise::fill(self.context(), out, value);
         Ok(())
     }
 
@@ -334,14 +337,30 @@ impl Backend for Cpu {
         Ok(elementwise::squared_norm(self.context(), x))
     }
 
-    fn adamw(
+    fn adam(
         &self,
         parameters: &mut [f32],
         moments: (&mut [f32], &mut [f32]),
         gradients: &[f32],
-        update: AdamWUpdate,
+        update: AdamUpdate,
     ) -> Result<()> {
-        elementwise::adamw(self.context(), parameters, moments, gradients, update);
+        optimizers::adam(self.context(), parameters, moments, gradients, update);
+        Ok(())
+    }
+
+    fn momentum(
+        &self,
+        out: &mut [f32],
+        moment: &mut [f32],
+        gradients: &[f32],
+        update: MomentumUpdate,
+    ) -> Result<()> {
+        optimizers::momentum(self.context(), out, moment, gradients, update);
+        Ok(())
+    }
+
+    fn blend(&self, out: (&mut [f32], f32), x: (&[f32], f32)) -> Result<()> {
+        optimizers::blend(self.context(), out, x);
         Ok(())
     }
 }

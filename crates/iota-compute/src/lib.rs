@@ -51,7 +51,7 @@
 //! | [`stage`] | [`Stage`]: passes through a stretch of a model, steps |
 //! | [`backend`] | [`Backend`]: the operations, and the seam to a device |
 //! | [`cpu`] | [`Cpu`]: the operations on a CPU |
-//! | [`optimizer`], [`initialise`](Stage::initialise), [`state`] | AdamW and clipping, initial weights, flat state and its digest |
+//! | [`optimizer`], [`initialise`](Stage::initialise), [`state`] | AdamW, NAdam, Muon and clipping; initial weights; flat state and its digest |
 //! | [`memory`], [`measure`] | what a stage needs; what a model's pieces cost here, to cut it by |
 //! | [`mod@reference`] | the same model as a plain composition of candle's tensors, with its autograd: the oracle |
 //!
@@ -69,11 +69,13 @@ pub mod reference;
 pub mod stage;
 pub mod state;
 
-pub use backend::{AdamWUpdate, Backend};
+pub use backend::Backend;
 pub use cpu::{Cpu, InstructionSet};
 pub use error::{Error, Result};
 pub use measure::measure_costs;
 pub use memory::MemoryEstimate;
-pub use optimizer::{OptimizerSettings, StepSummary};
+pub use optimizer::{
+    AdamW, Beta1, Muon, NAdam, OptimizerSettings, StepSummary, UpdateRule, UpdateScale,
+};
 pub use stage::{Input, Saved, Stage, StageOptions};
 pub use state::{State, StateMut};

@@ -1,29 +1,61 @@
-//! How a stage steps.
+//! How a stage steps: the update rule, weight decay, and IOTA's gradient clipping.
+//!
+//! A rule turns the gradient of each tensor into a change of its parameters. All of them keep what they remember in the
+//! stage's two moments, and nothing else: whoever writes moments and the number of steps (a merge, a checkpoint) has
+//! written the whole state of an optimizer.
+//!
+//! | module | rule |
+//! |---|---|
+//! | `adamw` | [`AdamW`] |
+//! | `nadam` | [`NAdam`], with a first beta by the stage's place |
+//! | `muon` | [`Muon`] for the matrices inside blocks, AdamW for the rest |
 
-use crate::backend::AdamWUpdate;
+mod adamw;
+mod muon;
+mod nadam;
 
-/// AdamW, and IOTA's gradient clipping.
+use iota_model::{StageLayout, TensorId, TensorLayout};
+
+pub use self::adamw::AdamW;
+pub(crate) use self::muon::{MatrixUpdate, Workspace};
+pub use self::muon::{Muon, UpdateScale};
+pub use self::nadam::{Beta1, NAdam};
+use crate::backend::AdamUpdate;
+
+/// An update rule, and what all rules have in common.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OptimizerSettings {
-    /// Decay of the first moment.
-    pub beta1: f32,
-    /// Decay of the second moment.
-    pub beta2: f32,
-    /// Added to the root of the second moment.
-    pub epsilon: f32,
-    /// Decoupled weight decay of matrices; norm scales do not decay.
+    /// How a gradient becomes a change of the parameters.
+    pub rule: UpdateRule,
+    /// Decoupled weight decay of matrices: each step they shrink by this times the learning rate. Norm scales do not
+    /// decay.
     pub weight_decay: f32,
     /// Largest norm of a whole model's mean gradient. A stage is held to its share of it, see
     /// [`clip_norm_of_stage`](Self::clip_norm_of_stage). Infinite: no clipping.
     pub clip_norm: f32,
 }
 
+/// How a gradient becomes a change of the parameters.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum UpdateRule {
+    /// Adam with decoupled weight decay.
+    AdamW(AdamW),
+    /// AdamW that looks one step of momentum ahead.
+    NAdam(NAdam),
+    /// Orthogonalised momentum for the matrices inside blocks; AdamW for embedding, output projection and norm scales.
+    Muon(Muon),
+}
+
+impl Default for UpdateRule {
+    fn default() -> Self {
+        Self::AdamW(AdamW::default())
+    }
+}
+
 impl Default for OptimizerSettings {
     fn default() -> Self {
         Self {
-            beta1: 0.9,
-            beta2: 0.95,
-            epsilon: 1e-8,
+            rule: UpdateRule::default(),
             weight_decay: 0.1,
             clip_norm: 1.0,
         }
@@ -39,19 +71,112 @@ impl OptimizerSettings {
         f64::from(self.clip_norm) * (stage_parameters as f64 / model_parameters as f64).sqrt()
     }
 
-    /// The numbers of step `step`, counted from 1.
-    pub(crate) fn update(&self, step: u64, learning_rate: f32, gradient_scale: f64) -> AdamWUpdate {
-        let correction = |beta: f32| (1.0 / (1.0 - libm::pow(f64::from(beta), step as f64))) as f32;
-        AdamWUpdate {
+    /// f32 elements that a step of a stage works in, beside the stage's state: for Muon's largest matrix, otherwise none.
+    pub fn workspace_elements(&self, layout: &StageLayout) -> usize {
+        self.workspace(layout)
+            .map_or(0, |workspace| workspace.elements())
+    }
+
+    pub(crate) fn workspace(&self, layout: &StageLayout) -> Option<Workspace> {
+        match self.rule {
+            UpdateRule::AdamW(_) | UpdateRule::NAdam(_) => None,
+            UpdateRule::Muon(_) => {
+                Workspace::for_all(layout.tensors().iter().filter_map(hidden_matrix))
+            }
+        }
+    }
+
+    /// The same with whatever depends on the stage's place filled in.
+    pub(crate) fn at_stage(self, index: usize, stages: usize) -> Self {
+        let rule = match self.rule {
+            UpdateRule::NAdam(nadam) => UpdateRule::NAdam(NAdam {
+                beta1: Beta1::Fixed(nadam.beta1.at_stage(index, stages)),
+                ..nadam
+            }),
+            rule => rule,
+        };
+        Self { rule, ..self }
+    }
+
+    /// The numbers of step `step`, counted from 1. Settings that depend on a stage's place take those of an only stage,
+    /// unless they went through [`at_stage`](Self::at_stage).
+    pub(crate) fn step(&self, step: u64, learning_rate: f32, gradient_scale: f64) -> Step {
+        assert!(step > 0, "steps are counted from 1");
+        let common = Common {
+            step,
             learning_rate,
             gradient_scale: gradient_scale as f32,
-            beta1: self.beta1,
-            beta2: self.beta2,
-            epsilon: self.epsilon,
             weight_decay: self.weight_decay,
-            first_correction: correction(self.beta1),
-            second_correction: correction(self.beta2),
+        };
+        match self.rule {
+            UpdateRule::AdamW(adamw) => Step {
+                elementwise: adamw.update(common),
+                matrices: None,
+            },
+            UpdateRule::NAdam(nadam) => Step {
+                elementwise: nadam.update(common),
+                matrices: None,
+            },
+            UpdateRule::Muon(muon) => Step {
+                elementwise: muon.rest.update(Common {
+                    learning_rate: learning_rate * muon.rest_rate,
+                    ..common
+                }),
+                matrices: Some((muon, common)),
+            },
         }
+    }
+}
+
+/// What every rule is told of a step.
+#[derive(Debug, Clone, Copy)]
+struct Common {
+    /// From 1.
+    step: u64,
+    learning_rate: f32,
+    /// Makes the mean, clipped gradient out of the sum that a stage has.
+    gradient_scale: f32,
+    /// Of tensors that decay.
+    weight_decay: f32,
+}
+
+/// The numbers of one step.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Step {
+    elementwise: AdamUpdate,
+    /// If the matrices inside blocks have a rule of their own.
+    matrices: Option<(Muon, Common)>,
+}
+
+/// What a step does to one tensor.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum TensorUpdate {
+    Elementwise(AdamUpdate),
+    Matrix(MatrixUpdate),
+}
+
+impl Step {
+    pub(crate) fn of(&self, tensor: &TensorLayout) -> TensorUpdate {
+        match (self.matrices, hidden_matrix(tensor)) {
+            (Some((muon, common)), Some(shape)) => TensorUpdate::Matrix(muon.update(common, shape)),
+            _ => TensorUpdate::Elementwise(AdamUpdate {
+                weight_decay: if tensor.decays {
+                    self.elementwise.weight_decay
+                } else {
+                    0.0
+                },
+                ..self.elementwise
+            }),
+        }
+    }
+}
+
+/// Rows and columns of a matrix inside a block, which maps hidden states to hidden states. Embedding and output
+/// projection are tables with a row for each token, and norm scales are vectors.
+fn hidden_matrix(tensor: &TensorLayout) -> Option<[usize; 2]> {
+    match (tensor.id, tensor.shape.as_slice()) {
+        (TensorId::Block { .. }, &[rows, columns]) => Some([rows, columns]),
+        _ => None,
     }
 }
 
@@ -73,6 +198,8 @@ pub(crate) fn clip_factor(norm: f64, clip_norm: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use iota_model::{StagePlan, preset};
+
     use super::*;
 
     #[test]
@@ -89,5 +216,45 @@ mod tests {
         assert_eq!(clip_factor(0.5, 1.0), 1.0);
         assert_eq!(clip_factor(0.5, f64::INFINITY), 1.0);
         assert!((clip_factor(4.0, 1.0) - 0.25).abs() < 1e-6);
+    }
+
+    #[test]
+    fn only_muon_needs_room_to_work_in() {
+        let layout = StagePlan::new(&preset("tiny").unwrap(), 2)
+            .unwrap()
+            .layout(0);
+        let elements = |rule| {
+            let settings = OptimizerSettings {
+                rule,
+                ..OptimizerSettings::default()
+            };
+            settings.workspace_elements(&layout)
+        };
+        assert_eq!(elements(UpdateRule::AdamW(AdamW::default())), 0);
+        assert_eq!(elements(UpdateRule::NAdam(NAdam::default())), 0);
+        // Two matrices of the feed-forward network's size, and two squares of the width.
+        assert_eq!(
+            elements(UpdateRule::Muon(Muon::default())),
+            2 * (48 * 32 + 32 * 32)
+        );
+    }
+
+    #[test]
+    fn muon_takes_the_matrices_inside_blocks_and_nothing_else() {
+        let settings = OptimizerSettings {
+            rule: UpdateRule::Muon(Muon::default()),
+            ..OptimizerSettings::default()
+        };
+        let step = settings.step(1, 0.1, 1.0);
+        let plan = StagePlan::new(&preset("tiny").unwrap(), 2).unwrap();
+        for tensor in (0..2).flat_map(|stage| plan.layout(stage).tensors().to_vec()) {
+            let name = tensor.name();
+            let in_a_block = name.starts_with("blocks.") && !name.ends_with("_norm");
+            assert_eq!(
+                matches!(step.of(&tensor), TensorUpdate::Matrix(_)),
+                in_a_block,
+                "{name}"
+            );
+        }
     }
 }

@@ -5,6 +5,7 @@ mod bridge;
 mod checks;
 mod parts;
 mod run;
+mod step;
 
 use std::ops::Range;
 
@@ -17,7 +18,7 @@ use crate::backend::{AttentionShape, Backend};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::initialise::initialise;
-use crate::optimizer::{OptimizerSettings, StepSummary, clip_factor};
+use crate::optimizer::OptimizerSettings;
 use crate::recycler::Recycler;
 use crate::state::{State, StateMut};
 
@@ -146,6 +147,11 @@ impl Stage<Cpu> {
         &self.gradients
     }
 
+    /// The sum of the gradients since the last step, to write: by whoever reduces gradients in other ways than by passes.
+    pub fn gradients_mut(&mut self) -> &mut [f32] {
+        &mut self.gradients
+    }
+
     /// [`State::digest`] of the state.
     pub fn digest(&self) -> [u8; 32] {
         self.state().digest()
@@ -185,7 +191,7 @@ impl<B: Backend> Stage<B> {
         };
         Ok(Self {
             role: span.role,
-            optimizer,
+            optimizer: optimizer.at_stage(index, stages),
             embedding: weight(TensorId::Embedding),
             blocks: span
                 .blocks
@@ -360,64 +366,6 @@ impl<B: Backend> Stage<B> {
                 Ok(loss)
             } else {
                 Err(Error::NotFinite { what: "the loss" })
-            }
-        })
-    }
-
-    /// Steps the optimizer on the mean of the gradients of `backwards` passes, clipped to the stage's share of the
-    /// clipping norm, and zeroes the gradients.
-    ///
-    /// # Errors
-    /// [`Error::NotFinite`] if a gradient is: the gradients are zeroed, everything else stays as it was.
-    ///
-    /// # Panics
-    /// If `backwards` is 0.
-    pub fn step(&mut self, learning_rate: f32, backwards: u32) -> Result<StepSummary> {
-        assert!(backwards > 0, "a step follows at least one backward pass");
-        let backend = self.backend.clone();
-        backend.scope(|| {
-            let mean = 1.0 / f64::from(backwards);
-            let norm = backend.squared_norm(backend.all(&self.gradients))?.sqrt() * mean;
-            let finite = norm.is_finite();
-            let clip_norm = self
-                .optimizer
-                .clip_norm_of_stage(self.layout.elements(), self.plan.parameters());
-            let factor = clip_factor(norm, clip_norm);
-            if finite {
-                self.optimizer_steps += 1;
-                let update =
-                    self.optimizer
-                        .update(self.optimizer_steps, learning_rate, mean * factor);
-                for tensor in self.layout.tensors() {
-                    let weight_decay = if tensor.decays {
-                        update.weight_decay
-                    } else {
-                        0.0
-                    };
-                    backend.adamw(
-                        backend.view_mut(&mut self.parameters, tensor.range()),
-                        (
-                            backend.view_mut(&mut self.moments.0, tensor.range()),
-                            backend.view_mut(&mut self.moments.1, tensor.range()),
-                        ),
-                        backend.view(&self.gradients, tensor.range()),
-                        crate::AdamWUpdate {
-                            weight_decay,
-                            ..update
-                        },
-                    )?;
-                }
-            }
-            backend.fill(backend.all_mut(&mut self.gradients), 0.0)?;
-            if finite {
-                Ok(StepSummary {
-                    gradient_norm: norm,
-                    clipped: factor < 1.0,
-                })
-            } else {
-                Err(Error::NotFinite {
-                    what: "the gradient",
-                })
             }
         })
     }

@@ -7,9 +7,9 @@ pub struct State<'a> {
     pub optimizer_steps: u64,
     /// f32 master weights.
     pub parameters: &'a [f32],
-    /// AdamW's running mean of the gradient.
+    /// The optimizer's running mean of the gradient.
     pub first_moment: &'a [f32],
-    /// AdamW's running mean of the squared gradient.
+    /// The optimizer's running mean of the squared gradient; zeros for tensors whose update rule has none.
     pub second_moment: &'a [f32],
 }
 
@@ -20,9 +20,9 @@ pub struct StateMut<'a> {
     pub optimizer_steps: &'a mut u64,
     /// f32 master weights.
     pub parameters: &'a mut [f32],
-    /// AdamW's running mean of the gradient.
+    /// The optimizer's running mean of the gradient.
     pub first_moment: &'a mut [f32],
-    /// AdamW's running mean of the squared gradient.
+    /// The optimizer's running mean of the squared gradient; zeros for tensors whose update rule has none.
     pub second_moment: &'a mut [f32],
 }
 

@@ -253,7 +253,7 @@ mod tests {
     use iota_model::preset;
     use iota_protocol::work::{Purpose, Segment, SegmentSource};
     use iota_protocol::{CellIndex, Epoch, ObjectId, PeerId, RunId, StageIndex};
-    use iota_run::{AdamW, Description};
+    use iota_run::{Description, Optimizer};
 
     use super::*;
 
@@ -284,7 +284,7 @@ mod tests {
             stages: 3,
             sequences: 1,
             backwards_per_step: 2,
-            optimizer: AdamW::default(),
+            optimizer: Optimizer::default(),
             precision: iota_model::Precision::F32,
             wire: iota_run::Wire::default(),
             data: shards.finish(),

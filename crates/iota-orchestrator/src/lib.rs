@@ -75,7 +75,10 @@ use url::Url;
 pub use course::Course;
 pub use iota_run::{Codec, Wire};
 pub use journal::{Journal, NoJournal, Record};
-pub use options::{BoundaryChoice, ModelOptions, RunOptions, TimingOptions, TrainingOptions};
+pub use options::{
+    BoundaryChoice, ModelOptions, MuonOptions, NAdamOptions, OptimizerName, RunOptions,
+    TimingOptions, TrainingOptions,
+};
 pub use setup::{Participants, Setup, SetupError};
 pub use status::StatusTracker;
 

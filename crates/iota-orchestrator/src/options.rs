@@ -1,12 +1,16 @@
 //! What an operator can set about a run.
 
+mod optimizer;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use iota_model::{Boundary, BoundaryKind, ModelConfig, Precision};
-use iota_protocol::settings::{LearningRate, Timing};
-use iota_run::{AdamW, Wire};
+use iota_protocol::settings::{Decay, LearningRate, Timing};
+use iota_run::Wire;
 use serde::{Deserialize, Serialize};
+
+pub use self::optimizer::{MuonOptions, NAdamOptions, OptimizerName};
 
 /// A run as an operator describes it; every value has a default that trains a small model on the bundled text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,12 +102,26 @@ pub struct TrainingOptions {
     pub learning_rate: f64,
     /// Samples until the learning rate has reached its peak.
     pub warmup_samples: u64,
-    /// Learning rate at the end, as a fraction of the peak.
+    /// Samples at the peak, before the learning rate decays along half a cosine.
+    pub constant_samples: u64,
+    /// Learning rate at the end of its decay, as a fraction of the peak.
     pub final_fraction: f64,
-    /// Decay of AdamW's first moment.
+    /// While it decays, the learning rate falls and begins anew every so many samples; 0: it does not.
+    pub saw_samples: u64,
+    /// Learning rate before it begins anew, as a fraction of what it begins with.
+    pub saw_fraction: f64,
+    /// Samples at the end of the run in which the learning rate goes from its final fraction to zero.
+    pub tail_samples: u64,
+    /// How gradients become changes of the parameters: `adamw`, `nadam` or `muon`.
+    pub optimizer: OptimizerName,
+    /// Decay of the first moment, the running mean of gradients; Muon's own is `muon.momentum`.
     pub beta1: f64,
-    /// Decay of AdamW's second moment.
+    /// Decay of the second moment, the running mean of squared gradients.
     pub beta2: f64,
+    /// What NAdam has beyond AdamW.
+    pub nadam: NAdamOptions,
+    /// What Muon has beyond AdamW.
+    pub muon: MuonOptions,
     /// Decoupled decay of matrices.
     pub weight_decay: f64,
     /// Largest gradient norm of the whole model.
@@ -160,9 +178,16 @@ impl Default for TrainingOptions {
             backwards_per_step: 1,
             learning_rate: 2e-3,
             warmup_samples: 100,
+            constant_samples: 0,
             final_fraction: 0.1,
+            saw_samples: 0,
+            saw_fraction: 0.1,
+            tail_samples: 0,
+            optimizer: OptimizerName::default(),
             beta1: 0.9,
             beta2: 0.95,
+            nadam: NAdamOptions::default(),
+            muon: MuonOptions::default(),
             weight_decay: 0.1,
             clip_norm: 1.0,
             audit_every_epochs: 3,
@@ -202,21 +227,20 @@ impl From<TimingOptions> for Timing {
 }
 
 impl TrainingOptions {
-    pub(crate) const fn adamw(&self) -> AdamW {
-        AdamW {
-            beta1: self.beta1 as f32,
-            beta2: self.beta2 as f32,
-            epsilon: 1e-8,
-            weight_decay: self.weight_decay as f32,
-            clip_norm: self.clip_norm as f32,
-        }
-    }
-
     pub(crate) const fn schedule(&self) -> LearningRate {
         LearningRate {
             peak: self.learning_rate as f32,
             warmup_samples: self.warmup_samples,
+            constant_samples: self.constant_samples,
+            decay: match self.saw_samples {
+                0 => Decay::Cosine,
+                tooth_samples => Decay::Saw {
+                    tooth_samples,
+                    tooth_fraction: self.saw_fraction as f32,
+                },
+            },
             final_fraction: self.final_fraction as f32,
+            tail_samples: self.tail_samples,
         }
     }
 }

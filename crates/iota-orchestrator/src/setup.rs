@@ -122,7 +122,7 @@ impl Setup {
             stages: options.stages,
             sequences: training.sequences,
             backwards_per_step: training.backwards_per_step,
-            optimizer: training.adamw(),
+            optimizer: training.optimizer()?,
             precision: training.precision,
             wire: options.wire,
             data,
@@ -158,24 +158,6 @@ impl Setup {
             timing: options.timing.into(),
         };
         settings.validate()?;
-        if !(0.0..1.0).contains(&training.beta1) || !(0.0..1.0).contains(&training.beta2) {
-            return Err(invalid(
-                "training.beta1, training.beta2",
-                "must lie in 0..1",
-            ));
-        }
-        if !(training.weight_decay >= 0.0 && training.weight_decay.is_finite()) {
-            return Err(invalid(
-                "training.weight_decay",
-                "must be a number that is not negative",
-            ));
-        }
-        if training.clip_norm.is_nan() || training.clip_norm <= 0.0 {
-            return Err(invalid(
-                "training.clip_norm",
-                "must be positive; inf for no clipping",
-            ));
-        }
         let description_bytes = description.to_json()?.len();
         if description_bytes > iota_wire::limits::CONFIG_BYTES_MAX {
             return Err(SetupError::TooLong { description_bytes });
@@ -210,11 +192,6 @@ impl Setup {
         }
         Ok(self.description)
     }
-}
-
-fn invalid(setting: &'static str, problem: &str) -> SetupError {
-    let problem = problem.to_owned();
-    InvalidSetting { setting, problem }.into()
 }
 
 /// The shape of a sample.

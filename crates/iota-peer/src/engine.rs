@@ -11,14 +11,15 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use iota_compute::{Input, OptimizerSettings, Saved, Stage, StageOptions};
+use iota_compute::{Input, Saved, Stage, StageOptions};
 use iota_protocol::event::{Direction, Piece};
 use iota_protocol::work::{Checkpoint, ObjectName, SegmentSource};
 use iota_protocol::{Digest, Epoch, SampleId, StageIndex};
-use iota_run::{AdamW, Description, Tokens, cell_spec};
+use iota_run::{Description, Tokens, cell_spec};
 use iota_store::tensor;
 
 use crate::Error;
+use crate::optimizer::optimizer_settings;
 
 /// A stage with the weights of an epoch.
 #[derive(Debug)]
@@ -368,24 +369,6 @@ impl Engine {
         let ordinal = self.ordinal;
         self.ordinal += 1;
         ordinal
-    }
-}
-
-/// The run's optimizer as the compute engine wants it.
-pub const fn optimizer_settings(adamw: &AdamW) -> OptimizerSettings {
-    let AdamW {
-        beta1,
-        beta2,
-        epsilon,
-        weight_decay,
-        clip_norm,
-    } = *adamw;
-    OptimizerSettings {
-        beta1,
-        beta2,
-        epsilon,
-        weight_decay,
-        clip_norm,
     }
 }
 

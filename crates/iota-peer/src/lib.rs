@@ -14,6 +14,7 @@
 //! | [`transfer`] | tokens, activations and cells by the grants of a lease |
 //! | [`cells`] | fetching a checkpoint's cells, averaging the copies of one |
 //! | [`engine`] | forward, backward and steps with ordinals; the same bits for a miner and for whoever replays it |
+//! | `optimizer` | the run's update rule as the compute engine wants it |
 //! | [`gate`] | how many stages compute at a time on one machine |
 //!
 //! `iota-miner` and `iota-validator` each implement [`Worker`] and hand it to [`participate`]; everything else about
@@ -25,12 +26,14 @@ pub mod cells;
 mod convert;
 pub mod engine;
 pub mod gate;
+mod optimizer;
 pub mod session;
 pub mod transfer;
 
 pub use cells::{CellMean, fetch_cells, merge};
 pub use engine::{BackwardResult, CellPlanes, Engine, KEPT_MAX, OperationInput};
 pub use gate::Gate;
+pub use optimizer::optimizer_settings;
 pub use session::{Participation, Undone, Worker, participate};
 pub use transfer::Transfer;
 

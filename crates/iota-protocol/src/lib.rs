@@ -46,7 +46,7 @@
 //!     miners_per_stage_max: 50,
 //!     validators: vec![],
 //!     audit_every_epochs: 1,
-//!     learning_rate: LearningRate { peak: 1e-3, warmup_samples: 0, final_fraction: 0.1 },
+//!     learning_rate: LearningRate::cosine(1e-3, 0, 0.1),
 //!     timing: Timing::default(),
 //! };
 //! let mut now = Timestamp::from_millis(0);

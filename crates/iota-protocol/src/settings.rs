@@ -49,7 +49,10 @@ pub struct RunSettings {
     pub timing: Timing,
 }
 
-/// Learning rate by samples opened: linear warm-up, then half a cosine down to a fraction of the peak.
+/// Learning rate by samples opened, in phases: a linear warm-up to the peak, a constant stretch, a decay over whatever
+/// the other phases leave of the run, and a tail. [`learning_rate_at`](crate::learning_rate_at) draws them.
+///
+/// Source: the schedule of IOTA's miners, where each phase is counted in optimizer steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LearningRate {
@@ -57,8 +60,47 @@ pub struct LearningRate {
     pub peak: f32,
     /// Samples until the peak is reached.
     pub warmup_samples: u64,
-    /// At the end of the run, as a fraction of the peak.
+    /// Samples at the peak, after the warm-up.
+    #[serde(default)]
+    pub constant_samples: u64,
+    /// How the peak comes down to the final fraction.
+    #[serde(default)]
+    pub decay: Decay,
+    /// At the end of the decay, as a fraction of the peak.
     pub final_fraction: f32,
+    /// Samples at the end of the run in which the rate goes from the final fraction to zero.
+    #[serde(default)]
+    pub tail_samples: u64,
+}
+
+/// How a learning rate comes down from its peak to its final fraction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Decay {
+    /// Along half a cosine.
+    #[default]
+    Cosine,
+    /// As the cosine, times a smaller one that begins anew every few samples.
+    Saw {
+        /// Samples from one beginning to the next. At least 1.
+        tooth_samples: u64,
+        /// At the end of a tooth, as a fraction of what it began with.
+        tooth_fraction: f32,
+    },
+}
+
+impl LearningRate {
+    /// Warm-up, then half a cosine to the end of the run.
+    pub const fn cosine(peak: f32, warmup_samples: u64, final_fraction: f32) -> Self {
+        Self {
+            peak,
+            warmup_samples,
+            constant_samples: 0,
+            decay: Decay::Cosine,
+            final_fraction,
+            tail_samples: 0,
+        }
+    }
 }
 
 /// How long things may take. Lease deadlines follow measured durations; these are the edges.
@@ -174,6 +216,7 @@ impl RunSettings {
         let LearningRate {
             peak,
             final_fraction,
+            decay,
             ..
         } = self.learning_rate;
         if !(peak.is_finite() && peak > 0.0) {
@@ -181,6 +224,24 @@ impl RunSettings {
         }
         if !(0.0..=1.0).contains(&final_fraction) {
             return invalid("learning_rate.final_fraction", "must lie between 0 and 1");
+        }
+        if let Decay::Saw {
+            tooth_samples,
+            tooth_fraction,
+        } = decay
+        {
+            if tooth_samples == 0 {
+                return invalid(
+                    "learning_rate.decay.saw.tooth_samples",
+                    "must be at least 1",
+                );
+            }
+            if !(0.0..=1.0).contains(&tooth_fraction) {
+                return invalid(
+                    "learning_rate.decay.saw.tooth_fraction",
+                    "must lie between 0 and 1",
+                );
+            }
         }
         if self.timing.lease_min.is_zero() || self.timing.lease_initial < self.timing.lease_min {
             return invalid(

@@ -23,7 +23,8 @@
 //!
 //! | module | concern |
 //! |---|---|
-//! | this one | the [`Description`]: model, stages, data, optimizer, wire; what follows from it |
+//! | this one | the [`Description`]: model, stages, data, precision; what follows from it |
+//! | `optimizer` | the update rules that a run can have |
 //! | `boundary` | the tensors between stages: their codecs, lengths, and the chance of their rounding |
 //! | `objects` | the tensors in cells |
 //!
@@ -32,6 +33,7 @@
 
 mod boundary;
 mod objects;
+mod optimizer;
 
 use iota_data::{Batch, BatchShape, DataManifest, Sampler};
 use iota_model::{ModelConfig, PlanError, Precision, StagePlan};
@@ -42,9 +44,10 @@ pub use boundary::{BoundaryError, Wire};
 pub use iota_codec::Codec;
 use objects::ACTIVATION;
 pub use objects::{CELL_PLANES, cell_elements, cell_spec};
+pub use optimizer::{AdamW, Beta1, Muon, NAdam, Optimizer, UpdateRule, UpdateScale};
 
 /// Version of the description's format; a peer refuses another.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// A run as its participants see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,43 +68,13 @@ pub struct Description {
     /// Backward passes per optimizer step.
     pub backwards_per_step: u32,
     /// The optimizer, without its learning rate, which comes with each backward pass.
-    pub optimizer: AdamW,
+    pub optimizer: Optimizer,
     /// What stages compute in.
     pub precision: Precision,
     /// How stages send tensors to each other.
     pub wire: Wire,
     /// The training tokens.
     pub data: DataManifest,
-}
-
-/// AdamW without its learning rate.
-///
-/// Source: Loshchilov & Hutter, arXiv 1711.05101; defaults as in Llama 3 but for the second beta's warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AdamW {
-    /// Decay of the first moment.
-    pub beta1: f32,
-    /// Decay of the second moment.
-    pub beta2: f32,
-    /// Keeps the division finite.
-    pub epsilon: f32,
-    /// Decoupled decay of matrices, times the learning rate.
-    pub weight_decay: f32,
-    /// Largest gradient norm of the whole model; a stage's share goes by the root of its share of the parameters.
-    pub clip_norm: f32,
-}
-
-impl Default for AdamW {
-    fn default() -> Self {
-        Self {
-            beta1: 0.9,
-            beta2: 0.95,
-            epsilon: 1e-8,
-            weight_decay: 0.1,
-            clip_norm: 1.0,
-        }
-    }
 }
 
 /// A description that cannot be used.

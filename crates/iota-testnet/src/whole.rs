@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use iota_compute::{Input, Stage, StageOptions};
 use iota_data::{DataManifest, Evaluation, Sampler, Shard};
 use iota_model::StagePlan;
-use iota_peer::engine::optimizer_settings;
+use iota_peer::optimizer_settings;
 use iota_protocol::work::{Checkpoint, SegmentSource};
 use iota_protocol::{Digest, SampleId, StageIndex};
 use iota_protocol::{RunSettings, learning_rate_at};

@@ -366,7 +366,7 @@ mod tests {
             stages: 3,
             sequences: 1,
             backwards_per_step: 2,
-            optimizer: iota_run::AdamW::default(),
+            optimizer: iota_run::Optimizer::default(),
             precision: iota_model::Precision::F32,
             wire: iota_run::Wire::default(),
             data: shards.finish(),

@@ -1,4 +1,4 @@
-//! Operations on each element or row by itself: activations, rotary positions, column sums, AdamW.
+//! Operations on each element or row by itself: activations, rotary positions, column sums.
 #![expect(
     unsafe_code,
     reason = "kernels are compiled for several instruction sets"
@@ -7,10 +7,14 @@
 use super::instructions::{InstructionSet, vectorised};
 use super::numeric::{LANES, sigmoid};
 use super::threads::Threads;
-use crate::backend::{AdamWUpdate, AttentionShape, Turn};
+use crate::backend::{AttentionShape, Turn};
 
 /// Elements per job, about: enough to be worth handing to a thread, few enough to stay in its cache.
 pub(super) const ELEMENTS: usize = 16 * 1024;
+
+pub(super) fn fill((_, threads): (InstructionSet, &Threads), out: &mut [f32], value: f32) {
+    threads.each(out.chunks_mut(ELEMENTS), |out| out.fill(value));
+}
 
 /// Rows per job, for rows of this width.
 const fn rows_per_job(width: usize) -> usize {
@@ -229,49 +233,6 @@ vectorised! {
                     second[channel] = b * cosine + a * sine;
                 }
             }
-        }
-    }
-}
-
-pub(super) fn adamw(
-    (instructions, threads): (InstructionSet, &Threads),
-    parameters: &mut [f32],
-    (first_moment, second_moment): (&mut [f32], &mut [f32]),
-    gradients: &[f32],
-    update: AdamWUpdate,
-) {
-    let lengths = (first_moment.len(), second_moment.len(), gradients.len());
-    assert_eq!(
-        lengths,
-        (parameters.len(), parameters.len(), parameters.len()),
-        "lengths of the optimizer's buffers"
-    );
-    let jobs = parameters
-        .chunks_mut(ELEMENTS)
-        .zip(first_moment.chunks_mut(ELEMENTS))
-        .zip(second_moment.chunks_mut(ELEMENTS))
-        .zip(gradients.chunks(ELEMENTS));
-    threads.each(jobs, |(((parameters, first), second), gradients)| {
-        adamw_elements(instructions, parameters, first, second, gradients, update);
-    });
-}
-
-vectorised! {
-    fn adamw_elements(
-        parameters: &mut [f32],
-        first_moment: &mut [f32],
-        second_moment: &mut [f32],
-        gradients: &[f32],
-        update: AdamWUpdate,
-    ) {
-        let keep = 1.0 - update.learning_rate * update.weight_decay;
-        let elements = parameters.iter_mut().zip(first_moment).zip(second_moment).zip(gradients);
-        for (((parameter, first), second), &gradient) in elements {
-            let gradient = gradient * update.gradient_scale;
-            *first = update.beta1 * *first + (1.0 - update.beta1) * gradient;
-            *second = update.beta2 * *second + (1.0 - update.beta2) * gradient * gradient;
-            let step = *first * update.first_correction / ((*second * update.second_correction).sqrt() + update.epsilon);
-            *parameter = *parameter * keep - update.learning_rate * step;
         }
     }
 }

@@ -1,10 +1,10 @@
 use iota_compute::{Input, Stage, StageOptions};
 use iota_model::{Boundary, ModelConfig, StagePlan, preset};
 
-use crate::train_pass;
+use crate::{optimizers, train_pass};
 
 #[test]
-fn the_loss_on_a_repeated_text_falls_in_every_cut() {
+fn the_loss_on_a_repeated_text_falls_in_every_cut_with_every_update_rule() {
     let text = "every stage is held by a miner, and every miner may leave. ".repeat(3);
     let text: Vec<u32> = text.bytes().map(u32::from).collect();
     let iota = preset("tiny").unwrap();
@@ -13,11 +13,24 @@ fn the_loss_on_a_repeated_text_falls_in_every_cut() {
         ..iota.clone()
     };
     let (tokens, targets) = (&text[..4 * iota.context], &text[1..=4 * iota.context]);
-    for (model, count) in [(&iota, 1), (&iota, 3), (&resbm, 3)] {
+    let [default, others @ ..] = optimizers();
+    let cases = [
+        (&iota, 1, default),
+        (&iota, 3, default),
+        (&resbm, 3, default),
+    ];
+    for (model, count, optimizer) in cases
+        .into_iter()
+        .chain(others.map(|optimizer| (&iota, 3, optimizer)))
+    {
         let plan = StagePlan::new(model, count).unwrap();
+        let options = StageOptions {
+            optimizer,
+            ..StageOptions::default()
+        };
         let mut stages: Vec<_> = (0..count)
             .map(|index| {
-                let mut stage = Stage::new(&plan, index, StageOptions::default()).unwrap();
+                let mut stage = Stage::new(&plan, index, options).unwrap();
                 stage.initialise(3).unwrap();
                 stage
             })
@@ -38,7 +51,7 @@ fn the_loss_on_a_repeated_text_falls_in_every_cut() {
         let boundary = model.boundary;
         assert!(
             last < 1.0,
-            "{count} stages, {boundary:?}: from {first} to {last} nats"
+            "{count} stages, {boundary:?}, {optimizer:?}: from {first} to {last} nats"
         );
     }
 }

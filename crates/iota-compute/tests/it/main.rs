@@ -14,6 +14,8 @@ mod learning;
 mod measure;
 /// Every operation of the CPU backend equals a composition of candle's tensors.
 mod operations;
+/// Update rules step as PyTorch's optimizers do, and keep all that they remember in a stage's state.
+mod optimizers;
 /// A model trained elsewhere, in PyTorch, has the same loss and gradients.
 mod pytorch;
 /// What comes from outside and makes no sense is refused, and changes nothing.
@@ -21,8 +23,9 @@ mod refusals;
 /// Steps, state, digests, memory.
 mod state;
 
-use iota_compute::{Input, Stage, StageOptions};
+use iota_compute::{AdamW, Input, Muon, NAdam, OptimizerSettings, Stage, StageOptions, UpdateRule};
 use iota_model::{Boundary, ModelConfig, StagePlan, preset};
+use safetensors::SafeTensors;
 
 /// Numbers in (-1, 1), the same for the same seed.
 fn noise(count: usize, seed: u32) -> Vec<f32> {
@@ -92,6 +95,19 @@ fn stages(plan: &StagePlan, options: StageOptions) -> Vec<Stage> {
         .collect()
 }
 
+/// Every update rule with its defaults.
+fn optimizers() -> [OptimizerSettings; 3] {
+    [
+        UpdateRule::AdamW(AdamW::default()),
+        UpdateRule::NAdam(NAdam::default()),
+        UpdateRule::Muon(Muon::default()),
+    ]
+    .map(|rule| OptimizerSettings {
+        rule,
+        ..OptimizerSettings::default()
+    })
+}
+
 /// One forward and backward pass through all stages.
 fn train_pass(stages: &mut [Stage], tokens: &[u32], targets: &[u32]) -> f32 {
     let (tail, before) = stages.split_last_mut().expect("there is a stage");
@@ -123,6 +139,19 @@ fn train_pass(stages: &mut [Stage], tokens: &[u32], targets: &[u32]) -> f32 {
         "the first stage has nobody to send a gradient to"
     );
     loss
+}
+
+/// An f32 tensor of a file that PyTorch made.
+fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
+    let tensor = file.tensor(name).unwrap();
+    assert_eq!(tensor.dtype(), safetensors::Dtype::F32, "{name}");
+    tensor
+        .data()
+        .as_chunks()
+        .0
+        .iter()
+        .map(|bytes| f32::from_le_bytes(*bytes))
+        .collect()
 }
 
 /// Relative distance of two vectors: `|actual - expected| / |expected|`.

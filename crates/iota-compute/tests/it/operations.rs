@@ -1,5 +1,7 @@
 use candle_core::{D, DType, Device, Tensor, Var};
-use iota_compute::backend::{AdamWUpdate, AttentionShape, Form, Product, Turn, Write};
+use iota_compute::backend::{
+    AdamUpdate, AttentionShape, Form, MomentumUpdate, Product, Turn, Write,
+};
 use iota_compute::{Backend, Cpu};
 
 use crate::{assert_close, noise, tokens};
@@ -419,18 +421,19 @@ fn adamw_steps_as_candles_optimizer_does() {
             .sum_all()
             .unwrap();
         optimizer.backward_step(&loss).unwrap();
-        let update = AdamWUpdate {
+        let update = AdamUpdate {
             learning_rate: 0.01,
             gradient_scale: 1.0,
             beta1: 0.9,
             beta2: 0.95,
             epsilon: 1e-8,
             weight_decay: 0.1,
-            first_correction: (1.0 / (1.0 - 0.9_f64.powi(step as i32))) as f32,
+            gradient_weight: 0.0,
+            moment_weight: (1.0 / (1.0 - 0.9_f64.powi(step as i32))) as f32,
             second_correction: (1.0 / (1.0 - 0.95_f64.powi(step as i32))) as f32,
         };
         cpu()
-            .adamw(
+            .adam(
                 &mut parameters,
                 (&mut first, &mut second),
                 &gradient,
@@ -439,6 +442,45 @@ fn adamw_steps_as_candles_optimizer_does() {
             .unwrap();
         assert_close("the parameters", &parameters, &flat(&expected));
     }
+}
+
+#[test]
+fn momentum_is_a_running_mean_that_may_look_ahead() {
+    let (gradients, before) = (noise(20_001, 1), noise(20_001, 2));
+    for look_ahead in [false, true] {
+        let (mut out, mut moment) = (vec![f32::NAN; 20_001], before.clone());
+        let update = MomentumUpdate {
+            gradient_scale: 0.5,
+            momentum: 0.75,
+            look_ahead,
+        };
+        cpu()
+            .momentum(&mut out, &mut moment, &gradients, update)
+            .unwrap();
+        let mean = |m: f32, g: f32| (0.75 * f64::from(m) + 0.125 * f64::from(g)) as f32;
+        let expected: Vec<f32> = before
+            .iter()
+            .zip(&gradients)
+            .map(|(m, g)| mean(*m, *g))
+            .collect();
+        assert_close("the moment", &moment, &expected);
+        let expected: Vec<f32> = expected
+            .iter()
+            .zip(&gradients)
+            .map(|(m, g)| if look_ahead { mean(*m, *g) } else { *m })
+            .collect();
+        assert_close("the momentum", &out, &expected);
+    }
+}
+
+#[test]
+fn blending_with_nothing_kept_does_not_read_what_was_there() {
+    let x = noise(20_001, 1);
+    let mut out = vec![f32::NAN; x.len()];
+    cpu().blend((&mut out, 0.0), (&x, 2.0)).unwrap();
+    assert!(out.iter().zip(&x).all(|(out, x)| *out == 2.0 * x));
+    cpu().blend((&mut out, -1.0), (&x, 0.5)).unwrap();
+    assert!(out.iter().zip(&x).all(|(out, x)| *out == -1.5 * x));
 }
 
 #[test]

@@ -2,23 +2,11 @@ use iota_compute::{Input, Stage, StageOptions};
 use iota_model::{BoundaryKind, ModelConfig, StagePlan};
 use safetensors::SafeTensors;
 
-use crate::assert_close;
+use crate::{assert_close, floats};
 
 /// Made by `benches/peers/golden_stage.py`, which says what is in them.
 const IOTA: &[u8] = include_bytes!("../data/pytorch_iota.safetensors");
 const RESBM: &[u8] = include_bytes!("../data/pytorch_resbm.safetensors");
-
-fn floats(file: &SafeTensors<'_>, name: &str) -> Vec<f32> {
-    let tensor = file.tensor(name).unwrap();
-    assert_eq!(tensor.dtype(), safetensors::Dtype::F32, "{name}");
-    tensor
-        .data()
-        .as_chunks()
-        .0
-        .iter()
-        .map(|bytes| f32::from_le_bytes(*bytes))
-        .collect()
-}
 
 fn indices(file: &SafeTensors<'_>, name: &str) -> Vec<u32> {
     let tensor = file.tensor(name).unwrap();

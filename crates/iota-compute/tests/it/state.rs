@@ -1,7 +1,7 @@
 use iota_compute::{Input, MemoryEstimate, OptimizerSettings, Stage, StageOptions};
 use iota_model::{Boundary, ModelConfig, StagePlan, preset};
 
-use crate::{assert_close, noise, stages, tokens, train_pass};
+use crate::{assert_close, noise, optimizers, stages, tokens, train_pass};
 
 fn tiny(stages: usize) -> StagePlan {
     StagePlan::new(&preset("tiny").unwrap(), stages).unwrap()
@@ -24,34 +24,40 @@ fn stages_start_from_the_weights_of_the_uncut_model() {
 
 #[test]
 fn a_digest_tells_states_apart_and_a_copied_state_goes_on_with_the_same_bits() {
-    let mut original = stages(&tiny(1), StageOptions::default());
-    let (text, targets) = (tokens(64, 256, 1), tokens(64, 256, 2));
-    let mut digests = vec![original[0].digest()];
-    for _ in 0..2 {
-        train_pass(&mut original, &text, &targets);
-        original[0].step(0.01, 1).unwrap();
-        digests.push(original[0].digest());
-    }
-    digests.dedup();
-    assert_eq!(digests.len(), 3);
+    for optimizer in optimizers() {
+        let options = StageOptions {
+            optimizer,
+            ..StageOptions::default()
+        };
+        let mut original = stages(&tiny(1), options);
+        let (text, targets) = (tokens(64, 256, 1), tokens(64, 256, 2));
+        let mut digests = vec![original[0].digest()];
+        for _ in 0..2 {
+            train_pass(&mut original, &text, &targets);
+            original[0].step(0.01, 1).unwrap();
+            digests.push(original[0].digest());
+        }
+        digests.dedup();
+        assert_eq!(digests.len(), 3);
 
-    let mut copy = vec![Stage::new(&tiny(1), 0, StageOptions::default()).unwrap()];
-    let (from, to) = (original[0].state(), copy[0].state_mut());
-    to.parameters.copy_from_slice(from.parameters);
-    to.first_moment.copy_from_slice(from.first_moment);
-    to.second_moment.copy_from_slice(from.second_moment);
-    assert_ne!(
-        copy[0].digest(),
-        digests[2],
-        "the steps are part of the state"
-    );
-    *copy[0].state_mut().optimizer_steps = 2;
-    assert_eq!(copy[0].digest(), digests[2]);
-    for stage in [&mut original, &mut copy] {
-        train_pass(stage, &text, &targets);
-        stage[0].step(0.01, 1).unwrap();
+        let mut copy = vec![Stage::new(&tiny(1), 0, options).unwrap()];
+        let (from, to) = (original[0].state(), copy[0].state_mut());
+        to.parameters.copy_from_slice(from.parameters);
+        to.first_moment.copy_from_slice(from.first_moment);
+        to.second_moment.copy_from_slice(from.second_moment);
+        assert_ne!(
+            copy[0].digest(),
+            digests[2],
+            "the steps are part of the state"
+        );
+        *copy[0].state_mut().optimizer_steps = 2;
+        assert_eq!(copy[0].digest(), digests[2]);
+        for stage in [&mut original, &mut copy] {
+            train_pass(stage, &text, &targets);
+            stage[0].step(0.01, 1).unwrap();
+        }
+        assert_eq!(original[0].digest(), copy[0].digest(), "{optimizer:?}");
     }
-    assert_eq!(original[0].digest(), copy[0].digest());
 }
 
 #[test]

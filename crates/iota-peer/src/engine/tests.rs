@@ -2,7 +2,7 @@ use iota_data::{Corpus, Document, Preparation, Split, Tokenizer};
 use iota_model::preset;
 use iota_protocol::work::{ObjectRef, Purpose, Seal, Segment};
 use iota_protocol::{ObjectId, RunId};
-use iota_run::{Codec, Wire};
+use iota_run::{Codec, Optimizer, Wire};
 
 use super::*;
 
@@ -31,7 +31,7 @@ fn described(wire: Wire) -> Arc<Description> {
         stages: STAGES,
         sequences: 1,
         backwards_per_step: 2,
-        optimizer: AdamW::default(),
+        optimizer: Optimizer::default(),
         precision: iota_model::Precision::F32,
         wire,
         data: shards.finish(),

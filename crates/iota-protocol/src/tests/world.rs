@@ -32,11 +32,7 @@ pub(crate) fn settings(stages: u16) -> RunSettings {
         miners_per_stage_max: 8,
         validators: Vec::new(),
         audit_every_epochs: 1,
-        learning_rate: LearningRate {
-            peak: 0.001,
-            warmup_samples: 2,
-            final_fraction: 0.1,
-        },
+        learning_rate: LearningRate::cosine(0.001, 2, 0.1),
         timing: Timing {
             lease_initial: Duration::from_secs(20),
             lease_min: Duration::from_secs(5),
