@@ -5,10 +5,12 @@
 //! | `instructions` | run-time choice of vector instructions |
 //! | `threads` | cutting work into jobs by its shape |
 //! | `numeric` | `exp`, sums and maxima in lanes |
+//! | `counting` | the same without numbers, to plan memory |
 //! | `matmul` | matrix products, defined to the bit |
 //! | `norm`, `attention`, `elementwise`, `loss` | the operations |
 
 mod attention;
+mod counting;
 mod elementwise;
 mod instructions;
 mod loss;
@@ -19,6 +21,7 @@ mod threads;
 
 use std::ops::Range;
 
+pub(crate) use self::counting::Counting;
 pub use self::instructions::InstructionSet;
 use self::matmul::{Matrix, Size};
 use self::threads::Threads;

@@ -52,7 +52,7 @@
 //! | [`backend`] | [`Backend`]: the operations, and the seam to a device |
 //! | [`cpu`] | [`Cpu`]: the operations on a CPU |
 //! | [`optimizer`], [`initialise`](Stage::initialise), [`state`] | AdamW and clipping, initial weights, flat state and its digest |
-//! | [`memory`] | what a stage needs |
+//! | [`memory`] | [`MemoryPlan`]: what a stage needs, counted before it is there |
 //! | [`mod@reference`] | the same model as a plain composition of candle's tensors, with its autograd: the oracle |
 //!
 //! What it does *not* know: samples, peers, files, tokenizers, learning-rate schedules, and who asked for the work.
@@ -71,7 +71,7 @@ pub mod state;
 pub use backend::{AdamWUpdate, Backend};
 pub use cpu::{Cpu, InstructionSet};
 pub use error::{Error, Result};
-pub use memory::MemoryEstimate;
+pub use memory::MemoryPlan;
 pub use optimizer::{OptimizerSettings, StepSummary};
-pub use stage::{Input, Saved, Stage, StageOptions};
+pub use stage::{Input, Recompute, Saved, Stage, StageOptions};
 pub use state::{State, StateMut};

@@ -5,15 +5,47 @@
 )]
 
 use super::instructions::{InstructionSet, vectorised};
-use super::matmul::{Matrix, Size, matmul};
+use super::matmul::{Matrix, Size, matmul, packed_elements};
 use super::numeric::{exp, max, sum};
 use super::threads::Threads;
+use crate::backend::{Form, Product};
 
 /// Logits held at a time, about (64 MiB): one chunk of rows, for all of the vocabulary.
 const LOGITS: usize = 16 * 1024 * 1024;
 
 /// Rows of a chunk, at most, so that a small vocabulary's logits stay in the cache.
 const ROWS: usize = 512;
+
+/// Rows whose logits are held at a time.
+fn rows_at_a_time(rows: usize, vocabulary: usize) -> usize {
+    (LOGITS / vocabulary).clamp(1, ROWS).min(rows.max(1))
+}
+
+/// Elements that [`cross_entropy`] takes in passing: the logits, and what its products pack.
+pub(super) fn cross_entropy_elements(
+    gradients: bool,
+    rows: usize,
+    vocabulary: usize,
+    width: usize,
+) -> usize {
+    let chunk = rows_at_a_time(rows, vocabulary);
+    let product = if gradients {
+        Product {
+            form: Form::TransposedLeft,
+            rows: vocabulary,
+            columns: width,
+            inner: chunk,
+        }
+    } else {
+        Product {
+            form: Form::TransposedRight,
+            rows: chunk,
+            columns: vocabulary,
+            inner: width,
+        }
+    };
+    chunk * vocabulary + packed_elements(product)
+}
 
 /// See [`crate::Backend::cross_entropy`].
 pub(super) fn cross_entropy(
@@ -38,7 +70,7 @@ pub(super) fn cross_entropy(
             "shapes of the output projection's gradients"
         );
     }
-    let chunk = (LOGITS / vocabulary).clamp(1, ROWS).min(rows.max(1));
+    let chunk = rows_at_a_time(rows, vocabulary);
     let share = 1.0 / rows as f32;
     let parallelism = threads.parallelism();
     let mut logits = vec![0.0; chunk * vocabulary];

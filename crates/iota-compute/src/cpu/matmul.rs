@@ -13,12 +13,45 @@
 use gemm::Parallelism;
 
 use super::instructions::{InstructionSet, vectorised};
+use crate::backend::{Form, Product};
 
 /// Terms that are summed before the partial sum is rounded into the result. `gemm` leaves sums of this length whole.
 const STRETCH: usize = 512;
 
 /// Up to so many elements `gemm` would compute by sums across lanes.
 const SMALL_PRODUCT: usize = 16 * 16;
+
+/// What `gemm` keeps per thread from its first product on: room for packing, of the size of the CPU's second cache, which
+/// is from half of this to four times this.
+pub(super) const KEPT_BYTES_PER_THREAD: u64 = 1024 * 1024;
+
+/// Elements that `gemm` takes in passing for a product of flat matrices: a stretch of the left factor if its rows do not
+/// lie along the sum, or if they are read often enough, and a stretch of a right factor of few columns. It packs no more
+/// of the left factor than fits the CPU's third cache.
+pub(super) fn packed_elements(product: Product) -> usize {
+    let Product {
+        form,
+        rows,
+        columns,
+        inner,
+    } = product;
+    let left = if form == Form::TransposedLeft || columns > MANY_COLUMNS {
+        rows
+    } else {
+        0
+    };
+    let right = if columns <= FEW_COLUMNS { columns } else { 0 };
+    (STRETCH.min(inner) * (left + right)).min(THIRD_CACHE)
+}
+
+/// Columns for which `gemm` packs a left factor that it could read as it lies, about.
+const MANY_COLUMNS: usize = 4096;
+
+/// Columns of a right factor that `gemm` packs at once, at most, about.
+const FEW_COLUMNS: usize = 512;
+
+/// Elements in a large CPU's third cache.
+const THIRD_CACHE: usize = 8 * 1024 * 1024;
 
 /// A matrix somewhere in a slice: element `(i, j)` is at `i * row_stride + j * column_stride`.
 #[derive(Debug, Clone, Copy)]

@@ -1,4 +1,4 @@
-use iota_compute::{Cpu, InstructionSet, OptimizerSettings, Stage, StageOptions};
+use iota_compute::{Cpu, InstructionSet, OptimizerSettings, Recompute, Stage, StageOptions};
 use iota_model::{ModelConfig, StagePlan, preset};
 
 use crate::{odd_model, stages, tokens, train_pass};
@@ -132,5 +132,30 @@ fn any_vector_instructions_compute_the_same_bits() {
             train(&plan, StageOptions::default(), Some(instructions)) == best,
             "{instructions:?}"
         );
+    }
+}
+
+#[test]
+fn recomputing_blocks_computes_the_same_bits() {
+    let without_bottleneck = ModelConfig {
+        bottleneck: None,
+        ..odd_model()
+    };
+    for model in [odd_model(), without_bottleneck] {
+        // Cuts at boundaries, boundaries inside a stage, and none.
+        for stages in [1, 3] {
+            let plan = StagePlan::new(&model, model.blocks)
+                .and_then(|plan| plan.regroup(stages))
+                .unwrap();
+            let recomputing = StageOptions {
+                recompute: Recompute::Blocks,
+                ..StageOptions::default()
+            };
+            assert!(
+                train(&plan, recomputing, None) == train(&plan, StageOptions::default(), None),
+                "{stages} stages, bottleneck {:?}",
+                model.bottleneck
+            );
+        }
     }
 }
