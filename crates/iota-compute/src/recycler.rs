@@ -52,3 +52,23 @@ impl<B: Backend> Recycler<B> {
         self.free.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Counting;
+
+    #[test]
+    fn samples_of_many_lengths_leave_no_more_behind_than_one_does() {
+        let device = Counting::new(1);
+        let mut recycler = Recycler::new();
+        for rows in [3, 8, 5, 8, 2] {
+            recycler.serve(rows);
+            let first = recycler.take(&device, 10 * rows).unwrap();
+            recycler.give(&device, first);
+            let again = recycler.take(&device, 10 * rows).unwrap();
+            recycler.give(&device, again);
+            assert_eq!(device.held_bytes(), 4 * 10 * rows as u64);
+        }
+    }
+}

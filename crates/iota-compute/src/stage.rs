@@ -28,12 +28,15 @@ pub struct StageOptions {
     pub threads: usize,
     /// How it steps.
     pub optimizer: OptimizerSettings,
-    /// What a backward pass computes again. Results do not depend on it.
+    /// What a backward pass computes again. See [`Recompute`] for when results depend on it.
     pub recompute: Recompute,
 }
 
-/// What a backward pass computes again instead of having it kept by its forward pass: time for memory. The bits are the
-/// same.
+/// What a backward pass computes again instead of having it kept by its forward pass: time for memory.
+///
+/// The bits are the same as long as the parameters are: if the stage has taken a step since the forward pass (see
+/// [`Saved::optimizer_steps`]), what is computed again is that of the new parameters. So all who have to agree on the bits
+/// of such a backward pass have to choose alike.
 ///
 /// Kept per token and block, of a model of width `w`, query, key and value channels `p`, `h` heads and feed-forward width
 /// `f`, in f32: `3 w + p + h + 2 f` by `Nothing`, `w` by `Blocks` (behind a boundary as many channels as crossed it, in

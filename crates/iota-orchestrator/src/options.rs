@@ -41,6 +41,9 @@ pub struct TrainingOptions {
     pub samples_in_flight: u32,
     /// Backward passes of a miner per step of its optimizer.
     pub backwards_per_step: u32,
+    /// Whether forward passes keep the input of each block only, and backward passes compute the rest again: a tenth of
+    /// the memory for each sample on its way, a fifth more time.
+    pub recompute: bool,
     /// Learning rate after the warm-up.
     pub learning_rate: f64,
     /// Samples until the learning rate has reached its peak.
@@ -102,6 +105,7 @@ impl Default for TrainingOptions {
             sequences: 4,
             samples_in_flight: 0,
             backwards_per_step: 1,
+            recompute: false,
             learning_rate: 2e-3,
             warmup_samples: 100,
             final_fraction: 0.1,

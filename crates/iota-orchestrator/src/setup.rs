@@ -122,6 +122,7 @@ impl Setup {
             sequences: training.sequences,
             backwards_per_step: training.backwards_per_step,
             optimizer: training.adamw(),
+            recompute: training.recompute,
             data,
         };
         description.sampler()?;

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use iota_compute::{Input, OptimizerSettings, Saved, Stage, StageOptions};
+use iota_compute::{Input, OptimizerSettings, Recompute, Saved, Stage, StageOptions};
 use iota_protocol::work::{Checkpoint, ObjectName, SegmentSource};
 use iota_protocol::{Digest, Epoch, SampleId, StageIndex};
 use iota_run::{AdamW, Description, Tokens, activation_spec, cell_spec};
@@ -32,6 +32,8 @@ pub struct Engine {
     pending: u32,
     /// What forwards have left for their backwards.
     kept: BTreeMap<SampleId, Kept>,
+    /// How many of them there may be.
+    kept_max: usize,
 }
 
 #[derive(Debug)]
@@ -85,8 +87,7 @@ impl Engine {
         threads: usize,
     ) -> Result<Self, Error> {
         let plan = description.plan()?;
-        let optimizer = optimizer_settings(&description.optimizer);
-        let options = StageOptions { threads, optimizer };
+        let options = stage_options(&description, threads);
         let stage = Stage::new(&plan, usize::from(index.get()), options)?;
         let activation = activation_spec(&description);
         Ok(Self {
@@ -98,7 +99,17 @@ impl Engine {
             ordinal: 0,
             pending: 0,
             kept: BTreeMap::new(),
+            kept_max: KEPT_MAX,
         })
+    }
+
+    /// Keeps fewer forwards than [`KEPT_MAX`]: as many as there is memory for. With 0 every backward redoes its forward.
+    #[must_use]
+    pub fn with_kept_max(self, kept_max: usize) -> Self {
+        Self {
+            kept_max: kept_max.min(KEPT_MAX),
+            ..self
+        }
     }
 
     /// The epoch whose weights it holds.
@@ -188,7 +199,7 @@ impl Engine {
     /// Carries a sample through the stage and keeps what its backward needs. Returns the operation's ordinal and the
     /// encoded activation.
     ///
-    /// At most [`KEPT_MAX`] forwards are kept.
+    /// At most [`KEPT_MAX`] forwards are kept, or as many as [`with_kept_max`](Self::with_kept_max) allows.
     ///
     /// # Errors
     /// If the input does not fit the stage, or the output is not finite. The operation has then not happened: it takes
@@ -214,7 +225,7 @@ impl Engine {
                 saved,
             },
         );
-        if self.kept.len() > KEPT_MAX {
+        if self.kept.len() > self.kept_max {
             let oldest = self.kept.iter().min_by_key(|(_, kept)| kept.ordinal);
             let oldest = *oldest.expect("there are more than none").0;
             self.discard(oldest);
@@ -359,6 +370,19 @@ fn check_finite(what: &'static str, values: &[f32]) -> Result<(), Error> {
     }
 }
 
+/// How a stage of the run computes on so many threads.
+pub(crate) const fn stage_options(description: &Description, threads: usize) -> StageOptions {
+    StageOptions {
+        threads,
+        optimizer: optimizer_settings(&description.optimizer),
+        recompute: if description.recompute {
+            Recompute::Blocks
+        } else {
+            Recompute::Nothing
+        },
+    }
+}
+
 /// The run's optimizer as the compute engine wants it.
 pub const fn optimizer_settings(adamw: &AdamW) -> OptimizerSettings {
     let AdamW {
@@ -394,4 +418,4 @@ fn stage_input(is_head: bool, input: &OperationInput) -> Result<Input<'_>, Error
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -60,6 +60,9 @@ pub struct Description {
     pub backwards_per_step: u32,
     /// The optimizer, without its learning rate, which comes with each backward pass.
     pub optimizer: AdamW,
+    /// Whether blocks keep their input only and compute the rest again in the backward pass: less memory, more time. A
+    /// matter of the run: a step between a forward and its backward pass makes it show in the bits.
+    pub recompute: bool,
     /// The training tokens.
     pub data: DataManifest,
 }

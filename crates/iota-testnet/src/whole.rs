@@ -40,7 +40,15 @@ impl Whole {
         let optimizer = optimizer_settings(&description.optimizer);
         let stages = (0..stages)
             .map(|index| {
-                let mut stage = Stage::new(&plan, index, StageOptions { threads, optimizer })?;
+                let mut stage = Stage::new(
+                    &plan,
+                    index,
+                    StageOptions {
+                        threads,
+                        optimizer,
+                        ..StageOptions::default()
+                    },
+                )?;
                 stage.initialise(description.seed)?;
                 Ok(stage)
             })

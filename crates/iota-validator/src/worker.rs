@@ -367,6 +367,7 @@ mod tests {
             sequences: 1,
             backwards_per_step: 2,
             optimizer: iota_run::AdamW::default(),
+            recompute: false,
             data: shards.finish(),
         };
         let stage = StageIndex::new(1);

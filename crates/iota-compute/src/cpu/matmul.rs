@@ -25,9 +25,9 @@ const SMALL_PRODUCT: usize = 16 * 16;
 /// is from half of this to four times this.
 pub(super) const KEPT_BYTES_PER_THREAD: u64 = 1024 * 1024;
 
-/// Elements that `gemm` takes in passing for a product of flat matrices: a stretch of the left factor if its rows do not
-/// lie along the sum, or if they are read often enough, and a stretch of a right factor of few columns. It packs no more
-/// of the left factor than fits the CPU's third cache.
+/// Elements that `gemm` takes in passing for a product of flat matrices. It packs a stretch of a left factor that is
+/// transposed or read often, as much of it as fits the CPU's third cache, and one of a transposed right factor of few
+/// columns. Where these limits are depends on the CPU: here they are about right.
 pub(super) fn packed_elements(product: Product) -> usize {
     let Product {
         form,
@@ -35,22 +35,18 @@ pub(super) fn packed_elements(product: Product) -> usize {
         columns,
         inner,
     } = product;
-    let left = if form == Form::TransposedLeft || columns > MANY_COLUMNS {
+    let transposed_left = form == Form::TransposedLeft && columns > 128;
+    let packed_rows = if transposed_left || columns > 4096 {
         rows
     } else {
         0
     };
-    let right = if columns <= FEW_COLUMNS { columns } else { 0 };
-    (STRETCH.min(inner) * (left + right)).min(THIRD_CACHE)
+    let transposed_right = form == Form::TransposedRight && columns <= 1024;
+    let packed_columns = if transposed_right { columns } else { 0 };
+    (STRETCH.min(inner) * (packed_rows + packed_columns)).min(THIRD_CACHE)
 }
 
-/// Columns for which `gemm` packs a left factor that it could read as it lies, about.
-const MANY_COLUMNS: usize = 4096;
-
-/// Columns of a right factor that `gemm` packs at once, at most, about.
-const FEW_COLUMNS: usize = 512;
-
-/// Elements in a large CPU's third cache.
+/// Elements in the third cache of a large CPU.
 const THIRD_CACHE: usize = 8 * 1024 * 1024;
 
 /// A matrix somewhere in a slice: element `(i, j)` is at `i * row_stride + j * column_stride`.

@@ -99,10 +99,10 @@ fn check(name: &str, model: &ModelConfig, case: Case) {
 fn plans_are_within_a_tenth_of_what_is_measured() {
     let testnet = preset("testnet").unwrap();
     let wide = ModelConfig {
-        vocabulary: 16_000,
-        width: 128,
+        vocabulary: 8_000,
+        width: 160,
         blocks: 3,
-        heads: 4,
+        heads: 5,
         key_value_heads: 1,
         feed_forward: 352,
         bottleneck: Some(32),
