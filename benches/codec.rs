@@ -8,6 +8,10 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use iota_codec::{Codec, Seed, Shape};
 use iota_store::tensor::{TensorSpec, decode, encode, encoded_length};
 
+/// As the programs have it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// `[tokens, boundary width]` of a testnet's sample: 4 sequences of 128 tokens, 64 channels; 128 KiB as f32.
 const TESTNET: [usize; 2] = [512, 64];
 /// Of IOTA's 15B model: 4 sequences of 800 tokens, 80 channels; 1 MB as f32.

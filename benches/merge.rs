@@ -9,6 +9,10 @@ use std::time::Duration;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use iota_merge::{Accumulator, WeightedCopy, digest, weighted_mean_into};
 
+/// As the programs have it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const COPIES: usize = 8;
 /// 4 MiB a copy: the copies together do not fit into a core's cache.
 const ELEMENTS: usize = 1 << 20;

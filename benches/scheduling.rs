@@ -13,6 +13,10 @@ use iota_protocol::{
     Command, Digest, PeerId, Phase, Role, RunId, RunSettings, Session, State, Timestamp,
 };
 
+/// As the programs have it.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Stages and miners of each: a testnet, a small run, and twenty stages as full as IOTA lets them be.
 const NETWORKS: [(u16, u32); 3] = [(3, 2), (4, 25), (20, 50)];
 /// Leases that a miner holds at a time, as `iota-miner` does.

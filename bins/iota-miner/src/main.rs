@@ -56,6 +56,14 @@ struct Run {
         env = "IOTA_CAPACITY"
     )]
     capacity: u32,
+    /// Memory that the miner may take, in MiB; by default all that is available when it starts.
+    #[arg(
+        long,
+        value_name = "MIB",
+        value_parser = clap::value_parser!(u64).range(1..=1 << 40),
+        env = "IOTA_MEMORY_LIMIT_MIB"
+    )]
+    memory_limit_mib: Option<u64>,
     /// Submit wrong tensors, to see that validators find out.
     #[arg(long, hide = true)]
     cheat: bool,
@@ -90,14 +98,15 @@ fn start(run: Run) -> anyhow::Result<Stop> {
         } else {
             Behaviour::Honest
         };
-        let stopped = Miner::builder(run.orchestrator)
+        let mut miner = Miner::builder(run.orchestrator)
             .with_keypair(keypair)
             .with_threads(run.threads)
             .with_capacity(run.capacity)
-            .with_behaviour(behaviour)
-            .run(shutdown)
-            .await?;
-        Ok(stopped)
+            .with_behaviour(behaviour);
+        if let Some(limit_mib) = run.memory_limit_mib {
+            miner = miner.with_memory_limit_bytes(limit_mib << 20);
+        }
+        Ok(miner.run(shutdown).await?)
     })
 }
 
@@ -136,6 +145,8 @@ mod tests {
         assert!(parse(&["--capacity", "64"]).is_ok());
         assert!(parse(&["--capacity", "0"]).is_err());
         assert!(parse(&["--capacity", "65"]).is_err());
+        assert!(parse(&["--memory-limit-mib", "4096"]).is_ok());
+        assert!(parse(&["--memory-limit-mib", "0"]).is_err());
     }
 
     #[test]

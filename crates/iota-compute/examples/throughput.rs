@@ -1,14 +1,14 @@
 //! Tokens per second of whole training steps: forward, backward and optimizer of an uncut model.
 //!
 //! ```text
-//! cargo run --release -p iota-compute --example throughput -- [PRESET=testnet] [THREADS=1] [SEQUENCES=16] [STEPS=20]
+//! cargo run --release -p iota-compute --example throughput -- [PRESET=testnet] [THREADS=1] [SEQUENCES=16] [STEPS=20] [recompute]
 //! ```
 //!
 //! `wide` is a model of 45 million parameters with a vocabulary of 32,000, on which PyTorch was measured too.
 
 use std::time::Instant;
 
-use iota_compute::{Input, MemoryEstimate, Stage, StageOptions};
+use iota_compute::{Input, MemoryPlan, Recompute, Stage, StageOptions};
 use iota_model::{Boundary, ModelConfig, StagePlan, preset};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -20,6 +20,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .map_or(Ok(default), |value| value.parse())
     };
     let (threads, sequences, steps) = (number(1, 1)?, number(2, 16)?, number(3, 20)?);
+    let recompute = match arguments.get(4).map(String::as_str) {
+        None => Recompute::Nothing,
+        Some("recompute") => Recompute::Blocks,
+        Some(other) => return Err(format!("what is {other}?").into()),
+    };
 
     let model = if name == "wide" {
         wide()?
@@ -27,14 +32,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         preset(name)?
     };
     let plan = StagePlan::new(&model, 1)?;
-    let mut stage = Stage::new(
-        &plan,
-        0,
-        StageOptions {
-            threads,
-            ..StageOptions::default()
-        },
-    )?;
+    let options = StageOptions {
+        threads,
+        recompute,
+        ..StageOptions::default()
+    };
+    let mut stage = Stage::new(&plan, 0, options)?;
     stage.initialise(1)?;
 
     let count = sequences * model.context;
@@ -61,7 +64,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         count as f64 / median,
         count as f64 / best,
         median * 1e3,
-        MemoryEstimate::new(&plan, 0, count).total_bytes(1) >> 20,
+        MemoryPlan::new(&plan, 0, &options, count, 1)?.total_bytes() >> 20,
     );
     Ok(())
 }

@@ -6,12 +6,14 @@
 //! | `threads` | cutting work into jobs by its shape |
 //! | `spare` | memory that is used again |
 //! | `numeric` | `exp`, sums and maxima in lanes |
+//! | `counting` | the same without numbers, to plan memory |
 //! | `matmul` | matrix products, defined to the bit |
 //! | `bf16` | the same with factors rounded to bf16, twice as fast where the CPU can |
 //! | `norm`, `attention`, `elementwise`, `loss`, `optimizers` | the operations |
 
 mod attention;
 mod bf16;
+mod counting;
 mod elementwise;
 mod instructions;
 mod loss;
@@ -26,6 +28,7 @@ use std::ops::Range;
 
 use iota_model::Precision;
 
+pub(crate) use self::counting::Counting;
 pub use self::instructions::InstructionSet;
 use self::matmul::{Matrix, Size};
 use self::threads::Threads;

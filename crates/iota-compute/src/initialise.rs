@@ -1,31 +1,57 @@
 //! Initial weights: the same bits on every machine, and however the model is cut.
 
+use std::ops::Range;
+
 use iota_model::{Initialisation, TensorLayout};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-/// Writes a tensor's initial elements.
+use crate::error::Result;
+
+/// Makes a tensor's initial elements and hands them on in stretches, with the first one's place in the tensor: a large
+/// tensor is never held twice.
 ///
 /// Each tensor has a generator of its own, keyed by the run's seed and the tensor's name. Normal numbers come in pairs by
 /// Box and Muller's method in f64, with the logarithm and the circle functions of `libm`, which is the same code
 /// everywhere, unlike those of the system.
 ///
-/// # Panics
-/// If `out` is not of the tensor's length.
-pub(crate) fn initialise(tensor: &TensorLayout, seed: u64, out: &mut [f32]) {
-    assert_eq!(out.len(), tensor.elements(), "length of {}", tensor.id);
-    let standard_deviation = match tensor.initialisation {
-        Initialisation::Ones => return out.fill(1.0),
-        Initialisation::Normal { standard_deviation } => f64::from(standard_deviation),
-    };
+/// # Errors
+/// Those of `write`.
+pub(crate) fn initialise(
+    tensor: &TensorLayout,
+    seed: u64,
+    mut write: impl FnMut(Range<usize>, &[f32]) -> Result<()>,
+) -> Result<()> {
+    let mut generator = generator(tensor, seed);
+    let mut values = vec![0.0; STRETCH.min(tensor.elements())];
+    for start in (0..tensor.elements()).step_by(STRETCH) {
+        let values = &mut values[..STRETCH.min(tensor.elements() - start)];
+        match tensor.initialisation {
+            Initialisation::Ones => values.fill(1.0),
+            Initialisation::Normal { standard_deviation } => {
+                normals(&mut generator, standard_deviation.into(), values);
+            }
+        }
+        write(start..start + values.len(), values)?;
+    }
+    Ok(())
+}
+
+/// Elements made at a time. Even, because they are made in pairs.
+const STRETCH: usize = 16 * 1024;
+
+fn generator(tensor: &TensorLayout, seed: u64) -> ChaCha8Rng {
     let mut key = blake3::Hasher::new_derive_key("iota 2026 initial weights");
     key.update(&seed.to_le_bytes())
         .update(tensor.name().as_bytes());
-    let mut generator = ChaCha8Rng::from_seed(key.finalize().into());
+    ChaCha8Rng::from_seed(key.finalize().into())
+}
+
+fn normals(generator: &mut ChaCha8Rng, standard_deviation: f64, out: &mut [f32]) {
     for pair in out.chunks_mut(2) {
         // In (0, 1], so that its logarithm is finite.
-        let radius = (-2.0 * libm::log(1.0 - uniform(&mut generator))).sqrt() * standard_deviation;
-        let angle = std::f64::consts::TAU * uniform(&mut generator);
+        let radius = (-2.0 * libm::log(1.0 - uniform(generator))).sqrt() * standard_deviation;
+        let angle = std::f64::consts::TAU * uniform(generator);
         let normals = [radius * libm::cos(angle), radius * libm::sin(angle)];
         pair.iter_mut()
             .zip(normals)
@@ -50,7 +76,11 @@ mod tests {
             .layout(0);
         let tensor = layout.find(TensorId::Embedding).unwrap();
         let mut out = vec![0.0; tensor.elements()];
-        initialise(tensor, seed, &mut out);
+        initialise(tensor, seed, |range, values| {
+            out[range].copy_from_slice(values);
+            Ok(())
+        })
+        .unwrap();
         out
     }
 

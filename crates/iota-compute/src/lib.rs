@@ -52,7 +52,7 @@
 //! | [`backend`] | [`Backend`]: the operations, and the seam to a device |
 //! | [`cpu`] | [`Cpu`]: the operations on a CPU |
 //! | [`optimizer`], [`initialise`](Stage::initialise), [`state`] | AdamW, NAdam, Muon and clipping; initial weights; flat state and its digest |
-//! | [`memory`], [`measure`] | what a stage needs; what a model's pieces cost here, to cut it by |
+//! | [`memory`], [`measure`] | [`MemoryPlan`]: what a stage needs, counted before it is there; what a model's pieces cost here, to cut it by |
 //! | [`mod@reference`] | the same model as a plain composition of candle's tensors, with its autograd: the oracle |
 //!
 //! What it does *not* know: samples, peers, files, tokenizers, learning-rate schedules, and who asked for the work.
@@ -73,9 +73,9 @@ pub use backend::Backend;
 pub use cpu::{Cpu, InstructionSet};
 pub use error::{Error, Result};
 pub use measure::measure_costs;
-pub use memory::MemoryEstimate;
+pub use memory::MemoryPlan;
 pub use optimizer::{
     AdamW, Beta1, Muon, NAdam, OptimizerSettings, StepSummary, UpdateRule, UpdateScale,
 };
-pub use stage::{Input, Saved, Stage, StageOptions};
+pub use stage::{Input, Recompute, Saved, Stage, StageOptions};
 pub use state::{State, StateMut};

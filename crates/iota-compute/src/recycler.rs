@@ -5,17 +5,30 @@ use std::collections::BTreeMap;
 use crate::backend::Backend;
 use crate::error::Result;
 
-/// Keeps buffers that are done with, by their length, so that a pass after the first allocates nothing large. It grows to
-/// what was in use at one time, at most.
+/// Keeps buffers that are done with, by their length, so that a pass after the first allocates nothing large.
+///
+/// It keeps those for samples of one length only: after passes over many lengths it would otherwise hold a set of buffers
+/// for each. So it grows to what was in use at one time, at most; a run's samples are all of one length.
 #[derive(Debug)]
 pub(crate) struct Recycler<B: Backend> {
+    /// Tokens of a sample.
+    rows: usize,
     free: BTreeMap<usize, Vec<B::Buffer>>,
 }
 
 impl<B: Backend> Recycler<B> {
     pub(crate) const fn new() -> Self {
         Self {
+            rows: 0,
             free: BTreeMap::new(),
+        }
+    }
+
+    /// From now on for samples of so many tokens.
+    pub(crate) fn serve(&mut self, rows: usize) {
+        if rows != self.rows {
+            self.rows = rows;
+            self.clear();
         }
     }
 
@@ -37,5 +50,27 @@ impl<B: Backend> Recycler<B> {
     /// Frees what is not in use.
     pub(crate) fn clear(&mut self) {
         self.free.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iota_model::Precision;
+
+    use super::*;
+    use crate::cpu::Counting;
+
+    #[test]
+    fn samples_of_many_lengths_leave_no_more_behind_than_one_does() {
+        let device = Counting::new(1, Precision::F32);
+        let mut recycler = Recycler::new();
+        for rows in [3, 8, 5, 8, 2] {
+            recycler.serve(rows);
+            let first = recycler.take(&device, 10 * rows).unwrap();
+            recycler.give(&device, first);
+            let again = recycler.take(&device, 10 * rows).unwrap();
+            recycler.give(&device, again);
+            assert_eq!(device.held_bytes(), 4 * 10 * rows as u64);
+        }
     }
 }

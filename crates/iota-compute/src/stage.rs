@@ -32,6 +32,26 @@ pub struct StageOptions {
     pub precision: Precision,
     /// How it steps.
     pub optimizer: OptimizerSettings,
+    /// What a backward pass computes again. See [`Recompute`] for when results depend on it.
+    pub recompute: Recompute,
+}
+
+/// What a backward pass computes again instead of having it kept by its forward pass: time for memory.
+///
+/// The bits are the same as long as the parameters are: if the stage has taken a step since the forward pass (see
+/// [`Saved::optimizer_steps`]), what is computed again is that of the new parameters. So all who have to agree on the bits
+/// of such a backward pass have to choose alike.
+///
+/// Kept per token and block, of a model of width `w`, query, key and value channels `p`, `h` heads and feed-forward width
+/// `f`, in f32: `3 w + p + h + 2 f` by `Nothing`, `w` by `Blocks` (behind a boundary as many channels as crossed it, in
+/// place of one `w`; before one, `Nothing` keeps another `w`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Recompute {
+    /// Nothing that takes a matrix product, boundaries apart.
+    #[default]
+    Nothing,
+    /// The forward pass of each block but for its last product, from the block's input.
+    Blocks,
 }
 
 impl Default for StageOptions {
@@ -40,6 +60,7 @@ impl Default for StageOptions {
             threads: 1,
             precision: Precision::F32,
             optimizer: OptimizerSettings::default(),
+            recompute: Recompute::default(),
         }
     }
 }
@@ -53,7 +74,7 @@ pub enum Input<'a> {
     Activation(&'a [f32]),
 }
 
-/// What a backward pass needs from its forward pass. It is large (see [`crate::MemoryEstimate`]).
+/// What a backward pass needs from its forward pass. It is large (see [`crate::MemoryPlan`]).
 ///
 /// Dropped, it frees its buffers; handed to [`Stage::backward`] or [`Stage::discard`], they are used again.
 #[derive(Debug)]
@@ -71,7 +92,7 @@ impl<B: Backend> Saved<B> {
         self.optimizer_steps
     }
 
-    /// Memory that it holds on the device of its stage: [`crate::MemoryEstimate::saved_bytes`].
+    /// Memory that it holds on the device of its stage: [`crate::MemoryPlan::saved_bytes`].
     pub fn bytes(&self, stage: &Stage<B>) -> u64 {
         let elements: usize = self
             .blocks
@@ -93,6 +114,7 @@ pub struct Stage<B: Backend = Cpu> {
     role: StageRole,
     layout: StageLayout,
     optimizer: OptimizerSettings,
+    recompute: Recompute,
     embedding: Option<Weight>,
     blocks: Vec<Block>,
     output: Option<Output>,
@@ -119,7 +141,7 @@ impl Stage<Cpu> {
     /// [`Error::NoSuchStage`], [`Error::Threads`].
     pub fn new(plan: &StagePlan, index: usize, options: StageOptions) -> Result<Self> {
         let cpu = Cpu::new(options.threads)?.with_precision(options.precision);
-        Self::on(cpu, plan, index, options.optimizer)
+        Ok(Self::on(cpu, plan, index, options.optimizer)?.with_recompute(options.recompute))
     }
 
     /// Parameters and optimizer state, to read.
@@ -192,6 +214,7 @@ impl<B: Backend> Stage<B> {
         Ok(Self {
             role: span.role,
             optimizer: optimizer.at_stage(index, stages),
+            recompute: Recompute::default(),
             embedding: weight(TensorId::Embedding),
             blocks: span
                 .blocks
@@ -211,20 +234,24 @@ impl<B: Backend> Stage<B> {
         })
     }
 
+    /// With another choice of what its backward passes compute again.
+    #[must_use]
+    pub fn with_recompute(self, recompute: Recompute) -> Self {
+        Self { recompute, ..self }
+    }
+
     /// Sets the parameters to those that a run with this seed starts from, and forgets gradients and optimizer state.
     /// The same bits on every machine, and for any cut of the model.
     ///
     /// # Errors
     /// [`Error::Device`].
     pub fn initialise(&mut self, seed: u64) -> Result<()> {
-        let mut values = Vec::new();
         for tensor in self.layout.tensors() {
-            values.resize(tensor.elements(), 0.0);
-            initialise(tensor, seed, &mut values);
-            self.backend.upload(
-                self.backend.view_mut(&mut self.parameters, tensor.range()),
-                &values,
-            )?;
+            initialise(tensor, seed, |range, values| {
+                let range = tensor.offset + range.start..tensor.offset + range.end;
+                let into = self.backend.view_mut(&mut self.parameters, range);
+                self.backend.upload(into, values)
+            })?;
         }
         for buffer in [
             &mut self.gradients,
@@ -387,7 +414,25 @@ impl<B: Backend> Stage<B> {
         }
     }
 
-    /// Frees the buffers that are kept for the next pass.
+    /// What [`Saved`] holds of a sample of so many tokens.
+    pub(crate) fn saved_bytes(&self, sample_tokens: usize) -> u64 {
+        let heads = self.plan.config().heads;
+        let per_row: usize = self
+            .blocks
+            .iter()
+            .map(|block| block.saved_elements(heads, self.recompute))
+            .sum();
+        (per_row * sample_tokens * size_of::<f32>()) as u64
+    }
+
+    /// The rotary tables.
+    pub(crate) fn tables_bytes(&self) -> u64 {
+        let (cosines, sines) = &self.rotary;
+        let elements = self.backend.elements(cosines) + self.backend.elements(sines);
+        (elements * size_of::<f32>()) as u64
+    }
+
+    /// Frees the buffers that are kept for the next pass: before the memory is wanted for something else.
     pub fn release_scratch(&mut self) {
         self.recycler.clear();
     }

@@ -56,6 +56,7 @@ pub struct MinerBuilder {
     keypair: Option<Keypair>,
     capacity: u32,
     threads: usize,
+    memory_limit_bytes: Option<u64>,
     gate: Option<Gate>,
     behaviour: Behaviour,
     clock: Arc<dyn Clock>,
@@ -73,6 +74,7 @@ impl Miner {
             keypair: None,
             capacity: 4,
             threads: std::thread::available_parallelism().map_or(1, usize::from),
+            memory_limit_bytes: None,
             gate: None,
             behaviour: Behaviour::Honest,
             clock: Arc::new(SystemClock::new()),
@@ -102,6 +104,15 @@ impl MinerBuilder {
         self
     }
 
+    /// Memory that the miner may take, as it is planned before a stage is started. By default what the machine, or the
+    /// container, has available when the miner starts; without a limit where the system does not say. With little room
+    /// fewer forward passes are kept, and their backward passes redo them.
+    #[must_use]
+    pub const fn with_memory_limit_bytes(mut self, limit_bytes: u64) -> Self {
+        self.memory_limit_bytes = Some(limit_bytes);
+        self
+    }
+
     /// Shares the machine with others that compute through the same gate.
     #[must_use]
     pub fn with_gate(mut self, gate: Gate) -> Self {
@@ -128,7 +139,12 @@ impl MinerBuilder {
     ///
     /// # Errors
     /// If the orchestrator's run cannot be taken part in: another version, or a model that this program cannot build.
+    /// [`Error::Memory`] if the stage that the miner is given does not fit.
     pub async fn run(self, shutdown: Shutdown) -> Result<Stop, Error> {
+        // Before there is a stage, because later some of what is taken is the miner's own.
+        let memory_limit_bytes = self
+            .memory_limit_bytes
+            .or_else(iota_node::memory::available_bytes);
         let keypair = Arc::new(self.keypair.unwrap_or_else(Keypair::generate));
         let connected = connect(
             &self.orchestrator,
@@ -149,6 +165,7 @@ impl MinerBuilder {
             stage,
             gate,
             self.threads,
+            memory_limit_bytes,
             self.behaviour,
         )?);
         let participation = Participation {

@@ -26,6 +26,7 @@ pub(crate) struct Weights(u64);
 /// One operation and where its answer goes. An answer that nobody waits for any more is dropped; the operation stands.
 #[derive(Debug)]
 enum Job {
+    Vacate(Reply<()>),
     Reset(Session, Box<Engine>),
     Install(
         Session,
@@ -78,6 +79,11 @@ impl StageThread {
                 }
             })?;
         Ok(Self { jobs })
+    }
+
+    /// Gives up the stage that the thread has, so that two are never held.
+    pub(crate) async fn vacate(&self) -> Result<(), Error> {
+        self.ask(Job::Vacate).await
     }
 
     /// From now on the thread works for `session`, on a stage without weights.
@@ -158,6 +164,11 @@ impl Owner {
     fn run(&mut self, job: Job) {
         // A receiver that is gone has been told of in the comment of `Job`.
         match job {
+            Job::Vacate(reply) => {
+                self.stage = None;
+                self.weights = None;
+                drop(reply.send(Ok(())));
+            }
             Job::Reset(session, engine) => {
                 self.stage = Some((session, engine));
                 self.weights = None;
@@ -286,6 +297,7 @@ mod tests {
             backwards_per_step: 2,
             optimizer: Optimizer::default(),
             precision: iota_model::Precision::F32,
+            recompute: false,
             wire: iota_run::Wire::default(),
             data: shards.finish(),
         };

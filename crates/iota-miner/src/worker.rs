@@ -3,14 +3,14 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iota_peer::{
-    Engine, Error, Gate, OperationInput, Transfer, Undone, Worker, fetch_cells, merge,
+    Engine, Error, Gate, OperationInput, PeerMemory, Transfer, Undone, Worker, fetch_cells, merge,
 };
 use iota_protocol::work::{CellUpload, Checkpoint, Failure, Lease, ObjectRef, Outcome, Seal, Work};
 use iota_protocol::{Epoch, SampleId, Session, StageIndex};
 use iota_run::Description;
 use iota_wire::{Joined, LeasedWork};
 use tokio::sync::watch;
-use tracing::{debug, error};
+use tracing::{debug, error, info};
 
 use crate::behaviour::Behaviour;
 use crate::ledger::{Ledger, Tainted};
@@ -24,6 +24,7 @@ pub(crate) struct MinerWorker {
     stage: StageThread,
     gate: Gate,
     threads: usize,
+    memory_limit_bytes: Option<u64>,
     behaviour: Behaviour,
     place: Mutex<Option<Place>>,
 }
@@ -50,6 +51,7 @@ impl MinerWorker {
         stage: StageThread,
         gate: Gate,
         threads: usize,
+        memory_limit_bytes: Option<u64>,
         behaviour: Behaviour,
     ) -> Result<Self, Error> {
         let transfer = Transfer::new(Arc::clone(&description))?;
@@ -59,9 +61,37 @@ impl MinerWorker {
             stage,
             gate,
             threads,
+            memory_limit_bytes,
             behaviour,
             place: Mutex::default(),
         })
+    }
+
+    /// What the stage will take; with as many kept forwards as there is room for.
+    fn planned_memory(&self, stage: StageIndex) -> Result<PeerMemory, Error> {
+        let all = PeerMemory::new(&self.description, stage, self.threads)?;
+        let planned = match self.memory_limit_bytes {
+            None => all,
+            Some(limit_bytes) => all.within(limit_bytes).ok_or_else(|| Error::Memory {
+                stage,
+                needed_bytes: all.least().total_bytes(),
+                limit_bytes,
+            })?,
+        };
+        info!(
+            %stage,
+            total_bytes = planned.total_bytes(),
+            limit_bytes = self.memory_limit_bytes,
+            parameters_bytes = planned.stage.parameters_bytes,
+            gradients_bytes = planned.stage.gradients_bytes,
+            optimizer_bytes = planned.stage.optimizer_bytes,
+            pass_bytes = planned.stage.scratch_bytes + planned.stage.workspace_bytes,
+            kept_forward_bytes = planned.stage.saved_bytes,
+            kept_max = planned.kept_max(),
+            transfer_bytes = planned.transfer_bytes,
+            "memory planned"
+        );
+        Ok(planned)
     }
 
     fn place(&self) -> MutexGuard<'_, Option<Place>> {
@@ -285,10 +315,15 @@ impl MinerWorker {
 impl Worker for MinerWorker {
     async fn reset(&self, joined: &Joined) -> Result<(), Error> {
         let stage = joined.stage.ok_or(Error::Input("a miner needs a stage"))?;
+        self.stage.vacate().await?;
+        let memory = self.planned_memory(stage)?;
         let (description, threads) = (Arc::clone(&self.description), self.threads);
-        let engine = tokio::task::spawn_blocking(move || Engine::new(description, stage, threads))
-            .await
-            .map_err(|error| Error::Panicked(error.to_string()))??;
+        let engine = tokio::task::spawn_blocking(move || {
+            let engine = Engine::new(description, stage, threads)?;
+            Ok::<_, Error>(engine.with_kept_max(memory.kept_max()))
+        })
+        .await
+        .map_err(|error| Error::Panicked(error.to_string()))??;
         self.stage.reset(joined.session, engine).await?;
         *self.place() = Some(Place {
             session: joined.session,

@@ -46,12 +46,14 @@
 //! | [`settings`] | defaults, file, environment and flags into one checked struct, each value with its origin |
 //! | [`telemetry`] | where `tracing` events go and in which dress |
 //! | [`exit`] | the exit codes and what they promise |
+//! | [`memory`] | how much memory there still is |
 //!
 //! What this crate does *not* know: any setting by name, any message, any peer, tensors, storage, the network. It
 //! takes no decision of a run; those live in `iota-protocol`.
 
 pub mod clock;
 pub mod exit;
+pub mod memory;
 pub mod retry;
 pub mod settings;
 pub mod shutdown;

@@ -98,6 +98,9 @@ pub struct TrainingOptions {
     pub precision: Precision,
     /// Backward passes of a miner per step of its optimizer.
     pub backwards_per_step: u32,
+    /// Whether forward passes keep the input of each block only, and backward passes compute the rest again: a tenth of
+    /// the memory for each sample on its way, a fifth more time.
+    pub recompute: bool,
     /// Learning rate after the warm-up.
     pub learning_rate: f64,
     /// Samples until the learning rate has reached its peak.
@@ -176,6 +179,7 @@ impl Default for TrainingOptions {
             samples_in_flight: 0,
             precision: Precision::F32,
             backwards_per_step: 1,
+            recompute: false,
             learning_rate: 2e-3,
             warmup_samples: 100,
             constant_samples: 0,

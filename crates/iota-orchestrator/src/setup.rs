@@ -124,6 +124,7 @@ impl Setup {
             backwards_per_step: training.backwards_per_step,
             optimizer: training.optimizer()?,
             precision: training.precision,
+            recompute: training.recompute,
             wire: options.wire,
             data,
         };

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use iota_compute::{Input, Saved, Stage, StageOptions};
+use iota_compute::{Input, Recompute, Saved, Stage, StageOptions};
 use iota_protocol::event::{Direction, Piece};
 use iota_protocol::work::{Checkpoint, ObjectName, SegmentSource};
 use iota_protocol::{Digest, Epoch, SampleId, StageIndex};
@@ -33,6 +33,8 @@ pub struct Engine {
     pending: u32,
     /// What forwards have left for their backwards.
     kept: BTreeMap<SampleId, Kept>,
+    /// How many of them there may be.
+    kept_max: usize,
 }
 
 #[derive(Debug)]
@@ -86,12 +88,7 @@ impl Engine {
         threads: usize,
     ) -> Result<Self, Error> {
         let plan = description.plan()?;
-        let optimizer = optimizer_settings(&description.optimizer);
-        let options = StageOptions {
-            threads,
-            precision: description.precision,
-            optimizer,
-        };
+        let options = stage_options(&description, threads);
         let stage = Stage::new(&plan, usize::from(index.get()), options)?;
         Ok(Self {
             description,
@@ -101,7 +98,17 @@ impl Engine {
             ordinal: 0,
             pending: 0,
             kept: BTreeMap::new(),
+            kept_max: KEPT_MAX,
         })
+    }
+
+    /// Keeps fewer forwards than [`KEPT_MAX`]: as many as there is memory for. With 0 every backward redoes its forward.
+    #[must_use]
+    pub fn with_kept_max(self, kept_max: usize) -> Self {
+        Self {
+            kept_max: kept_max.min(KEPT_MAX),
+            ..self
+        }
     }
 
     /// The epoch whose weights it holds.
@@ -191,7 +198,7 @@ impl Engine {
     /// Carries a sample through the stage and keeps what its backward needs. Returns the operation's ordinal and the
     /// encoded activation.
     ///
-    /// At most [`KEPT_MAX`] forwards are kept.
+    /// At most [`KEPT_MAX`] forwards are kept, or as many as [`with_kept_max`](Self::with_kept_max) allows.
     ///
     /// # Errors
     /// If the input does not fit the stage, or the output is not finite. The operation has then not happened: it takes
@@ -220,7 +227,7 @@ impl Engine {
                 saved,
             },
         );
-        if self.kept.len() > KEPT_MAX {
+        if self.kept.len() > self.kept_max {
             let oldest = self.kept.iter().min_by_key(|(_, kept)| kept.ordinal);
             let oldest = *oldest.expect("there are more than none").0;
             self.discard(oldest);
@@ -372,6 +379,20 @@ impl Engine {
     }
 }
 
+/// How a stage of the run computes on so many threads.
+pub(crate) fn stage_options(description: &Description, threads: usize) -> StageOptions {
+    StageOptions {
+        threads,
+        precision: description.precision,
+        optimizer: optimizer_settings(&description.optimizer),
+        recompute: if description.recompute {
+            Recompute::Blocks
+        } else {
+            Recompute::Nothing
+        },
+    }
+}
+
 fn stage_input(is_head: bool, input: &OperationInput) -> Result<Input<'_>, Error> {
     if is_head {
         let tokens = input
@@ -389,4 +410,4 @@ fn stage_input(is_head: bool, input: &OperationInput) -> Result<Input<'_>, Error
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

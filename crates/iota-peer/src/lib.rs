@@ -14,6 +14,7 @@
 //! | [`transfer`] | tokens, activations and cells by the grants of a lease |
 //! | [`cells`] | fetching a checkpoint's cells, averaging the copies of one |
 //! | [`engine`] | forward, backward and steps with ordinals; the same bits for a miner and for whoever replays it |
+//! | [`memory`] | what a peer of a stage needs, and whether it is there |
 //! | `optimizer` | the run's update rule as the compute engine wants it |
 //! | [`gate`] | how many stages compute at a time on one machine |
 //!
@@ -26,6 +27,7 @@ pub mod cells;
 mod convert;
 pub mod engine;
 pub mod gate;
+pub mod memory;
 mod optimizer;
 pub mod session;
 pub mod transfer;
@@ -33,6 +35,7 @@ pub mod transfer;
 pub use cells::{CellMean, fetch_cells, merge};
 pub use engine::{BackwardResult, CellPlanes, Engine, KEPT_MAX, OperationInput};
 pub use gate::Gate;
+pub use memory::PeerMemory;
 pub use optimizer::optimizer_settings;
 pub use session::{Participation, Undone, Worker, participate};
 pub use transfer::Transfer;
@@ -65,6 +68,19 @@ pub enum Error {
     /// The operation came too late: its weights have been replaced, or their epoch's training is over.
     #[error("the weights that the operation was meant for are gone")]
     Outdated,
+    /// The machine has less memory than the stage needs, even if it keeps no forward pass for its backward pass.
+    #[error(
+        "stage {stage} needs {needed_bytes} bytes of memory, and there are {limit_bytes}: lend more, or join a run with \
+         more stages"
+    )]
+    Memory {
+        /// The stage.
+        stage: iota_protocol::StageIndex,
+        /// What it needs at least.
+        needed_bytes: u64,
+        /// What it may take.
+        limit_bytes: u64,
+    },
     /// The stage's thread is gone.
     #[error("the stage's thread is gone")]
     StageGone,

@@ -71,6 +71,9 @@ pub struct Description {
     pub optimizer: Optimizer,
     /// What stages compute in.
     pub precision: Precision,
+    /// Whether blocks keep their input only and compute the rest again in the backward pass: less memory, more time. A
+    /// matter of the run: a step between a forward and its backward pass makes it show in the bits.
+    pub recompute: bool,
     /// How stages send tensors to each other.
     pub wire: Wire,
     /// The training tokens.

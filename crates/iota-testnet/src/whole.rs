@@ -44,6 +44,7 @@ impl Whole {
                     threads,
                     precision: description.precision,
                     optimizer,
+                    ..StageOptions::default()
                 };
                 let mut stage = Stage::new(&plan, index, options)?;
                 stage.initialise(description.seed)?;

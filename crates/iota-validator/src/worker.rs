@@ -368,6 +368,7 @@ mod tests {
             backwards_per_step: 2,
             optimizer: iota_run::Optimizer::default(),
             precision: iota_model::Precision::F32,
+            recompute: false,
             wire: iota_run::Wire::default(),
             data: shards.finish(),
         };

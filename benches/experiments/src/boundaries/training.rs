@@ -70,11 +70,7 @@ pub(super) fn train(
 
     let batch_tokens = u64::from(setting.sequences) * setting.context as u64;
     let steps = setting.tokens.div_ceil(batch_tokens);
-    let schedule = LearningRate {
-        peak: setting.learning_rate,
-        warmup_samples: steps.div_ceil(20),
-        final_fraction: 0.1,
-    };
+    let schedule = LearningRate::cosine(setting.learning_rate, steps.div_ceil(20), 0.1);
     let started = Instant::now();
     let mut curve = Vec::new();
     let mut all_of_it = || -> Result<f64> {

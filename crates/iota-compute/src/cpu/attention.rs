@@ -54,6 +54,16 @@ fn score_scale(shape: AttentionShape) -> f32 {
     1.0 / (shape.head_width as f32).sqrt()
 }
 
+/// Elements that [`forward`] takes in passing: a block of scores for each sequence that is being computed.
+pub(super) fn forward_elements(shape: AttentionShape, threads: usize) -> usize {
+    QUERIES.min(shape.tokens) * shape.tokens * threads.min(shape.sequences)
+}
+
+/// Elements that [`backward`] takes in passing: the scores and their gradient.
+pub(super) fn backward_elements(shape: AttentionShape, threads: usize) -> usize {
+    2 * forward_elements(shape, threads)
+}
+
 pub(super) fn forward(
     (instructions, threads): (InstructionSet, &Threads),
     out: &mut [f32],

@@ -32,6 +32,7 @@ use std::ops::Range;
 use super::instructions::{Bf16, InstructionSet, vectorised};
 use super::matmul::{self, Matrix, Size};
 use super::threads::Threads;
+use crate::backend::Product;
 
 /// Rows of a tile: as many as leave registers for a row of the other factor, with [`COLUMNS`].
 const ROWS: usize = 12;
@@ -56,6 +57,37 @@ pub(super) fn round(x: f32) -> f32 {
         nearest
     };
     f32::from_bits(if magnitude < TINY { 0 } else { rounded })
+}
+
+/// Elements that both factors of a product take, which stay for the next product.
+pub(super) fn packed_elements(instructions: InstructionSet, product: Product) -> usize {
+    let Product {
+        rows,
+        columns,
+        inner,
+        ..
+    } = product;
+    left_elements(instructions, rows, inner) + right_elements(instructions, columns, inner)
+}
+
+pub(super) fn left_elements(instructions: InstructionSet, rows: usize, inner: usize) -> usize {
+    factor_elements(instructions, ROWS, rows, inner)
+}
+
+pub(super) fn right_elements(instructions: InstructionSet, columns: usize, inner: usize) -> usize {
+    factor_elements(instructions, COLUMNS, columns, inner)
+}
+
+fn factor_elements(
+    instructions: InstructionSet,
+    width: usize,
+    lanes: usize,
+    terms: usize,
+) -> usize {
+    match instructions.bf16() {
+        Some(_) => lanes.next_multiple_of(width) * terms.div_ceil(2) + Aligned::SLACK,
+        None => lanes * terms,
+    }
 }
 
 /// `out = a b`, or `out += a b` if `add`, with both factors rounded to bf16.
@@ -291,12 +323,12 @@ struct Aligned {
 
 impl Aligned {
     const ALIGNMENT: usize = 64;
+    /// Words that aligning takes, at most.
+    const SLACK: usize = Self::ALIGNMENT / size_of::<u32>();
 
     /// What it holds is left over from somewhere.
     fn take(threads: &Threads, length: usize) -> Self {
-        let memory = threads
-            .words
-            .take(length + Self::ALIGNMENT / size_of::<u32>());
+        let memory = threads.words.take(length + Self::SLACK);
         let start = memory.as_ptr().align_offset(Self::ALIGNMENT);
         Self {
             memory,

@@ -8,15 +8,65 @@ use iota_model::Precision;
 
 use super::bf16::{self, Factor};
 use super::instructions::{InstructionSet, vectorised};
-use super::matmul::{Matrix, Size, matmul};
+use super::matmul::{Matrix, Size, matmul, packed_elements};
 use super::numeric::{exp_all, max};
 use super::threads::Threads;
+use crate::backend::{Form, Product};
 
 /// Logits held at a time, about (64 MiB): one chunk of rows, for all of the vocabulary.
 const LOGITS: usize = 16 * 1024 * 1024;
 
 /// Rows of a chunk, at most, so that a small vocabulary's logits stay in the cache.
 const ROWS: usize = 512;
+
+/// Rows whose logits are held at a time.
+fn rows_at_a_time(rows: usize, vocabulary: usize) -> usize {
+    (LOGITS / vocabulary).clamp(1, ROWS).min(rows.max(1))
+}
+
+/// Elements that [`cross_entropy`] keeps for the next call, and those that it takes in passing.
+pub(super) fn cross_entropy_elements(
+    precision: Precision,
+    gradients: bool,
+    rows: usize,
+    vocabulary: usize,
+    width: usize,
+) -> (usize, usize) {
+    let chunk = rows_at_a_time(rows, vocabulary);
+    let logits = chunk * vocabulary;
+    let (to_logits, to_projection) = (
+        Product {
+            form: Form::TransposedRight,
+            rows: chunk,
+            columns: vocabulary,
+            inner: width,
+        },
+        Product {
+            form: Form::TransposedLeft,
+            rows: vocabulary,
+            columns: width,
+            inner: chunk,
+        },
+    );
+    if precision == Precision::F32 {
+        let product = if gradients { to_projection } else { to_logits };
+        return (logits, packed_elements(product));
+    }
+    let instructions = InstructionSet::detect();
+    let group = GROUP.min(chunk);
+    let transposed = bf16::right_elements(instructions, vocabulary, width);
+    let input = bf16::left_elements(instructions, group, width);
+    if !gradients {
+        return (logits + transposed + input, 0);
+    }
+    let plain = bf16::right_elements(instructions, width, vocabulary);
+    let back = bf16::left_elements(instructions, group, vocabulary);
+    let last = bf16::packed_elements(instructions, to_projection);
+    (logits + transposed + plain + input.max(back).max(last), 0)
+}
+
+/// Rows whose logits, in products of bf16, are made and used up while they are in the cache.
+const GROUP: usize = 96;
 
 /// See [`crate::Backend::cross_entropy`].
 pub(super) fn cross_entropy(
@@ -42,7 +92,7 @@ pub(super) fn cross_entropy(
             "shapes of the output projection's gradients"
         );
     }
-    let chunk = (LOGITS / vocabulary).clamp(1, ROWS).min(rows.max(1));
+    let chunk = rows_at_a_time(rows, vocabulary);
     let share = 1.0 / rows as f32;
     let projection = Projection::new(
         (instructions, threads),
@@ -151,7 +201,7 @@ impl<'a> Projection<'a> {
     const fn group(&self) -> usize {
         match &self.rounded {
             None => ROWS,
-            Some(_) => 96,
+            Some(_) => GROUP,
         }
     }
 

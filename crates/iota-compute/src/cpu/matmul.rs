@@ -13,12 +13,41 @@
 use gemm::Parallelism;
 
 use super::instructions::{InstructionSet, vectorised};
+use crate::backend::{Form, Product};
 
 /// Terms that are summed before the partial sum is rounded into the result. `gemm` leaves sums of this length whole.
 pub(super) const STRETCH: usize = 512;
 
 /// Up to so many elements `gemm` would compute by sums across lanes.
 const SMALL_PRODUCT: usize = 16 * 16;
+
+/// What `gemm` keeps per thread from its first product on: room for packing, of the size of the CPU's second cache, which
+/// is from half of this to four times this.
+pub(super) const KEPT_BYTES_PER_THREAD: u64 = 1024 * 1024;
+
+/// Elements that `gemm` takes in passing for a product of flat matrices. It packs a stretch of a left factor that is
+/// transposed or read often, as much of it as fits the CPU's third cache, and one of a transposed right factor of few
+/// columns. Where these limits are depends on the CPU: here they are about right.
+pub(super) fn packed_elements(product: Product) -> usize {
+    let Product {
+        form,
+        rows,
+        columns,
+        inner,
+    } = product;
+    let transposed_left = form == Form::TransposedLeft && columns > 128;
+    let packed_rows = if transposed_left || columns > 4096 {
+        rows
+    } else {
+        0
+    };
+    let transposed_right = form == Form::TransposedRight && columns <= 1024;
+    let packed_columns = if transposed_right { columns } else { 0 };
+    (STRETCH.min(inner) * (packed_rows + packed_columns)).min(THIRD_CACHE)
+}
+
+/// Elements in the third cache of a large CPU.
+const THIRD_CACHE: usize = 8 * 1024 * 1024;
 
 /// A matrix somewhere in a slice: element `(i, j)` is at `i * row_stride + j * column_stride`.
 #[derive(Debug, Clone, Copy)]

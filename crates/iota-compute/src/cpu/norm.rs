@@ -12,6 +12,11 @@ use crate::backend::Write;
 /// Rows per job. The scale's gradient is summed within a job, then over the jobs in order.
 const ROWS: usize = 64;
 
+/// Elements that [`backward`] takes in passing: a sum for the scale's gradient from each job.
+pub(super) const fn backward_elements(rows: usize, width: usize) -> usize {
+    rows.div_ceil(ROWS) * width
+}
+
 pub(super) fn forward(
     (instructions, threads): (InstructionSet, &Threads),
     out: &mut [f32],

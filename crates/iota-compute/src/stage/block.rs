@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use iota_model::{BlockTensor, StageLayout, TensorId};
 
+use super::Recompute;
 use super::bridge::{Bridge, SavedBridge};
 use super::run::{Run, Weight};
 use crate::backend::{Backend, Turn, Write};
@@ -30,23 +31,25 @@ pub(super) struct Block {
 #[derive(Debug)]
 pub(super) struct SavedBlock<B: Backend> {
     receiver: Option<SavedBridge<B>>,
-    /// What came through IOTA's boundary: `[channels]`.
-    received: Option<B::Buffer>,
-    /// The block's input, decoded if it came through a boundary: `[width]`.
-    input: B::Buffer,
-    attention_inverse: B::Buffer,
-    attention_normed: B::Buffer,
+    /// What the block was given: `[width]`, or `[channels]` behind IOTA's boundary.
+    given: B::Buffer,
+    /// What came of it, unless it is to be computed again.
+    inner: Option<Inner<B>>,
+    sender: Option<SavedBridge<B>>,
+}
+
+/// What is between a block's input and its output. What is cheap to compute again from it is not in it: the input as the
+/// boundary decodes it, both normalised inputs, and the feed-forward network's hidden channels.
+#[derive(Debug)]
+struct Inner<B: Backend> {
     packed: B::Buffer,
     attended: B::Buffer,
     log_sums: B::Buffer,
     /// Between attention and the feed-forward network: `[width]`.
     middle: B::Buffer,
-    feed_forward_inverse: B::Buffer,
-    feed_forward_normed: B::Buffer,
     gate_up: B::Buffer,
     /// The feed-forward network's result, if it goes to the encoder: `[width]`.
     uncoded: Option<B::Buffer>,
-    sender: Option<SavedBridge<B>>,
 }
 
 impl Block {
@@ -77,44 +80,89 @@ impl Block {
     }
 
     /// Elements that [`SavedBlock`] holds per row, given the number of query heads.
-    pub(super) fn saved_elements(&self, heads: usize) -> usize {
+    pub(super) fn saved_elements(&self, heads: usize, recompute: Recompute) -> usize {
         let width = self.attention_norm.len();
-        let received = self.decoder.as_ref().map_or(0, |decoder| decoder.inputs);
-        let uncoded = self.encoder.as_ref().map_or(0, |_| width);
+        let given = self
+            .decoder
+            .as_ref()
+            .map_or(width, |decoder| decoder.inputs);
+        let inner = match recompute {
+            Recompute::Blocks => 0,
+            Recompute::Nothing => {
+                let uncoded = self.encoder.as_ref().map_or(0, |_| width);
+                2 * width + self.packed.outputs + heads + self.gate_up.outputs + uncoded
+            }
+        };
         let bridges: usize = [&self.receiver, &self.sender]
             .into_iter()
             .flatten()
             .map(Bridge::saved_elements)
             .sum();
-        received
-            + 5 * width
-            + 2
-            + self.packed.outputs
-            + heads
-            + self.gate_up.outputs
-            + uncoded
-            + bridges
+        given + inner + bridges
     }
 
     /// Takes `[rows, width]`, or `[rows, channels]` behind a boundary; returns the same, as the next block takes it.
     pub(super) fn forward<B: Backend>(
         &self,
         run: &mut Run<'_, B>,
-        input: B::Buffer,
+        given: B::Buffer,
+        recompute: Recompute,
     ) -> Result<(B::Buffer, SavedBlock<B>)> {
-        let backend = run.backend;
-        let (input, receiver) = cross(self.receiver.as_ref(), run, input)?;
-        let (received, input) = match &self.decoder {
-            None => (None, input),
-            Some(decoder) => {
-                let mut decoded = run.linear(decoder, &input)?;
-                backend.relu(backend.all_mut(&mut decoded))?;
-                (Some(input), decoded)
+        let (given, receiver) = cross(self.receiver.as_ref(), run, given)?;
+        let mut inner = self.inner(run, &given)?;
+        let hidden = self.hidden(run, &inner.gate_up)?;
+        let output = match &self.encoder {
+            None => {
+                let mut output = run.copy(&inner.middle)?;
+                run.linear_into(&self.down, &hidden, &mut output, Write::Add)?;
+                run.give(hidden);
+                output
+            }
+            Some(encoder) => {
+                let uncoded = run.linear(&self.down, &hidden)?;
+                run.give(hidden);
+                let mut activated = run.take(self.down.outputs)?;
+                run.backend.silu(
+                    run.backend.all_mut(&mut activated),
+                    run.backend.all(&uncoded),
+                )?;
+                let mut output = run.linear(encoder, &activated)?;
+                run.add_columns(&mut output, &inner.middle)?;
+                run.give(activated);
+                inner.uncoded = Some(uncoded);
+                output
             }
         };
+        let inner = match recompute {
+            Recompute::Nothing => Some(inner),
+            Recompute::Blocks => {
+                inner.discard(run);
+                None
+            }
+        };
+        let (output, sender) = cross(self.sender.as_ref(), run, output)?;
+        let saved = SavedBlock {
+            receiver,
+            given,
+            inner,
+            sender,
+        };
+        Ok((output, saved))
+    }
 
-        let (attention_normed, attention_inverse) = run.norm(&self.attention_norm, &input)?;
-        let mut packed = run.linear(&self.packed, &attention_normed)?;
+    /// From what the block is given up to gate and up, which is all that a backward pass needs but for `uncoded`.
+    fn inner<B: Backend>(&self, run: &mut Run<'_, B>, given: &B::Buffer) -> Result<Inner<B>> {
+        let backend = run.backend;
+        let part = (&self.attention_norm, &self.packed);
+        let mut packed = match &self.decoder {
+            None => run.normed_linear(part, given)?,
+            Some(decoder) => {
+                let input = self.decode(run, decoder, given)?;
+                let packed = run.normed_linear(part, &input)?;
+                run.give(input);
+                packed
+            }
+        };
         run.rotate(&mut packed, Turn::Forward)?;
         let mut attended = run.take(run.attention.width())?;
         let mut log_sums = run.take(run.attention.heads)?;
@@ -124,68 +172,33 @@ impl Block {
             backend.all(&packed),
             run.attention,
         )?;
-        let middle = match &received {
+        let middle = match &self.decoder {
             None => {
-                let mut middle = run.copy(&input)?;
+                let mut middle = run.copy(given)?;
                 run.linear_into(&self.attention_output, &attended, &mut middle, Write::Add)?;
                 middle
             }
             // The residual stream went through the boundary in the first channels only.
-            Some(received) => {
+            Some(_) => {
                 let mut middle = run.linear(&self.attention_output, &attended)?;
-                run.add_columns(&mut middle, received)?;
+                run.add_columns(&mut middle, given)?;
                 middle
             }
         };
 
-        let (feed_forward_normed, feed_forward_inverse) =
-            run.norm(&self.feed_forward_norm, &middle)?;
-        let gate_up = run.linear(&self.gate_up, &feed_forward_normed)?;
-        let mut hidden = run.take(self.down.inputs)?;
-        backend.swiglu(
-            backend.all_mut(&mut hidden),
-            backend.all(&gate_up),
-            self.down.inputs,
-        )?;
-        let (output, uncoded) = match &self.encoder {
-            None => {
-                let mut output = run.copy(&middle)?;
-                run.linear_into(&self.down, &hidden, &mut output, Write::Add)?;
-                (output, None)
-            }
-            Some(encoder) => {
-                let uncoded = run.linear(&self.down, &hidden)?;
-                let mut activated = run.take(self.down.outputs)?;
-                backend.silu(backend.all_mut(&mut activated), backend.all(&uncoded))?;
-                let mut output = run.linear(encoder, &activated)?;
-                run.add_columns(&mut output, &middle)?;
-                run.give(activated);
-                (output, Some(uncoded))
-            }
-        };
-        run.give(hidden);
-        let (output, sender) = cross(self.sender.as_ref(), run, output)?;
-
-        let saved = SavedBlock {
-            receiver,
-            received,
-            input,
-            attention_inverse,
-            attention_normed,
+        let gate_up = run.normed_linear((&self.feed_forward_norm, &self.gate_up), &middle)?;
+        Ok(Inner {
             packed,
             attended,
             log_sums,
             middle,
-            feed_forward_inverse,
-            feed_forward_normed,
             gate_up,
-            uncoded,
-            sender,
-        };
-        Ok((output, saved))
+            uncoded: None,
+        })
     }
 
-    /// Takes the gradient of the output, adds to the parameters' gradients, and returns the gradient of the input.
+    /// Takes the gradient of the output, adds to the parameters' gradients, and returns the gradient of the input. Every
+    /// buffer goes back as soon as its last reader is done with it.
     pub(super) fn backward<B: Backend>(
         &self,
         run: &mut Run<'_, B>,
@@ -193,61 +206,70 @@ impl Block {
         saved: SavedBlock<B>,
         output_gradient: B::Buffer,
     ) -> Result<B::Buffer> {
-        let (backend, middle) = (run.backend, saved.middle);
-        let mut gate_up = saved.gate_up;
+        let SavedBlock {
+            receiver,
+            given,
+            inner,
+            sender,
+        } = saved;
         let output_gradient = cross_back(
             self.sender.as_ref(),
             run,
             gradients,
-            saved.sender,
+            sender,
             output_gradient,
         )?;
+        let backend = run.backend;
+        let Inner {
+            packed,
+            attended,
+            log_sums,
+            middle,
+            mut gate_up,
+            uncoded,
+        } = match inner {
+            Some(inner) => inner,
+            None => self.inner(run, &given)?,
+        };
 
         // The feed-forward network. Its hidden channels are computed again on the way.
-        let mut middle_gradient = match (&self.encoder, saved.uncoded) {
-            (Some(encoder), Some(mut uncoded)) => {
+        let mut middle_gradient = match &self.encoder {
+            None => {
+                self.feed_forward_backward(run, gradients, &mut gate_up, &output_gradient)?;
+                output_gradient
+            }
+            Some(encoder) => {
+                let mut uncoded = match uncoded {
+                    Some(uncoded) => uncoded,
+                    None => {
+                        let hidden = self.hidden(run, &gate_up)?;
+                        let uncoded = run.linear(&self.down, &hidden)?;
+                        run.give(hidden);
+                        uncoded
+                    }
+                };
                 let mut gradient = run.input_gradient(encoder, &output_gradient)?;
                 backend.silu_backward(
                     backend.all_mut(&mut uncoded),
                     backend.all_mut(&mut gradient),
                 )?;
                 run.weight_gradient(encoder, gradients, &output_gradient, &uncoded)?;
-                self.feed_forward_backward(run, gradients, &mut gate_up, &gradient)?;
                 run.give(uncoded);
+                self.feed_forward_backward(run, gradients, &mut gate_up, &gradient)?;
                 backend.fill(backend.all_mut(&mut gradient), 0.0)?;
                 run.add_columns(&mut gradient, &output_gradient)?;
                 run.give(output_gradient);
                 gradient
             }
-            _ => {
-                self.feed_forward_backward(run, gradients, &mut gate_up, &output_gradient)?;
-                output_gradient
-            }
         };
-        let normed_gradient = run.input_gradient(&self.gate_up, &gate_up)?;
-        run.weight_gradient(
-            &self.gate_up,
-            gradients,
-            &gate_up,
-            &saved.feed_forward_normed,
-        )?;
-        let norm = (&self.feed_forward_norm, &saved.feed_forward_inverse);
-        run.norm_gradient(
-            norm,
+        run.normed_linear_backward(
+            (&self.feed_forward_norm, &self.gate_up),
             gradients,
             (&mut middle_gradient, Write::Add),
-            &normed_gradient,
+            gate_up,
             &middle,
         )?;
-        for buffer in [
-            normed_gradient,
-            gate_up,
-            saved.feed_forward_normed,
-            saved.feed_forward_inverse,
-            middle,
-        ] {
-            run.give(buffer);
-        }
+        run.give(middle);
 
         // Attention.
         let attended_gradient = run.input_gradient(&self.attention_output, &middle_gradient)?;
@@ -255,75 +277,67 @@ impl Block {
             &self.attention_output,
             gradients,
             &middle_gradient,
-            &saved.attended,
+            &attended,
         )?;
         let mut packed_gradient = run.take(run.attention.packed_width())?;
         backend.attention_backward(
             backend.all_mut(&mut packed_gradient),
             backend.all(&attended_gradient),
-            backend.all(&saved.attended),
-            backend.all(&saved.log_sums),
-            backend.all(&saved.packed),
+            backend.all(&attended),
+            backend.all(&log_sums),
+            backend.all(&packed),
             run.attention,
         )?;
-        run.rotate(&mut packed_gradient, Turn::Back)?;
-        run.weight_gradient(
-            &self.packed,
-            gradients,
-            &packed_gradient,
-            &saved.attention_normed,
-        )?;
-        let normed_gradient = run.input_gradient(&self.packed, &packed_gradient)?;
-        for buffer in [
-            attended_gradient,
-            packed_gradient,
-            saved.attended,
-            saved.log_sums,
-            saved.packed,
-        ] {
+        for buffer in [attended_gradient, attended, log_sums, packed] {
             run.give(buffer);
         }
+        run.rotate(&mut packed_gradient, Turn::Back)?;
 
         // The residual stream: past attention, or through the boundary.
-        let norm = (&self.attention_norm, &saved.attention_inverse);
-        let input_gradient = match (&self.decoder, saved.received) {
-            (Some(decoder), Some(received)) => {
-                let mut decoded_gradient = run.take(decoder.outputs)?;
-                let out = (&mut decoded_gradient, Write::Replace);
-                run.norm_gradient(norm, gradients, out, &normed_gradient, &saved.input)?;
-                backend.relu_backward(
-                    backend.all_mut(&mut decoded_gradient),
-                    backend.all(&saved.input),
-                )?;
-                run.weight_gradient(decoder, gradients, &decoded_gradient, &received)?;
-                let mut received_gradient = run.input_gradient(decoder, &decoded_gradient)?;
-                run.add_columns(&mut received_gradient, &middle_gradient)?;
-                for buffer in [decoded_gradient, received, middle_gradient] {
-                    run.give(buffer);
-                }
-                received_gradient
-            }
-            _ => {
-                let out = (&mut middle_gradient, Write::Add);
-                run.norm_gradient(norm, gradients, out, &normed_gradient, &saved.input)?;
-                middle_gradient
-            }
+        let part = (&self.attention_norm, &self.packed);
+        let Some(decoder) = &self.decoder else {
+            let out = (&mut middle_gradient, Write::Add);
+            run.normed_linear_backward(part, gradients, out, packed_gradient, &given)?;
+            run.give(given);
+            let receiving = self.receiver.as_ref();
+            return cross_back(receiving, run, gradients, receiver, middle_gradient);
         };
-        for buffer in [
-            normed_gradient,
-            saved.input,
-            saved.attention_normed,
-            saved.attention_inverse,
-        ] {
-            run.give(buffer);
-        }
-        cross_back(
-            self.receiver.as_ref(),
-            run,
-            gradients,
-            saved.receiver,
-            input_gradient,
-        )
+        let input = self.decode(run, decoder, &given)?;
+        let mut gradient = run.take(decoder.outputs)?;
+        let out = (&mut gradient, Write::Replace);
+        run.normed_linear_backward(part, gradients, out, packed_gradient, &input)?;
+        backend.relu_backward(backend.all_mut(&mut gradient), backend.all(&input))?;
+        run.give(input);
+        run.weight_gradient(decoder, gradients, &gradient, &given)?;
+        run.give(given);
+        let mut given_gradient = run.input_gradient(decoder, &gradient)?;
+        run.add_columns(&mut given_gradient, &middle_gradient)?;
+        run.give(gradient);
+        run.give(middle_gradient);
+        Ok(given_gradient)
+    }
+
+    /// What came through the boundary, as channels of the block.
+    fn decode<B: Backend>(
+        &self,
+        run: &mut Run<'_, B>,
+        decoder: &Weight,
+        given: &B::Buffer,
+    ) -> Result<B::Buffer> {
+        let mut decoded = run.linear(decoder, given)?;
+        run.backend.relu(run.backend.all_mut(&mut decoded))?;
+        Ok(decoded)
+    }
+
+    /// The feed-forward network's hidden channels.
+    fn hidden<B: Backend>(&self, run: &mut Run<'_, B>, gate_up: &B::Buffer) -> Result<B::Buffer> {
+        let mut hidden = run.take(self.down.inputs)?;
+        run.backend.swiglu(
+            run.backend.all_mut(&mut hidden),
+            run.backend.all(gate_up),
+            self.down.inputs,
+        )?;
+        Ok(hidden)
     }
 
     /// From the gradient of the network's result to that of gate and up, which replaces them.
@@ -377,55 +391,62 @@ fn cross_back<B: Backend>(
 }
 
 impl<B: Backend> SavedBlock<B> {
+    /// What has to be computed again for the backward pass.
+    pub(super) const fn recompute(&self) -> Recompute {
+        match self.inner {
+            Some(_) => Recompute::Nothing,
+            None => Recompute::Blocks,
+        }
+    }
+
     /// Gives everything back unused.
     pub(super) fn discard(self, run: &mut Run<'_, B>) {
-        let always = [
-            self.input,
-            self.attention_inverse,
-            self.attention_normed,
-            self.packed,
-            self.attended,
-            self.log_sums,
-            self.middle,
-            self.feed_forward_inverse,
-            self.feed_forward_normed,
-            self.gate_up,
-        ];
+        run.give(self.given);
         let bridges = [self.receiver, self.sender].into_iter().flatten();
-        for buffer in always
-            .into_iter()
-            .chain(self.received)
-            .chain(self.uncoded)
-            .chain(bridges.flat_map(SavedBridge::into_buffers))
-        {
+        for buffer in bridges.flat_map(SavedBridge::into_buffers) {
             run.give(buffer);
+        }
+        if let Some(inner) = self.inner {
+            inner.discard(run);
         }
     }
 
     /// Elements held.
     pub(super) fn elements(&self, backend: &B) -> usize {
-        [
-            &self.input,
-            &self.attention_inverse,
-            &self.attention_normed,
-            &self.packed,
-            &self.attended,
-            &self.log_sums,
-            &self.middle,
-            &self.feed_forward_inverse,
-            &self.feed_forward_normed,
-            &self.gate_up,
-        ]
-        .into_iter()
-        .chain(&self.received)
-        .chain(&self.uncoded)
-        .chain(
-            [&self.receiver, &self.sender]
-                .into_iter()
-                .flatten()
-                .flat_map(SavedBridge::buffers),
-        )
-        .map(|buffer| backend.elements(buffer))
-        .sum()
+        let inner = self.inner.as_ref().map_or(0, |inner| {
+            [
+                &inner.packed,
+                &inner.attended,
+                &inner.log_sums,
+                &inner.middle,
+                &inner.gate_up,
+            ]
+            .into_iter()
+            .chain(&inner.uncoded)
+            .map(|buffer| backend.elements(buffer))
+            .sum()
+        });
+        let bridges: usize = [&self.receiver, &self.sender]
+            .into_iter()
+            .flatten()
+            .flat_map(SavedBridge::buffers)
+            .map(|buffer| backend.elements(buffer))
+            .sum();
+        backend.elements(&self.given) + inner + bridges
+    }
+}
+
+impl<B: Backend> Inner<B> {
+    fn discard(self, run: &mut Run<'_, B>) {
+        let always = [
+            self.packed,
+            self.attended,
+            self.log_sums,
+            self.middle,
+            self.gate_up,
+        ];
+        for buffer in always.into_iter().chain(self.uncoded) {
+            run.give(buffer);
+        }
     }
 }

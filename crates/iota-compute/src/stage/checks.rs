@@ -17,6 +17,7 @@ impl<B: Backend> Stage<B> {
     }
 
     pub(super) fn check_saved(&self, saved: &Saved<B>) -> Result<()> {
+        let heads = self.plan.config().heads;
         let elements: usize = saved
             .blocks
             .iter()
@@ -25,7 +26,8 @@ impl<B: Backend> Stage<B> {
         let per_row: usize = self
             .blocks
             .iter()
-            .map(|block| block.saved_elements(self.plan.config().heads))
+            .zip(&saved.blocks)
+            .map(|(block, saved)| block.saved_elements(heads, saved.recompute()))
             .sum();
         let same_input = saved.tokens.is_some() == self.embedding.is_some();
         let same_blocks =

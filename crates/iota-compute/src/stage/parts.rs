@@ -2,7 +2,7 @@
 
 use super::block::{Block, SavedBlock};
 use super::run::{Run, Weight};
-use super::{Input, Output, Stage};
+use super::{Input, Output, Recompute, Stage};
 use crate::backend::{AttentionShape, Backend, Write};
 use crate::error::Result;
 
@@ -13,10 +13,12 @@ pub(super) struct Parts<'a, B: Backend> {
     embedding: Option<&'a Weight>,
     blocks: &'a [Block],
     output: Option<&'a Output>,
+    recompute: Recompute,
 }
 
 impl<B: Backend> Stage<B> {
     pub(super) fn parts(&mut self, attention: AttentionShape) -> Parts<'_, B> {
+        self.recycler.serve(attention.rows());
         Parts {
             run: Run {
                 backend: &self.backend,
@@ -30,6 +32,7 @@ impl<B: Backend> Stage<B> {
             embedding: self.embedding.as_ref(),
             blocks: &self.blocks,
             output: self.output.as_ref(),
+            recompute: self.recompute,
         }
     }
 }
@@ -54,7 +57,7 @@ impl<B: Backend> Parts<'_, B> {
     pub(super) fn forward(&mut self, mut x: B::Buffer) -> Result<(B::Buffer, Vec<SavedBlock<B>>)> {
         let mut saved = Vec::with_capacity(self.blocks.len());
         for block in self.blocks {
-            let (output, saved_block) = block.forward(&mut self.run, x)?;
+            let (output, saved_block) = block.forward(&mut self.run, x, self.recompute)?;
             x = output;
             saved.push(saved_block);
         }
@@ -63,7 +66,7 @@ impl<B: Backend> Parts<'_, B> {
 
     pub(super) fn forward_only(&mut self, mut x: B::Buffer) -> Result<B::Buffer> {
         for block in self.blocks {
-            let (output, saved) = block.forward(&mut self.run, x)?;
+            let (output, saved) = block.forward(&mut self.run, x, Recompute::Blocks)?;
             saved.discard(&mut self.run);
             x = output;
         }
@@ -129,7 +132,7 @@ impl<B: Backend> Parts<'_, B> {
         let output = self.output.expect("checked: the stage computes a loss");
         let width = output.norm.len();
         let (normed, inverse) = self.run.norm(&output.norm, &x)?;
-        let (mut normed_gradient, mut gradient) = (self.run.take(width)?, self.run.take(width)?);
+        let mut normed_gradient = self.run.take(width)?;
         let backend = self.run.backend;
         let range = &output.projection.range;
         let loss = backend.cross_entropy(
@@ -142,6 +145,8 @@ impl<B: Backend> Parts<'_, B> {
             targets,
             width,
         )?;
+        self.run.give(normed);
+        let mut gradient = self.run.take(width)?;
         let out = (&mut gradient, Write::Replace);
         self.run.norm_gradient(
             (&output.norm, &inverse),
@@ -150,7 +155,7 @@ impl<B: Backend> Parts<'_, B> {
             &normed_gradient,
             &x,
         )?;
-        for buffer in [x, normed, inverse, normed_gradient] {
+        for buffer in [x, inverse, normed_gradient] {
             self.run.give(buffer);
         }
         Ok((loss, gradient))

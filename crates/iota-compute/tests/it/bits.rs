@@ -1,4 +1,4 @@
-use iota_compute::{Cpu, InstructionSet, OptimizerSettings, Stage, StageOptions};
+use iota_compute::{Cpu, InstructionSet, OptimizerSettings, Recompute, Stage, StageOptions};
 use iota_model::{Boundary, ModelConfig, Precision, StagePlan, preset};
 
 use crate::{distance, odd_model, odd_resbm_model, optimizers, stages, tokens, train_pass};
@@ -132,6 +132,7 @@ fn any_number_of_threads_computes_the_same_bits() {
             threads,
             precision,
             optimizer,
+            ..StageOptions::default()
         };
         let alone = train(&plan, with(1), None);
         for threads in [2, 3] {
@@ -199,4 +200,29 @@ fn bf16_gives_other_bits_and_nearly_the_same_gradients() {
     );
     let distance = distance(&rounded.1, &exact.1);
     assert!((1e-4..0.03).contains(&distance), "{distance:e}");
+}
+
+#[test]
+fn recomputing_blocks_computes_the_same_bits() {
+    let without_boundary = ModelConfig {
+        boundary: Boundary::None,
+        ..odd_model()
+    };
+    for model in [odd_model(), odd_resbm_model(), without_boundary] {
+        // Cuts at boundaries, boundaries inside a stage, and none.
+        for stages in [1, 3] {
+            let plan = StagePlan::new(&model, model.blocks)
+                .and_then(|plan| plan.regroup(stages))
+                .unwrap();
+            let recomputing = StageOptions {
+                recompute: Recompute::Blocks,
+                ..StageOptions::default()
+            };
+            assert!(
+                train(&plan, recomputing, None) == train(&plan, StageOptions::default(), None),
+                "{stages} stages, {:?}",
+                model.boundary
+            );
+        }
+    }
 }

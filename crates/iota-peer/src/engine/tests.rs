@@ -10,7 +10,7 @@ const STAGES: u16 = 3;
 const LEARNING_RATE: f32 = 0.01;
 
 /// The `tiny` model in three stages over a short text; the optimizer steps after every second backward.
-fn description() -> Arc<Description> {
+pub(crate) fn description() -> Arc<Description> {
     described(Wire::default())
 }
 
@@ -33,6 +33,7 @@ fn described(wire: Wire) -> Arc<Description> {
         backwards_per_step: 2,
         optimizer: Optimizer::default(),
         precision: iota_model::Precision::F32,
+        recompute: false,
         wire,
         data: shards.finish(),
     };
@@ -325,6 +326,14 @@ fn only_the_newest_forwards_are_kept() {
     assert_eq!(engine.kept.len(), KEPT_MAX);
     assert_eq!(backward(&mut engine, 0, 0, false).recomputed, Some(true));
     assert_eq!(backward(&mut engine, 1, 0, false).recomputed, Some(false));
+}
+
+#[test]
+fn with_no_room_for_forwards_every_backward_redoes_its_own() {
+    let mut engine = engine(1, 1).with_kept_max(0);
+    forward(&mut engine, 0);
+    assert!(engine.kept.is_empty());
+    assert_eq!(backward(&mut engine, 0, 0, false).recomputed, Some(true));
 }
 
 /// A merged cell under a name of its own, and how a segment refers to it.

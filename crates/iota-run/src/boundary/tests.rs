@@ -2,7 +2,7 @@ use iota_data::{Corpus, Document, Preparation, Split, Tokenizer};
 use iota_protocol::{RunId, StageIndex};
 
 use super::*;
-use crate::AdamW;
+use crate::Optimizer;
 
 fn description(activations: Codec, gradients: Codec) -> Description {
     let documents = vec![Document {
@@ -21,8 +21,9 @@ fn description(activations: Codec, gradients: Codec) -> Description {
         stages: 3,
         sequences: 1,
         backwards_per_step: 2,
-        optimizer: AdamW::default(),
+        optimizer: Optimizer::default(),
         precision: iota_model::Precision::F32,
+        recompute: false,
         wire: Wire {
             activations,
             gradients,

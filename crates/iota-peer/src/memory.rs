@@ -1,0 +1,95 @@
+//! What a peer of a stage needs in memory, and whether it is there.
+
+use iota_compute::MemoryPlan;
+use iota_protocol::StageIndex;
+use iota_run::Description;
+
+use crate::Error;
+use crate::engine::{KEPT_MAX, stage_options};
+
+/// Memory of a miner of one stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerMemory {
+    /// Of the stage itself.
+    pub stage: MemoryPlan,
+    /// A stage's parameters and moments once more: encoded for an upload, or fetched for an install.
+    pub transfer_bytes: u64,
+}
+
+impl PeerMemory {
+    /// For a stage that keeps as many forward passes as an engine ever does.
+    ///
+    /// # Errors
+    /// If the run has no such stage.
+    pub fn new(
+        description: &Description,
+        index: StageIndex,
+        threads: usize,
+    ) -> Result<Self, Error> {
+        let options = stage_options(description, threads);
+        let tokens = description.sample_tokens();
+        // Beside those that are kept there is the one that is being made.
+        let waiting = KEPT_MAX as u64 + 1;
+        let index = usize::from(index.get());
+        let stage = MemoryPlan::new(&description.plan()?, index, &options, tokens, waiting)?;
+        Ok(Self {
+            stage,
+            transfer_bytes: stage.parameters_bytes + stage.optimizer_bytes,
+        })
+    }
+
+    /// All of it.
+    pub const fn total_bytes(&self) -> u64 {
+        self.stage.total_bytes() + self.transfer_bytes
+    }
+
+    /// The most that fits: with fewer kept forward passes, if need be. None if not even one fits.
+    #[must_use]
+    pub fn within(self, limit_bytes: u64) -> Option<Self> {
+        let room = limit_bytes.checked_sub(self.transfer_bytes)?;
+        let waiting = self.stage.waiting_within(room)?;
+        Some(Self {
+            stage: MemoryPlan {
+                waiting,
+                ..self.stage
+            },
+            ..self
+        })
+    }
+
+    /// The least that a miner of the stage can do with: it keeps nothing, and every backward pass redoes its forward.
+    #[must_use]
+    pub const fn least(self) -> Self {
+        Self {
+            stage: MemoryPlan {
+                waiting: 1,
+                ..self.stage
+            },
+            ..self
+        }
+    }
+
+    /// Forward passes that an engine may keep.
+    pub const fn kept_max(&self) -> usize {
+        self.stage.waiting as usize - 1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::tests::description;
+
+    #[test]
+    fn less_room_keeps_fewer_forwards_and_too_little_is_none() {
+        let index = StageIndex::new(1);
+        let all = PeerMemory::new(&description(), index, 1).unwrap();
+        assert_eq!(all.kept_max(), KEPT_MAX);
+        assert_eq!(all.within(u64::MAX), Some(all));
+        let less = all.within(all.total_bytes() - 1).unwrap();
+        assert_eq!(less.kept_max(), KEPT_MAX - 1);
+        let least = all.least();
+        assert_eq!(all.within(least.total_bytes()).unwrap().kept_max(), 0);
+        assert_eq!(all.within(least.total_bytes() - 1), None);
+    }
+}
