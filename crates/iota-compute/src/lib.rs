@@ -53,6 +53,7 @@
 //! | [`cpu`] | [`Cpu`]: the operations on a CPU |
 //! | [`optimizer`], [`initialise`](Stage::initialise), [`state`] | AdamW and clipping, initial weights, flat state and its digest |
 //! | [`memory`] | what a stage needs |
+//! | [`timed`] | where the time of a stage goes |
 //! | [`mod@reference`] | the same model as a plain composition of candle's tensors, with its autograd: the oracle |
 //!
 //! What it does *not* know: samples, peers, files, tokenizers, learning-rate schedules, and who asked for the work.
@@ -67,6 +68,7 @@ mod recycler;
 pub mod reference;
 pub mod stage;
 pub mod state;
+pub mod timed;
 
 pub use backend::{AdamWUpdate, Backend};
 pub use cpu::{Cpu, InstructionSet};
