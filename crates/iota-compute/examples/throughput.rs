@@ -95,7 +95,11 @@ impl Arguments {
             json: false,
         };
         while let Some(name) = arguments.next() {
-            let mut value = || arguments.next().ok_or(format!("{name} takes a value"));
+            let mut value = || {
+                arguments
+                    .next()
+                    .ok_or_else(|| format!("{name} takes a value"))
+            };
             match name.as_str() {
                 "--model" => parsed.model = value()?,
                 "--threads" => parsed.threads = value()?.parse()?,

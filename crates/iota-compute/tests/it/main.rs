@@ -18,6 +18,8 @@ mod pytorch;
 mod refusals;
 /// Steps, state, digests, memory.
 mod state;
+/// A device that notes what each operation took changes nothing and misses nothing.
+mod timed;
 
 use iota_compute::{Input, Stage, StageOptions};
 use iota_model::{ModelConfig, StagePlan, preset};

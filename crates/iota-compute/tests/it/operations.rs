@@ -288,9 +288,9 @@ fn attention_takes_single_tokens_lonely_heads_and_full_blocks() {
         (1, 1, 1, 1, 2),
         (3, 1, 4, 2, 6),
         (2, 2, 3, 3, 16),
-        (1, 64, 2, 1, 32),
-        (2, 65, 1, 1, 8),
-        (1, 128, 4, 4, 4),
+        (1, 48, 2, 1, 32),
+        (2, 49, 1, 1, 8),
+        (1, 144, 4, 4, 4),
     ] {
         check_attention(AttentionShape {
             sequences,
