@@ -53,6 +53,7 @@
 //! | [`cpu`] | [`Cpu`]: the operations on a CPU |
 //! | [`optimizer`], [`initialise`](Stage::initialise), [`state`] | AdamW, NAdam, Muon and clipping; initial weights; flat state and its digest |
 //! | [`memory`], [`measure`] | [`MemoryPlan`]: what a stage needs, counted before it is there; what a model's pieces cost here, to cut it by |
+//! | [`timed`] | where the time of a stage goes |
 //! | [`mod@reference`] | the same model as a plain composition of candle's tensors, with its autograd: the oracle |
 //!
 //! What it does *not* know: samples, peers, files, tokenizers, learning-rate schedules, and who asked for the work.
@@ -68,6 +69,7 @@ mod recycler;
 pub mod reference;
 pub mod stage;
 pub mod state;
+pub mod timed;
 
 pub use backend::Backend;
 pub use cpu::{Cpu, InstructionSet};

@@ -20,7 +20,8 @@ pub(super) fn exp(x: f32) -> f32 {
     const HIGHEST: f32 = 88.0;
 
     let clamped = x.clamp(LOWEST, HIGHEST);
-    let n = clamped.mul_add(std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let rounded = clamped.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
     let r = n.mul_add(-LN_2_LOW, n.mul_add(-LN_2_HIGH, clamped));
     let mut polynomial = 1.987_569_1e-4_f32;
     polynomial = polynomial.mul_add(r, 1.398_199_9e-3);
@@ -29,8 +30,9 @@ pub(super) fn exp(x: f32) -> f32 {
     polynomial = polynomial.mul_add(r, 1.666_666_5e-1);
     polynomial = polynomial.mul_add(r, 0.5);
     let mantissa = (polynomial * r).mul_add(r, r) + 1.0;
-    // |n| <= 127, so the cast neither saturates nor wraps, and 2^n is a normal number.
-    let power = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    // The low bits of `rounded` are n, |n| <= 127, so 2^n is a normal number. A cast to an integer would say the same, yet
+    // it saturates, which compilers do one lane at a time.
+    let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(1.0_f32.to_bits()));
     if x < LOWEST { 0.0 } else { mantissa * power }
 }
 
@@ -42,15 +44,17 @@ pub(super) fn sigmoid(x: f32) -> f32 {
 
 /// Sum of `term(0) .. term(count - 1)`, by lanes: lane `l` adds up terms `l`, `l + 16`, and so on.
 #[inline(always)]
+#[expect(unsafe_code, reason = "tells the compiler what it does not see")]
 pub(super) fn sum(count: usize, term: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0.0_f32; LANES];
     let whole = count - count % LANES;
-    let mut start = 0;
-    while start < whole {
+    for start in (0..whole).step_by(LANES) {
         for (lane, partial) in lanes.iter_mut().enumerate() {
-            *partial += term(start + lane);
+            let index = start + lane;
+            // SAFETY: `start` is a multiple of LANES below `whole`, which is one of at most `count`.
+            unsafe { std::hint::assert_unchecked(index < count) };
+            *partial += term(index);
         }
-        start += LANES;
     }
     let mut total = 0.0;
     for partial in lanes {

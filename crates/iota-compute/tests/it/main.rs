@@ -22,6 +22,8 @@ mod pytorch;
 mod refusals;
 /// Steps, state, digests, memory.
 mod state;
+/// A device that notes what each operation took changes nothing and misses nothing.
+mod timed;
 
 use iota_compute::{AdamW, Input, Muon, NAdam, OptimizerSettings, Stage, StageOptions, UpdateRule};
 use iota_model::{Boundary, ModelConfig, StagePlan, preset};

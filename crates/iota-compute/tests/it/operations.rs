@@ -2,12 +2,33 @@ use candle_core::{D, DType, Device, Tensor, Var};
 use iota_compute::backend::{
     AdamUpdate, AttentionShape, Form, MomentumUpdate, Product, Turn, Write,
 };
-use iota_compute::{Backend, Cpu};
+use iota_compute::{Backend, Cpu, InstructionSet};
+use proptest::prelude::*;
 
 use crate::{assert_close, noise, tokens};
 
 fn cpu() -> Cpu {
     Cpu::new(2).unwrap()
+}
+
+/// Every choice of threads and vector instructions, which must not show in the bits.
+fn cpus() -> Vec<Cpu> {
+    let mut cpus = vec![cpu()];
+    for instructions in InstructionSet::available() {
+        cpus.push(Cpu::new(1).unwrap().with_instructions(instructions));
+    }
+    cpus
+}
+
+fn assert_bits(what: &str, actual: &[f32], expected: &[f32]) {
+    let same = actual
+        .iter()
+        .zip(expected)
+        .all(|(a, b)| a.to_bits() == b.to_bits());
+    assert!(
+        same && actual.len() == expected.len(),
+        "{what} has other bits"
+    );
 }
 
 fn variable(values: &[f32], shape: &[usize]) -> Var {
@@ -102,7 +123,10 @@ fn products_equal_candles_and_add_to_what_is_there() {
 
 #[test]
 fn rms_norm_equals_candles() {
-    let (rows, width) = (150, 37);
+    check_rms_norm(150, 37);
+}
+
+fn check_rms_norm(rows: usize, width: usize) {
     let (x, scale, gradient) = (
         noise(rows * width, 1),
         noise(width, 2),
@@ -126,6 +150,13 @@ fn rms_norm_equals_candles() {
     assert_close("the result", &out, &flat(&expected));
 
     let (mut x_gradient, mut scale_gradient) = (vec![9.0; rows * width], vec![0.0; width]);
+    for cpu in cpus() {
+        let (mut other, mut other_inverse) = (vec![0.0; rows * width], vec![0.0; rows]);
+        cpu.rms_norm(&mut other, &mut other_inverse, &x, &scale, 1e-5)
+            .unwrap();
+        assert_bits("the result", &other, &out);
+        assert_bits("the inverse", &other_inverse, &inverse);
+    }
     let backward = |x_gradient: &mut [f32], write, scale_gradient: &mut [f32]| {
         cpu()
             .rms_norm_backward(
@@ -142,6 +173,14 @@ fn rms_norm_equals_candles() {
     let expected = pull_back(&expected, &gradient, &[&x_var, &scale_var]);
     assert_close("the gradient of x", &x_gradient, &expected[0]);
     assert_close("the gradient of the scale", &scale_gradient, &expected[1]);
+    for cpu in cpus() {
+        let (mut other, mut other_scale) = (vec![9.0; rows * width], vec![0.0; width]);
+        let out = (&mut other[..], Write::Replace);
+        cpu.rms_norm_backward(out, &mut other_scale, &gradient, &x, &scale, &inverse)
+            .unwrap();
+        assert_bits("the gradient of x", &other, &x_gradient);
+        assert_bits("the gradient of the scale", &other_scale, &scale_gradient);
+    }
 
     backward(&mut x_gradient, Write::Add, &mut scale_gradient);
     let twice = |values: &[f32]| values.iter().map(|x| 2.0 * x).collect::<Vec<_>>();
@@ -155,7 +194,10 @@ fn rms_norm_equals_candles() {
 
 #[test]
 fn swiglu_equals_candles_and_restores_its_result_going_back() {
-    let (rows, width) = (90, 401);
+    check_swiglu(90, 401);
+}
+
+fn check_swiglu(rows: usize, width: usize) {
     let gate_up: Vec<f32> = noise(rows * 2 * width, 1)
         .into_iter()
         .map(|x| 12.0 * x)
@@ -169,7 +211,7 @@ fn swiglu_equals_candles_and_restores_its_result_going_back() {
     cpu().swiglu(&mut hidden, &gate_up, width).unwrap();
     assert_close("the result", &hidden, &flat(&expected));
 
-    let (mut in_place, mut restored) = (gate_up, gradient.clone());
+    let (mut in_place, mut restored) = (gate_up.clone(), gradient.clone());
     cpu()
         .swiglu_backward(&mut in_place, &mut restored, width)
         .unwrap();
@@ -179,6 +221,15 @@ fn swiglu_equals_candles_and_restores_its_result_going_back() {
         &in_place,
         &pull_back(&expected, &gradient, &[&packed])[0],
     );
+    for cpu in cpus() {
+        let (mut other, mut other_hidden) = (gate_up.clone(), vec![0.0; rows * width]);
+        cpu.swiglu(&mut other_hidden, &other, width).unwrap();
+        assert_bits("the result", &other_hidden, &hidden);
+        other_hidden.copy_from_slice(&gradient);
+        cpu.swiglu_backward(&mut other, &mut other_hidden, width)
+            .unwrap();
+        assert_bits("the gradient", &other, &in_place);
+    }
 }
 
 #[test]
@@ -230,32 +281,56 @@ const SHAPE: AttentionShape = AttentionShape {
 
 #[test]
 fn attention_equals_candles() {
-    let packed: Vec<f32> = noise(SHAPE.rows() * SHAPE.packed_width(), 1)
+    check_attention(SHAPE);
+}
+
+#[test]
+fn attention_takes_single_tokens_lonely_heads_and_full_blocks() {
+    for (sequences, tokens, heads, key_value_heads, head_width) in [
+        (1, 1, 1, 1, 2),
+        (3, 1, 4, 2, 6),
+        (2, 2, 3, 3, 16),
+        (1, 48, 2, 1, 32),
+        (2, 49, 1, 1, 8),
+        (1, 144, 4, 4, 4),
+    ] {
+        check_attention(AttentionShape {
+            sequences,
+            tokens,
+            heads,
+            key_value_heads,
+            head_width,
+        });
+    }
+}
+
+fn check_attention(shape: AttentionShape) {
+    let packed: Vec<f32> = noise(shape.rows() * shape.packed_width(), 1)
         .into_iter()
         .map(|x| 3.0 * x)
         .collect();
-    let gradient = noise(SHAPE.rows() * SHAPE.width(), 2);
+    let gradient = noise(shape.rows() * shape.width(), 2);
     let variable = variable(
         &packed,
-        &[SHAPE.sequences, SHAPE.tokens, SHAPE.packed_width()],
+        &[shape.sequences, shape.tokens, shape.packed_width()],
     );
-    let (all, shared, width) = (SHAPE.heads, SHAPE.key_value_heads, SHAPE.head_width);
+    let (all, shared, width) = (shape.heads, shape.key_value_heads, shape.head_width);
     let heads = |first: usize, count: usize| {
         let part = variable.narrow(2, first * width, count * width).unwrap();
         let part = part
-            .reshape((SHAPE.sequences, SHAPE.tokens, count, width))
+            .reshape((shape.sequences, shape.tokens, count, width))
             .unwrap()
             .transpose(1, 2)
             .unwrap();
-        let shape = (SHAPE.sequences, count, all / count, SHAPE.tokens, width);
+        let expanded = (shape.sequences, count, all / count, shape.tokens, width);
         let part = part
             .contiguous()
             .unwrap()
             .unsqueeze(2)
             .unwrap()
-            .expand(shape)
+            .expand(expanded)
             .unwrap();
-        part.reshape((SHAPE.sequences, all, SHAPE.tokens, width))
+        part.reshape((shape.sequences, all, shape.tokens, width))
             .unwrap()
     };
     let (queries, keys, values) = (
@@ -264,12 +339,12 @@ fn attention_equals_candles() {
         heads(all + shared, shared),
     );
     let scores = (queries.matmul(&keys.t().unwrap()).unwrap() * (width as f64).powf(-0.5)).unwrap();
-    let later: Vec<f64> = (0..SHAPE.tokens)
+    let later: Vec<f64> = (0..shape.tokens)
         .flat_map(|query| {
-            (0..SHAPE.tokens).map(move |key| if key > query { f64::NEG_INFINITY } else { 0.0 })
+            (0..shape.tokens).map(move |key| if key > query { f64::NEG_INFINITY } else { 0.0 })
         })
         .collect();
-    let later = Tensor::from_vec(later, (SHAPE.tokens, SHAPE.tokens), &Device::Cpu).unwrap();
+    let later = Tensor::from_vec(later, (shape.tokens, shape.tokens), &Device::Cpu).unwrap();
     let weights =
         candle_nn::ops::softmax(&scores.broadcast_add(&later).unwrap(), D::Minus1).unwrap();
     let expected = weights
@@ -282,10 +357,10 @@ fn attention_equals_candles() {
 
     let (mut out, mut log_sums) = (
         vec![0.0; gradient.len()],
-        vec![0.0; SHAPE.rows() * SHAPE.heads],
+        vec![0.0; shape.rows() * shape.heads],
     );
     cpu()
-        .attention(&mut out, &mut log_sums, &packed, SHAPE)
+        .attention(&mut out, &mut log_sums, &packed, shape)
         .unwrap();
     assert_close("the result", &out, &flat(&expected));
 
@@ -297,7 +372,7 @@ fn attention_equals_candles() {
             &out,
             &log_sums,
             &packed,
-            SHAPE,
+            shape,
         )
         .unwrap();
     assert_close(
@@ -305,6 +380,17 @@ fn attention_equals_candles() {
         &packed_gradient,
         &pull_back(&expected, &gradient, &[&variable])[0],
     );
+    for cpu in cpus() {
+        let (mut other, mut other_sums) = (vec![9.0; out.len()], vec![9.0; log_sums.len()]);
+        cpu.attention(&mut other, &mut other_sums, &packed, shape)
+            .unwrap();
+        assert_bits("the result", &other, &out);
+        assert_bits("the logarithms", &other_sums, &log_sums);
+        let mut other = vec![9.0; packed.len()];
+        cpu.attention_backward(&mut other, &gradient, &out, &log_sums, &packed, shape)
+            .unwrap();
+        assert_bits("the gradient", &other, &packed_gradient);
+    }
 }
 
 #[test]
@@ -490,4 +576,36 @@ fn a_squared_norm_is_summed_in_f64() {
     let expected: f64 = values.iter().map(|x| f64::from(*x).powi(2)).sum();
     assert!((cpu().squared_norm(&values).unwrap() / expected - 1.0).abs() < 1e-12);
     assert!(expected > f64::from(f32::MAX) / 1e3);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    #[test]
+    fn attention_of_any_shape_equals_candles(
+        sequences in 1..4_usize,
+        tokens in 1..140_usize,
+        key_value_heads in 1..4_usize,
+        group in 1..4_usize,
+        half_width in 1..20_usize,
+    ) {
+        check_attention(AttentionShape {
+            sequences,
+            tokens,
+            heads: group * key_value_heads,
+            key_value_heads,
+            head_width: 2 * half_width,
+        });
+    }
+
+    // In fewer channels than these, gradients nearly cancel now and then, and f32 is all that differs.
+    #[test]
+    fn rms_norm_of_any_shape_equals_candles(rows in 1..140_usize, width in 5..90_usize) {
+        check_rms_norm(rows, width);
+    }
+
+    #[test]
+    fn swiglu_of_any_shape_equals_candles(rows in 1..40_usize, width in 1..90_usize) {
+        check_swiglu(rows, width);
+    }
 }
