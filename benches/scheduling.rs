@@ -171,6 +171,7 @@ fn settings(stages: u16, miners_per_stage: u32) -> RunSettings {
         epochs: 1,
         samples_per_epoch: u64::from(u32::MAX),
         samples_in_flight: u32::from(stages) * miners_per_stage,
+        in_batches: false,
         backwards_per_step: 1,
         miners_to_start: miners_per_stage,
         miners_per_stage_max: miners_per_stage,

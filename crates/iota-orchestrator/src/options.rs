@@ -93,6 +93,9 @@ pub struct TrainingOptions {
     /// More keep more miners busy; fewer keep gradients fresh: at 18 instead of 4 the default testnet learns a third as
     /// fast per token.
     pub samples_in_flight: u32,
+    /// Whether samples set out in batches of so many, none before the last one of a batch is back. With
+    /// `backwards_per_step` as large and one miner per stage, the network takes exactly the steps of the uncut model.
+    pub in_batches: bool,
     /// What stages compute in: `f32`, or `bf16` for the factors of large matrix products, which is faster where the
     /// processor multiplies bf16 and much slower where it does not.
     pub precision: Precision,
@@ -177,6 +180,7 @@ impl Default for TrainingOptions {
             samples_per_epoch: 600,
             sequences: 4,
             samples_in_flight: 0,
+            in_batches: false,
             precision: Precision::F32,
             backwards_per_step: 1,
             recompute: false,

@@ -150,6 +150,7 @@ impl Setup {
             epochs: training.epochs,
             samples_per_epoch: training.samples_per_epoch,
             samples_in_flight: in_flight,
+            in_batches: training.in_batches,
             backwards_per_step: training.backwards_per_step,
             miners_to_start,
             miners_per_stage_max: MINERS_PER_STAGE_MAX.max(miners_to_start),

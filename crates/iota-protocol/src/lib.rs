@@ -41,6 +41,7 @@
 //!     epochs: 1,
 //!     samples_per_epoch: 4,
 //!     samples_in_flight: 2,
+//!     in_batches: false,
 //!     backwards_per_step: 1,
 //!     miners_to_start: 1,
 //!     miners_per_stage_max: 50,

@@ -212,7 +212,8 @@ impl State {
     /// A new sample, if the head has room for it, not too many are on their way and the epoch wants more.
     fn next_sample(&self) -> Option<Vec<Event>> {
         let wanted = self.samples.opened_in_epoch < self.settings.samples_per_epoch
-            && self.samples.flying.len() < self.settings.samples_in_flight as usize;
+            && self.samples.flying.len() < self.settings.samples_in_flight as usize
+            && self.batch_is_open();
         let head_has_room = || {
             self.sessions
                 .installed(self.settings.head(), self.epoch)
@@ -223,6 +224,14 @@ impl State {
                 sample: self.samples.next,
             }]
         })
+    }
+
+    /// Whether a sample may join those that are on their way: with batches, until the batch has set out.
+    fn batch_is_open(&self) -> bool {
+        let size = u64::from(self.settings.samples_in_flight);
+        !self.settings.in_batches
+            || self.samples.flying.is_empty()
+            || !self.samples.opened_in_epoch.is_multiple_of(size)
     }
 
     fn next_upload(&self, now: Timestamp) -> Option<Lease> {

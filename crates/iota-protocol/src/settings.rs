@@ -33,6 +33,11 @@ pub struct RunSettings {
     pub samples_per_epoch: u64,
     /// Samples on their way at a time, at most. At least 1.
     pub samples_in_flight: u32,
+    /// Whether samples set out in batches of `samples_in_flight`, none before the last one of a batch is back. With a step
+    /// after as many backward passes, a stage with one miner then steps on exactly the gradients that the uncut model
+    /// would: no forward pass meets weights that its batch has changed. It costs the idle time at a batch's ends.
+    #[serde(default)]
+    pub in_batches: bool,
     /// Backward passes of a miner per step of its optimizer. At least 1.
     pub backwards_per_step: u32,
     /// Miners that every stage needs before training starts. At least 1.

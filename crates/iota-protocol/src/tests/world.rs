@@ -27,6 +27,7 @@ pub(crate) fn settings(stages: u16) -> RunSettings {
         epochs: 2,
         samples_per_epoch: 4,
         samples_in_flight: 3,
+        in_batches: false,
         backwards_per_step: 2,
         miners_to_start: 1,
         miners_per_stage_max: 8,
