@@ -152,6 +152,9 @@ impl Journal for MemoryJournal {
         self.write(|contents| {
             let entries = contents.entries.len() as u64;
             assert!(snapshot.sequence <= entries, "a snapshot of the future");
+            contents
+                .snapshots
+                .retain(|kept| kept.sequence != snapshot.sequence);
             contents.snapshots.push(snapshot.clone());
             contents.snapshots.sort_by_key(Snapshot::sequence);
             Ok(())

@@ -32,6 +32,7 @@ const ROWS: &[&[&str]] = &[
         "iota-model",
         "iota-merge",
         "iota-data",
+        "iota-journal",
     ],
     &["iota-protocol"],
 ];
@@ -59,6 +60,11 @@ const NEVER_LINKED: &[(&str, &[&str])] = &[
         "iota-model",
         &["tokio", "candle*", "tonic*", "object_store"],
     ),
+    // A simulation drives its journal in memory without a runtime.
+    (
+        "iota-journal",
+        &["tokio", "candle*", "tonic*", "object_store"],
+    ),
     // An orchestrator moves no tensors and runs where there is no GPU.
     ("iota-orchestrator", &["iota-compute", "candle*"]),
 ];
@@ -75,6 +81,7 @@ const OWNED: &[(&[&str], &[&str])] = &[
     ),
     (&["candle*", "gemm"], &["iota-compute"]),
     (&["schnorrkel"], &["iota-identity"]),
+    (&["rusqlite", "libsqlite3-sys"], &["iota-journal"]),
     // Chance comes from seeds that are passed in, time from iota_protocol::Timestamp, laziness from std.
     (
         &["rand", "fastrand", "chrono", "lazy_static", "once_cell"],
