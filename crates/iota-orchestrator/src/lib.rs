@@ -140,13 +140,24 @@ impl Orchestrator {
         }
     }
 
-    /// Waits until the run is over, then shuts down what serves it; returns the last state and how the run went.
+    /// Stops serving, and leaves the run as it is: [`finish`](Self::finish) returns soon, and whoever
+    /// [resumes](Self::resume) the run goes on with it.
+    pub fn suspend(&self) {
+        self.shutdown.request();
+    }
+
+    /// Waits until the run is over or suspended, then shuts down what serves it; returns the last state and how the run
+    /// went.
     ///
     /// # Errors
     /// If serving, the journal, the store or the metrics failed; the run ended with it.
     pub async fn finish(mut self) -> Result<(Arc<State>, Course), Error> {
         let (mut failed, mut kept) = (Ok(()), None);
+        let suspended = self.shutdown.wait();
         tokio::select! {
+            // First: once it is suspended, the others end too.
+            biased;
+            () = suspended => {}
             // An error means that the owner is gone; its own result says why.
             _ = self.state.wait_for(|state| state.is_over()) => {
                 // Peers learn from their next poll that the run is over; those that are gone cannot hold us up.

@@ -204,16 +204,10 @@ impl Key {
         match self {
             Self::Given(keypair) => Ok((*keypair, None)),
             Self::File(path) => {
-                let trouble = |path: &Path, source| Error::Folder {
-                    path: path.to_owned(),
-                    source,
-                };
-                if let Some(folder) = path.parent() {
-                    std::fs::create_dir_all(folder).map_err(|source| trouble(folder, source))?;
-                }
                 let keypair = iota_identity::load_or_create(&path)?;
                 // Whoever resumes the run may do so from another folder.
-                let path = std::path::absolute(&path).map_err(|source| trouble(&path, source))?;
+                let path =
+                    std::path::absolute(&path).map_err(|source| Error::Folder { path, source })?;
                 Ok((keypair, Some(path)))
             }
         }
