@@ -305,3 +305,78 @@ fn objects_of(run: RunId, checkpoint: &Checkpoint) -> Vec<(ObjectKey, iota_proto
         });
     merged.collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use iota_protocol::SampleId;
+
+    use super::*;
+
+    fn entry(sequence: u64) -> Entry {
+        Entry {
+            sequence,
+            at: Timestamp::from_millis(sequence),
+            events: vec![Event::SampleCompleted {
+                sample: SampleId::new(sequence),
+                loss: 2.0,
+                path: vec![],
+            }],
+        }
+    }
+
+    fn resumed(folder: &Path) -> Keeper {
+        let store = Store::in_folder(folder.join("store")).unwrap();
+        Keeper::resume(RunId::from_bytes([7; 16]), store, folder).unwrap()
+    }
+
+    fn lines(folder: &Path) -> usize {
+        let metrics = std::fs::read_to_string(folder.join(METRICS)).unwrap();
+        metrics.lines().count()
+    }
+
+    #[tokio::test]
+    async fn a_line_is_there_once_wherever_the_process_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut keeper = resumed(folder.path());
+        for sequence in 1..=5 {
+            keeper.follow(&entry(sequence)).await.unwrap();
+        }
+        // It dies with lines written that it had not noted.
+        drop(keeper);
+        assert_eq!(lines(folder.path()), 5);
+
+        let mut keeper = resumed(folder.path());
+        assert_eq!((keeper.sequence(), lines(folder.path())), (0, 0));
+        for sequence in 1..=5 {
+            keeper.follow(&entry(sequence)).await.unwrap();
+        }
+        keeper.note().unwrap();
+        for sequence in 6..=7 {
+            keeper.follow(&entry(sequence)).await.unwrap();
+        }
+        let position = keeper.position.clone();
+        drop(keeper);
+        assert_eq!(lines(folder.path()), 7);
+
+        let mut keeper = resumed(folder.path());
+        assert_eq!((keeper.sequence(), lines(folder.path())), (5, 5));
+        for sequence in 6..=7 {
+            keeper.follow(&entry(sequence)).await.unwrap();
+        }
+        assert_eq!(keeper.position, position);
+        keeper.note().unwrap();
+        assert_eq!(lines(folder.path()), 7);
+    }
+
+    #[test]
+    fn metrics_that_lost_their_end_are_written_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut keeper = resumed(folder.path());
+        keeper.position.sequence = 9;
+        keeper.position.metrics_bytes = 1_000;
+        keeper.note().unwrap();
+        drop(keeper);
+        // A power cut, say: the note is there, what it speaks of is not.
+        assert_eq!(resumed(folder.path()).sequence(), 0);
+    }
+}

@@ -158,8 +158,7 @@ impl Orchestrator {
             // First: once it is suspended, the others end too.
             biased;
             () = suspended => {}
-            // An error means that the owner is gone; its own result says why.
-            _ = self.state.wait_for(|state| state.is_over()) => {
+            () = run_over(self.state.clone()) => {
                 // Peers learn from their next poll that the run is over; those that are gone cannot hold us up.
                 tokio::time::sleep(FAREWELL).await;
             }
@@ -191,6 +190,11 @@ impl Orchestrator {
 const FAREWELL: Duration = Duration::from_millis(500);
 /// How long calls under way may take after that.
 const LAST_ANSWERS: Duration = Duration::from_secs(3);
+
+/// Waits until the run is over, or its owner gone: that one's own result says why.
+async fn run_over(mut state: watch::Receiver<Arc<State>>) {
+    drop(state.wait_for(|state| state.is_over()).await);
+}
 
 /// Finds out whether addresses can be listened on, before anything is written.
 ///

@@ -527,3 +527,109 @@ fn hex(bytes: &[u8]) -> String {
         text
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Participants, RunOptions};
+
+    fn setup() -> Setup {
+        let options = RunOptions {
+            preset: "tiny".to_owned(),
+            stages: 1,
+            ..RunOptions::default()
+        };
+        let participants = Participants {
+            miners_to_start: 1,
+            validators: vec![],
+        };
+        Setup::new(&options, participants).unwrap()
+    }
+
+    async fn started(builder: OrchestratorBuilder) -> Result<Orchestrator, Error> {
+        builder.start(&Shutdown::new()).await
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_run_goes_on_under_its_addresses_and_with_its_key_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = started(Orchestrator::builder(setup(), folder.path()))
+            .await
+            .unwrap();
+        let (url, run) = (first.url().to_owned(), first.run());
+        let again = started(Orchestrator::resume(folder.path()).unwrap()).await;
+        assert!(
+            matches!(
+                again,
+                Err(Error::Journal(iota_journal::Error::InUse { .. }))
+            ),
+            "it is being served"
+        );
+        first.suspend();
+        let (state, _) = first.finish().await.unwrap();
+        assert!(!state.is_over());
+
+        let stranger = Orchestrator::resume(folder.path())
+            .unwrap()
+            .with_keypair(Keypair::generate());
+        assert!(matches!(
+            started(stranger).await,
+            Err(Error::AnotherKey { .. })
+        ));
+        let second = started(Orchestrator::resume(folder.path()).unwrap())
+            .await
+            .unwrap();
+        assert_eq!((second.url(), second.run()), (url.as_str(), run));
+        second.stop().await;
+        let (state, _) = second.finish().await.unwrap();
+        assert!(state.is_over());
+
+        // A run that is over can be resumed too: it is over.
+        let third = started(Orchestrator::resume(folder.path()).unwrap())
+            .await
+            .unwrap();
+        let (state, _) = third.finish().await.unwrap();
+        assert!(state.is_over());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_journal_that_lost_its_end_is_not_gone_on_from() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = started(Orchestrator::builder(setup(), folder.path()))
+            .await
+            .unwrap();
+        first.stop().await;
+        first.finish().await.unwrap();
+        let journal = folder.path().join(JOURNAL);
+        std::fs::remove_file(&journal).unwrap();
+        let missing = started(Orchestrator::resume(folder.path()).unwrap()).await;
+        assert!(matches!(
+            missing,
+            Err(Error::Journal(iota_journal::Error::Missing { .. }))
+        ));
+        // A journal of the same run from before its last entry, such as an old backup.
+        let mut older = SqliteJournal::create(&journal).unwrap();
+        older
+            .begin(&Genesis {
+                settings: setup().settings().clone(),
+                began: Timestamp::default(),
+            })
+            .unwrap();
+        drop(older);
+        let older = started(Orchestrator::resume(folder.path()).unwrap()).await;
+        assert!(matches!(
+            older,
+            Err(Error::Journal(iota_journal::Error::Damaged { .. }))
+        ));
+    }
+
+    #[test]
+    fn a_folder_without_a_run_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let nothing = Orchestrator::resume(folder.path());
+        assert!(matches!(nothing, Err(Error::NoRun { .. })));
+        std::fs::write(folder.path().join("run.json"), "{}").unwrap();
+        let unusable = Orchestrator::resume(folder.path());
+        assert!(matches!(unusable, Err(Error::RunFile { .. })));
+    }
+}

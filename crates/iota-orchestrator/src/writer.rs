@@ -98,3 +98,100 @@ fn write(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use iota_journal::{Crash, Genesis, MemoryDisk, recover};
+    use iota_protocol::{Event, SampleId, State, Timestamp};
+
+    use super::*;
+    use crate::{Participants, RunOptions, Setup};
+
+    fn entry(sequence: u64) -> Arc<Entry> {
+        Arc::new(Entry {
+            sequence,
+            at: Timestamp::from_millis(sequence),
+            events: vec![Event::SampleOpened {
+                sample: SampleId::new(sequence),
+            }],
+        })
+    }
+
+    fn begun() -> (MemoryDisk, State) {
+        let options = RunOptions {
+            preset: "tiny".to_owned(),
+            stages: 1,
+            ..RunOptions::default()
+        };
+        let participants = Participants {
+            miners_to_start: 1,
+            validators: vec![],
+        };
+        let genesis = Genesis {
+            settings: Setup::new(&options, participants)
+                .unwrap()
+                .settings()
+                .clone(),
+            began: Timestamp::default(),
+        };
+        let disk = MemoryDisk::default();
+        disk.open().begin(&genesis).unwrap();
+        (disk, genesis.state().unwrap())
+    }
+
+    /// Has these jobs wait, then writes until there are no more.
+    fn written(
+        journal: impl Journal + 'static,
+        waiting: Vec<Job>,
+    ) -> (Result<(), iota_journal::Error>, u64) {
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let (told, durable) = watch::channel(0);
+        for job in waiting {
+            assert!(jobs.try_send(job).is_ok());
+        }
+        drop(jobs);
+        let result = write(Box::new(journal), queue, &told);
+        (result, *durable.borrow())
+    }
+
+    #[test]
+    fn whatever_waits_is_written_together() {
+        let (disk, mut state) = begun();
+        let before = disk.writes();
+        let mut waiting: Vec<Job> = (1..=100).map(entry).map(Job::Entry).collect();
+        for sequence in 1..=60 {
+            for event in &entry(sequence).events {
+                state.apply(Timestamp::from_millis(sequence), event);
+            }
+        }
+        // A snapshot stands in line behind the entry that it was taken after.
+        waiting.insert(60, Job::Snapshot(Snapshot::of(60, &state)));
+        let (result, durable) = written(disk.open(), waiting);
+        result.unwrap();
+        assert_eq!(durable, 100);
+        assert_eq!(
+            disk.writes() - before,
+            3,
+            "60 entries, a snapshot, 40 entries"
+        );
+        assert_eq!(recover(&disk.open()).unwrap().unwrap().sequence, 100);
+        assert_eq!(disk.open().snapshots().unwrap(), [60]);
+    }
+
+    #[test]
+    fn what_could_not_be_written_is_never_called_durable() {
+        let (disk, _) = begun();
+        for kept in [false, true] {
+            let crash = Crash {
+                at_write: disk.writes(),
+                kept,
+            };
+            let waiting = (1..=5).map(entry).map(Job::Entry).collect();
+            let (result, durable) = written(disk.open_until(crash), waiting);
+            assert!(matches!(result, Err(iota_journal::Error::Crashed { .. })));
+            assert_eq!(durable, 0);
+            let there = recover(&disk.open()).unwrap().unwrap().sequence;
+            assert_eq!(there, if kept { 5 } else { 0 });
+        }
+    }
+}
