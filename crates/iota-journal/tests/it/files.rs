@@ -190,3 +190,13 @@ fn a_backup_is_a_journal_of_one_moment() {
     let restored = recover(&restored).unwrap().unwrap();
     assert_eq!(bytes(&restored.state), bytes(&network.state));
 }
+
+#[test]
+fn a_snapshot_is_a_fraction_of_the_state_as_json() {
+    let folder = tempfile::tempdir().unwrap();
+    let network = network_at(&folder.path().join("journal.sqlite"), 120);
+    let snapshot = iota_journal::Snapshot::of(network.sequence, &network.state);
+    let json = bytes(&network.state).len();
+    println!("{json} bytes of JSON, {} packed", snapshot.length_bytes());
+    assert!(3 * snapshot.length_bytes() < json);
+}
