@@ -148,6 +148,8 @@ pub(crate) struct Owner {
     followers: mpsc::Sender<Arc<Entry>>,
     published: watch::Sender<Arc<State>>,
     published_at: Timestamp,
+    /// A copy waits to be published: one is enough, however long the disk takes.
+    copy_waits: bool,
     /// When it came back, until it has leased something.
     resumed_at: Option<Timestamp>,
 }
@@ -188,6 +190,7 @@ impl Owner {
             parked: BTreeMap::new(),
             followers,
             published,
+            copy_waits: false,
             resumed_at: start.resumed_at,
         };
         (owner, OwnerHandle { requests: sender }, readers)
@@ -254,15 +257,12 @@ impl Owner {
                 }
             }
         }
-        self.publish().await;
         while !self.untold.is_empty() {
-            self.writer
-                .durable
-                .changed()
-                .await
-                .map_err(|_| WriterGone)?;
+            let durable = self.writer.durable.changed().await;
+            durable.map_err(|_| WriterGone)?;
             self.tell_what_is_durable().await;
         }
+        self.publish().await;
         Ok(())
     }
 
@@ -291,13 +291,16 @@ impl Owner {
 
     /// Whoever asked may have gone meanwhile; the decision stands. A follower that died has said why itself, and the run
     /// does not depend on it.
-    async fn say(&self, news: News) {
+    async fn say(&mut self, news: News) {
         match news {
             News::Answer(reply, answer) => drop(reply.send(answer)),
             News::Poll(reply, answer) => drop(reply.send(answer)),
             News::Lease(reply, lease) => drop(reply.send(lease.map(|lease| *lease))),
             News::Entry(entry) => drop(self.followers.send(entry).await),
-            News::State(state) => drop(self.published.send_replace(state)),
+            News::State(state) => {
+                self.copy_waits = false;
+                self.published.send_replace(state);
+            }
         }
     }
 
@@ -455,8 +458,11 @@ impl Owner {
 
     async fn publish(&mut self) {
         self.published_at = self.clock.now();
-        let copy = Arc::new(self.state.clone());
-        self.tell(News::State(copy)).await;
+        if !self.copy_waits {
+            self.copy_waits = true;
+            let copy = Arc::new(self.state.clone());
+            self.tell(News::State(copy)).await;
+        }
     }
 
     /// How long it took until a resumed run went on.
@@ -473,3 +479,125 @@ impl Owner {
 /// The journal's writer has ended; it says why itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct WriterGone;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc as blocking;
+
+    use iota_journal::{Genesis, Journal, MemoryDisk, MemoryJournal, Result};
+    use iota_protocol::{PeerId, Role};
+
+    use super::*;
+    use crate::{Orchestrator, Participants, RunOptions, Setup};
+
+    /// A disk that takes as long as a test wants: every append says that it has begun, and waits for a permit.
+    #[derive(Debug)]
+    struct Slow {
+        journal: MemoryJournal,
+        begun: blocking::Sender<usize>,
+        permits: blocking::Receiver<()>,
+    }
+
+    impl Journal for Slow {
+        fn append(&mut self, entries: &[Entry]) -> Result<()> {
+            // Once the test has let go of its ends, everything may pass.
+            let _ = self.begun.send(entries.len());
+            let _ = self.permits.recv();
+            self.journal.append(entries)
+        }
+
+        fn place(&self) -> String {
+            self.journal.place()
+        }
+
+        fn begin(&mut self, genesis: &Genesis) -> Result<()> {
+            self.journal.begin(genesis)
+        }
+
+        fn keep_snapshot(&mut self, snapshot: &Snapshot) -> Result<()> {
+            self.journal.keep_snapshot(snapshot)
+        }
+
+        fn genesis(&self) -> Result<Option<Genesis>> {
+            self.journal.genesis()
+        }
+
+        fn entries_after(&self, sequence: u64, at_most: usize) -> Result<Vec<Entry>> {
+            self.journal.entries_after(sequence, at_most)
+        }
+
+        fn snapshots(&self) -> Result<Vec<u64>> {
+            self.journal.snapshots()
+        }
+
+        fn snapshot(&self, sequence: u64) -> Result<Snapshot> {
+            self.journal.snapshot(sequence)
+        }
+    }
+
+    /// J1: what has been decided is told to nobody while the disk is at it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nobody_is_told_before_the_disk_has_it() {
+        let options = RunOptions {
+            preset: "tiny".to_owned(),
+            stages: 1,
+            ..RunOptions::default()
+        };
+        let participants = Participants {
+            miners_to_start: 9,
+            validators: vec![],
+        };
+        let (begun, has_begun) = blocking::channel();
+        let (permit, permits) = blocking::channel();
+        let journal = Slow {
+            journal: MemoryDisk::default().open(),
+            begun,
+            permits,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let setup = Setup::new(&options, participants).unwrap();
+        let orchestrator = Orchestrator::builder(setup, folder.path())
+            .with_journal(journal)
+            .start(&Shutdown::new())
+            .await
+            .unwrap();
+        let join = |name: u8| {
+            let owner = orchestrator.owner.clone();
+            let command = Command::Join {
+                peer: PeerId::from_bytes([name; 32]),
+                role: Role::Miner,
+                capacity: 1,
+            };
+            tokio::spawn(async move { owner.command(command).await })
+        };
+        let mut state = orchestrator.state();
+
+        let first = join(1);
+        assert_eq!(has_begun.recv().unwrap(), 1);
+        // It is decided and on its way to the disk.
+        assert!(!first.is_finished());
+        assert_eq!(state.borrow_and_update().peers().count(), 0);
+        let others: Vec<_> = (2..=5).map(join).collect();
+        permit.send(()).unwrap();
+        first.await.unwrap().unwrap().unwrap();
+
+        // The others are written together, or in a few writes if they were not all there in time. None is told before.
+        let mut written = 1;
+        while written < 5 {
+            written += has_begun.recv().unwrap();
+            let told = others.iter().filter(|other| other.is_finished()).count();
+            assert!(1 + told < written, "{told} were told of {written}");
+            permit.send(()).unwrap();
+        }
+        for other in others {
+            other.await.unwrap().unwrap().unwrap();
+        }
+        state
+            .wait_for(|state| state.peers().count() == 5)
+            .await
+            .unwrap();
+        drop(permit);
+        orchestrator.stop().await;
+        orchestrator.finish().await.unwrap();
+    }
+}
