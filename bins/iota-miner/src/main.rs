@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
+use iota_identity::KeyLock;
 use iota_miner::{Behaviour, Miner, Stop};
 use iota_node::{Exit, Shutdown, Telemetry};
 
@@ -88,6 +89,9 @@ fn start(run: Run) -> anyhow::Result<Stop> {
     Telemetry::from_environment()?.init()?;
     let keypair = iota_identity::load_or_create(&run.key)
         .with_context(|| format!("the miner's key, {}", run.key.display()))?;
+    let Some(_lock) = KeyLock::take(&run.key)? else {
+        anyhow::bail!("another process is using the key {}", run.key.display());
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;

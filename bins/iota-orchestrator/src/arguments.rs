@@ -19,6 +19,27 @@ pub(crate) enum Command {
     Testnet(Testnet),
     /// Serve a run and wait for miners to come.
     Serve(Serve),
+    /// Go on with the run in a folder, whose process has ended: a testnet as a whole, a served run as it was served.
+    Resume {
+        /// The run folder.
+        #[arg(long, value_name = "DIR", default_value = "iota-run")]
+        out: PathBuf,
+    },
+    /// Read a run's whole journal and say whether it is as it was written.
+    Fsck {
+        /// The run folder.
+        #[arg(long, value_name = "DIR", default_value = "iota-run")]
+        out: PathBuf,
+    },
+    /// Copy a run's journal as it is now, while the run goes on.
+    Backup {
+        /// The run folder.
+        #[arg(long, value_name = "DIR", default_value = "iota-run")]
+        out: PathBuf,
+        /// The copy, which must not be there yet.
+        #[arg(long, value_name = "FILE")]
+        to: PathBuf,
+    },
     /// Look at settings.
     Config {
         #[command(subcommand)]

@@ -1,12 +1,14 @@
 //! What each command does.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
+use iota_journal::SqliteJournal;
 use iota_node::settings::SettingsError;
 use iota_node::{Exit, Layers, Loaded, Shutdown, Telemetry};
 use iota_orchestrator::{
-    Orchestrator, Participants, Setup, SetupError, TimingOptions, check_addresses,
+    JOURNAL, Orchestrator, OrchestratorBuilder, Participants, Setup, SetupError, TimingOptions,
+    check_addresses,
 };
 use iota_testnet::{Testnet, TestnetSettings, folder, summary};
 
@@ -17,6 +19,9 @@ pub(crate) fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
     match arguments.command {
         Command::Testnet(flags) => testnet(&flags),
         Command::Serve(flags) => serve(flags),
+        Command::Resume { out } => resume(out),
+        Command::Fsck { out } => fsck(&out),
+        Command::Backup { out, to } => backup(&out, &to),
         Command::Config {
             command: Config::Show(flags),
         } => {
@@ -39,14 +44,42 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> Exit {
     if error.is::<SettingsError>() || error.is::<SetupError>() {
         return Exit::Unusable;
     }
+    if let Some(error) = error.downcast_ref::<iota_orchestrator::Error>() {
+        return orchestrator_exit_code(error);
+    }
+    if error.is::<iota_journal::Error>() {
+        return Exit::Unusable;
+    }
     match error.downcast_ref::<iota_testnet::Error>() {
+        Some(iota_testnet::Error::Orchestrator(error)) => orchestrator_exit_code(error),
         Some(
-            iota_testnet::Error::Settings(_)
+            iota_testnet::Error::NotResumable { .. }
+            | iota_testnet::Error::Settings(_)
             | iota_testnet::Error::Setup(_)
             | iota_testnet::Error::Folder { .. }
             | iota_testnet::Error::NotARunFolder { .. },
         ) => Exit::Unusable,
         Some(iota_testnet::Error::Interrupted) => Exit::Interrupted,
+        _ => Exit::Failed,
+    }
+}
+
+/// A folder or journal that cannot be resumed from is input; one that fails meanwhile is not.
+const fn orchestrator_exit_code(error: &iota_orchestrator::Error) -> Exit {
+    use iota_journal::Error as Journal;
+    use iota_orchestrator::Error;
+    match error {
+        Error::NoRun { .. }
+        | Error::RunFile { .. }
+        | Error::AnotherKey { .. }
+        | Error::Journal(
+            Journal::Missing { .. }
+            | Journal::Exists { .. }
+            | Journal::InUse { .. }
+            | Journal::NotAJournal { .. }
+            | Journal::Newer { .. }
+            | Journal::Damaged { .. },
+        ) => Exit::Unusable,
         _ => Exit::Failed,
     }
 }
@@ -77,13 +110,20 @@ fn testnet(flags: &arguments::Testnet) -> anyhow::Result<Exit> {
         flags.run.config.as_ref(),
     )?
     .settings;
+    start_telemetry("warn")?;
+    run_testnet(Testnet::new(settings)?)
+}
+
+/// The terminal belongs to the view; what is worth a warning is worth a line there all the same.
+fn start_telemetry(unless_set: &str) -> anyhow::Result<()> {
     let mut telemetry = Telemetry::from_environment()?;
     if std::env::var_os("IOTA_LOG").is_none() {
-        // The terminal belongs to the view; what is worth a warning is worth a line there all the same.
-        telemetry = telemetry.with_filter("warn");
+        telemetry = telemetry.with_filter(unless_set);
     }
-    telemetry.init()?;
-    let testnet = Testnet::new(settings)?;
+    Ok(telemetry.init()?)
+}
+
+fn run_testnet(testnet: Testnet) -> anyhow::Result<Exit> {
     let report = runtime()?.block_on(async {
         let shutdown = Shutdown::on_signals()?;
         anyhow::Ok(testnet.run(&shutdown).await?)
@@ -94,6 +134,38 @@ fn testnet(flags: &arguments::Testnet) -> anyhow::Result<Exit> {
     } else {
         Exit::Failed
     })
+}
+
+fn resume(out: PathBuf) -> anyhow::Result<Exit> {
+    if folder::holds_testnet(&out) {
+        start_telemetry("warn")?;
+        return run_testnet(Testnet::resume(out)?);
+    }
+    Telemetry::from_environment()?.init()?;
+    serve_until_over(Orchestrator::resume(out)?)
+}
+
+fn fsck(out: &Path) -> anyhow::Result<Exit> {
+    let journal = SqliteJournal::open_for_reading(out.join(JOURNAL))?;
+    let checked = journal.check()?;
+    println!(
+        "{} is as it was written: {} events in {} entries, {} snapshots that a replay leads to",
+        journal.path().display(),
+        checked.events,
+        checked.entries,
+        checked.snapshots
+    );
+    Ok(Exit::Done)
+}
+
+fn backup(out: &Path, to: &Path) -> anyhow::Result<Exit> {
+    SqliteJournal::open_for_reading(out.join(JOURNAL))?.backup(to)?;
+    println!(
+        "{} can take the place of {}",
+        to.display(),
+        out.join(JOURNAL).display()
+    );
+    Ok(Exit::Done)
 }
 
 fn serve(flags: Serve) -> anyhow::Result<Exit> {
@@ -110,7 +182,8 @@ fn serve(flags: Serve) -> anyhow::Result<Exit> {
     };
     let setup = Setup::new(&settings.run_options(), participants)?;
     check_addresses(&[settings.listen, settings.store_listen])?;
-    let keypair = iota_identity::load_or_create(&flags.key)
+    // Before the folder is touched: a key that cannot be used is learned of now.
+    iota_identity::load_or_create(&flags.key)
         .with_context(|| format!("the orchestrator's key, {}", flags.key.display()))?;
     if let Some(earlier) = folder::prepare(&settings.out)? {
         eprintln!(
@@ -119,27 +192,29 @@ fn serve(flags: Serve) -> anyhow::Result<Exit> {
             earlier.display()
         );
     }
+    let mut builder = Orchestrator::builder(setup, &settings.out)
+        .with_listen(settings.listen)
+        .with_store_listen(settings.store_listen)
+        .with_key_file(flags.key);
+    if !settings.store_url.is_empty() {
+        let url = settings
+            .store_url
+            .parse()
+            .context("the store's URL, --store-url")?;
+        builder = builder.with_store_url(url);
+    }
+    serve_until_over(builder)
+}
+
+fn serve_until_over(builder: OrchestratorBuilder) -> anyhow::Result<Exit> {
     runtime()?.block_on(async {
         let shutdown = Shutdown::on_signals()?;
-        let mut builder = Orchestrator::builder(setup, &settings.out)
-            .with_listen(settings.listen)
-            .with_store_listen(settings.store_listen)
-            .with_keypair(keypair);
-        if !settings.store_url.is_empty() {
-            let url = settings
-                .store_url
-                .parse()
-                .context("the store's URL, --store-url")?;
-            builder = builder.with_store_url(url);
-        }
         let orchestrator = builder.start(&Shutdown::new()).await?;
         println!("serving {} at {}", orchestrator.run(), orchestrator.url());
-        let status = orchestrator.status();
-        let viewing = tokio::spawn(iota_testnet::show(
-            status,
-            settings.training.samples_per_epoch,
-        ));
         let mut state = orchestrator.state();
+        let samples_per_epoch = state.borrow().settings().samples_per_epoch;
+        let status = orchestrator.status();
+        let viewing = tokio::spawn(iota_testnet::show(status, samples_per_epoch));
         let interrupted = tokio::select! {
             over = state.wait_for(|state| state.is_over()) => { drop(over); false }
             // What failed is said by finish().
@@ -147,11 +222,12 @@ fn serve(flags: Serve) -> anyhow::Result<Exit> {
             () = shutdown.wait() => true,
         };
         if interrupted {
-            orchestrator.stop().await;
+            orchestrator.suspend();
         }
         orchestrator.finish().await?;
         viewing.await?;
         Ok(if interrupted {
+            eprintln!("`iota-orchestrator resume` goes on with this run");
             Exit::Interrupted
         } else {
             Exit::Done

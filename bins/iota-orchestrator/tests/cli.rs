@@ -95,6 +95,16 @@ fn a_folder_that_is_no_run_is_left_alone() {
 }
 
 #[test]
+fn there_is_no_going_on_with_what_is_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().to_str().unwrap();
+    refused(&["resume", "--out", out], 2, &[out, "--out"]);
+    refused(&["fsck", "--out", out], 2, &["journal.sqlite"]);
+    std::fs::write(folder.path().join("journal.sqlite"), "x".repeat(5000)).unwrap();
+    refused(&["fsck", "--out", out], 2, &["damaged", "backup"]);
+}
+
+#[test]
 fn shown_settings_can_be_used_as_a_file() {
     let shown = orchestrator(&["config", "show", "--epochs", "7"]);
     assert!(shown.status.success());

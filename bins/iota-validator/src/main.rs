@@ -80,6 +80,9 @@ fn identity(key: &PathBuf) -> anyhow::Result<Exit> {
 fn start(run: Run) -> anyhow::Result<Exit> {
     Telemetry::from_environment()?.init()?;
     let keypair = load(&run.key)?;
+    let Some(_lock) = iota_identity::KeyLock::take(&run.key)? else {
+        anyhow::bail!("another process is using the key {}", run.key.display());
+    };
     let peer = keypair.peer_id();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()

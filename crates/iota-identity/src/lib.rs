@@ -26,13 +26,16 @@
 //! | [`keypair`] | keys, signatures |
 //! | [`address`] | SS58: a public key as people write it |
 //! | [`key_file`] | a keypair on disk, in the layout of a Bittensor hotkey |
+//! | `key_lock` | one process per key |
 //!
 //! What is signed and what a signature entitles to is not known here (that is `iota-wire`'s), nor whether a key is
 //! registered anywhere. Encrypted wallets and coldkeys are recognised and refused, never opened.
 
 pub mod address;
 pub mod key_file;
+mod key_lock;
 pub mod keypair;
 
 pub use key_file::{KeyFileError, load_or_create};
+pub use key_lock::KeyLock;
 pub use keypair::{InvalidSignature, Keypair, Signature, verify};

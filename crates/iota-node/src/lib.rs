@@ -44,6 +44,7 @@
 //! | [`shutdown`] | who may ask the process to stop, and how everybody hears of it |
 //! | [`retry`] | trying again, later and later, within bounds |
 //! | [`settings`] | defaults, file, environment and flags into one checked struct, each value with its origin |
+//! | [`files`] | files that are there whole or not at all |
 //! | [`telemetry`] | where `tracing` events go and in which dress |
 //! | [`exit`] | the exit codes and what they promise |
 //! | [`memory`] | how much memory there still is |
@@ -53,6 +54,7 @@
 
 pub mod clock;
 pub mod exit;
+pub mod files;
 pub mod memory;
 pub mod retry;
 pub mod settings;

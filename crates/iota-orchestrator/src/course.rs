@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use iota_protocol::Timestamp;
 use iota_protocol::event::Event;
+use serde::{Deserialize, Serialize};
 
 /// What a run's events say of how it went.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Course {
     first: Vec<f32>,
     last: VecDeque<f32>,

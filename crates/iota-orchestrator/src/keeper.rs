@@ -1,22 +1,25 @@
 //! The task that keeps what outlasts the run's memory: metrics, manifests, and the objects that nobody needs any more.
 //!
-//! It follows the owner's events. It decides nothing, and the run does not wait for it until the end.
+//! It follows the owner's events. It decides nothing, and the run does not wait for it until the end. How far it has come
+//! it notes in `keeper.json` whenever what it wrote is on the disk: after a restart it cuts off what `metrics.jsonl` holds
+//! beyond that and reads on in the journal from there, so that every line is there once.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
+use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use iota_journal::Entry;
 use iota_protocol::event::{Event, Phase};
 use iota_protocol::work::{Checkpoint, Purpose};
 use iota_protocol::{Epoch, RunId, Timestamp};
 use iota_store::{KeyPrefix, ObjectKey, Store};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::Error;
 use crate::course::Course;
-use crate::owner::Batch;
 
 /// One line of `metrics.jsonl`.
 #[derive(Debug, Serialize)]
@@ -38,13 +41,14 @@ enum Metric<'a> {
     },
 }
 
-/// Keeps metrics, manifests and order in the store.
-#[derive(Debug)]
-pub(crate) struct Keeper {
-    run: RunId,
-    store: Store,
-    metrics: std::io::BufWriter<std::fs::File>,
-    metrics_path: PathBuf,
+/// How far the keeper has come, and what it remembers: `keeper.json`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Position {
+    /// The last entry that it has followed.
+    sequence: u64,
+    /// Length of `metrics.jsonl` then.
+    metrics_bytes: u64,
     course: Course,
     epoch: Epoch,
     over: bool,
@@ -54,43 +58,124 @@ pub(crate) struct Keeper {
     oldest: Epoch,
 }
 
+/// Keeps metrics, manifests and order in the store.
+#[derive(Debug)]
+pub(crate) struct Keeper {
+    run: RunId,
+    store: Store,
+    folder: PathBuf,
+    metrics: std::io::BufWriter<std::fs::File>,
+    position: Position,
+    noted: u64,
+}
+
+const METRICS: &str = "metrics.jsonl";
+const POSITION: &str = "keeper.json";
+/// Entries after which the position is noted, if no phase ended meanwhile: what is read again after a restart.
+const NOTE_EVERY: u64 = 10_000;
+
 impl Keeper {
+    /// Of a run that begins.
     pub(crate) fn new(run: RunId, store: Store, folder: &Path) -> Result<Self, Error> {
-        let metrics_path = folder.join("metrics.jsonl");
-        let metrics = std::fs::File::create(&metrics_path).map_err(|source| Error::Folder {
-            path: metrics_path.clone(),
+        Self::at(Position::default(), run, store, folder)
+    }
+
+    /// Of a run that goes on. It has to be shown the entries after [`sequence`](Self::sequence).
+    ///
+    /// # Errors
+    /// If the folder cannot be used. What it cannot make sense of it writes anew, from the first entry on.
+    pub(crate) fn resume(run: RunId, store: Store, folder: &Path) -> Result<Self, Error> {
+        let path = folder.join(POSITION);
+        let noted = match std::fs::read(&path) {
+            Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+                warn!(%error, path = %path.display(), "not readable; metrics are written anew");
+                Position::default()
+            }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Position::default(),
+            Err(source) => return Err(Error::Folder { path, source }),
+        };
+        // A power cut may have taken what no sync had made durable.
+        let length = std::fs::metadata(folder.join(METRICS)).map_or(0, |metadata| metadata.len());
+        let position = if length < noted.metrics_bytes {
+            Position::default()
+        } else {
+            noted
+        };
+        Self::at(position, run, store, folder)
+    }
+
+    fn at(position: Position, run: RunId, store: Store, folder: &Path) -> Result<Self, Error> {
+        let path = folder.join(METRICS);
+        let open = || {
+            let mut options = std::fs::OpenOptions::new();
+            let mut metrics = options
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)?;
+            metrics.set_len(position.metrics_bytes)?;
+            metrics.seek(SeekFrom::End(0))?;
+            Ok(metrics)
+        };
+        let metrics = open().map_err(|source| Error::Folder {
+            path: path.clone(),
             source,
         })?;
         Ok(Self {
             run,
             store,
+            folder: folder.to_owned(),
             metrics: std::io::BufWriter::new(metrics),
-            metrics_path,
-            course: Course::default(),
-            epoch: Epoch::default(),
-            over: false,
-            unsettled: BTreeMap::new(),
-            oldest: Epoch::default(),
+            noted: position.sequence,
+            position,
         })
     }
 
-    /// Follows the run until its owner is gone; returns how it went.
+    /// The last entry that it has followed.
+    pub(crate) const fn sequence(&self) -> u64 {
+        self.position.sequence
+    }
+
+    /// Follows the run until its owner is gone; returns how it went. The first entry that comes has to be the one after
+    /// [`sequence`](Self::sequence).
     ///
     /// # Errors
     /// If metrics or a manifest cannot be written: a run whose results are not kept is better stopped.
-    pub(crate) async fn run(mut self, mut batches: mpsc::Receiver<Batch>) -> Result<Course, Error> {
-        while let Some(batch) = batches.recv().await {
-            for record in batch.iter() {
-                self.keep(record.at, &record.event).await?;
-            }
+    pub(crate) async fn run(
+        mut self,
+        mut entries: mpsc::Receiver<Arc<Entry>>,
+    ) -> Result<Course, Error> {
+        while let Some(entry) = entries.recv().await {
+            self.follow(&entry).await?;
         }
-        self.flush()?;
-        Ok(self.course)
+        self.note()?;
+        Ok(self.position.course)
+    }
+
+    async fn follow(&mut self, entry: &Entry) -> Result<(), Error> {
+        let mut milestone = false;
+        for event in &entry.events {
+            self.keep(entry.at, event).await?;
+            milestone |= matches!(
+                event,
+                Event::PhaseChanged { .. }
+                    | Event::AuditSettled { .. }
+                    | Event::AuditAbandoned { .. }
+            );
+        }
+        self.position.sequence = entry.sequence;
+        if milestone {
+            self.clean().await;
+        }
+        if milestone || entry.sequence - self.noted >= NOTE_EVERY {
+            self.note()?;
+        }
+        Ok(())
     }
 
     async fn keep(&mut self, at: Timestamp, event: &Event) -> Result<(), Error> {
-        self.course.follow(at, event);
-        let (at_ms, epoch) = (at.as_millis(), self.epoch.get());
+        self.position.course.follow(at, event);
+        let (at_ms, epoch) = (at.as_millis(), self.position.epoch.get());
         match event {
             Event::RoomOffered { .. }
             | Event::Leased(_)
@@ -109,14 +194,14 @@ impl Keeper {
                 });
             }
             Event::PhaseChanged { epoch, phase, .. } => {
-                self.epoch = *epoch;
-                self.over = *phase == Phase::Over;
+                self.position.epoch = *epoch;
+                self.position.over = *phase == Phase::Over;
             }
             Event::AuditDrawn { audit, .. } | Event::DisputeOpened { audit, .. } => {
-                self.unsettled.insert(*audit, self.epoch);
+                self.position.unsettled.insert(*audit, self.position.epoch);
             }
             Event::AuditSettled { audit, .. } | Event::AuditAbandoned { audit, .. } => {
-                self.unsettled.remove(audit);
+                self.position.unsettled.remove(audit);
             }
             Event::CheckpointCommitted(checkpoint) => self.commit(checkpoint).await?,
             _ => {}
@@ -125,15 +210,7 @@ impl Keeper {
             at_ms,
             epoch,
             event,
-        })?;
-        if matches!(
-            event,
-            Event::PhaseChanged { .. } | Event::AuditSettled { .. } | Event::AuditAbandoned { .. }
-        ) {
-            self.flush()?;
-            self.clean().await;
-        }
-        Ok(())
+        })
     }
 
     /// Writes a checkpoint's manifest, after everything that it names is there.
@@ -151,21 +228,22 @@ impl Keeper {
 
     /// Deletes the activations and uploads of epochs that neither training nor an audit can need.
     async fn clean(&mut self) {
-        let current = self.epoch.get();
-        let needed = if self.over {
+        let current = self.position.epoch.get();
+        let needed = if self.position.over {
             current + 1
         } else {
             current.saturating_sub(1)
         };
         let first_needed = self
+            .position
             .unsettled
             .values()
             .map(|epoch| epoch.get())
             .chain([needed])
             .min();
-        while Some(self.oldest.get()) < first_needed {
+        while Some(self.position.oldest.get()) < first_needed {
             for purpose in [Purpose::Activation, Purpose::Gradient, Purpose::Upload] {
-                let prefix = KeyPrefix::Epoch(self.run, purpose, self.oldest);
+                let prefix = KeyPrefix::Epoch(self.run, purpose, self.position.oldest);
                 match self.store.delete_prefix(&prefix).await {
                     Ok(objects) => info!(%prefix, objects, "deleted what nobody needs any more"),
                     // The next phase tries again.
@@ -175,22 +253,35 @@ impl Keeper {
                     }
                 }
             }
-            self.oldest = self.oldest.next();
+            self.position.oldest = self.position.oldest.next();
         }
     }
 
     fn write(&mut self, metric: &Metric<'_>) -> Result<(), Error> {
-        let line = serde_json::to_string(metric).map_err(Error::Json)?;
-        writeln!(self.metrics, "{line}").map_err(|source| self.trouble(source))
+        let mut line = serde_json::to_vec(metric).map_err(Error::Json)?;
+        line.push(b'\n');
+        self.position.metrics_bytes += line.len() as u64;
+        self.metrics
+            .write_all(&line)
+            .map_err(|source| self.trouble(METRICS, source))
     }
 
-    fn flush(&mut self) -> Result<(), Error> {
-        self.metrics.flush().map_err(|source| self.trouble(source))
+    /// Makes durable what it has written, then notes how far that goes.
+    fn note(&mut self) -> Result<(), Error> {
+        self.metrics
+            .flush()
+            .and_then(|()| self.metrics.get_ref().sync_data())
+            .map_err(|source| self.trouble(METRICS, source))?;
+        let json = serde_json::to_vec(&self.position).map_err(Error::Json)?;
+        iota_node::files::write_private(&self.folder.join(POSITION), &json)
+            .map_err(|source| self.trouble(POSITION, source))?;
+        self.noted = self.position.sequence;
+        Ok(())
     }
 
-    fn trouble(&self, source: std::io::Error) -> Error {
+    fn trouble(&self, name: &str, source: std::io::Error) -> Error {
         Error::Folder {
-            path: self.metrics_path.clone(),
+            path: self.folder.join(name),
             source,
         }
     }
@@ -213,4 +304,79 @@ fn objects_of(run: RunId, checkpoint: &Checkpoint) -> Vec<(ObjectKey, iota_proto
             SegmentSource::Genesis => None,
         });
     merged.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use iota_protocol::SampleId;
+
+    use super::*;
+
+    fn entry(sequence: u64) -> Entry {
+        Entry {
+            sequence,
+            at: Timestamp::from_millis(sequence),
+            events: vec![Event::SampleCompleted {
+                sample: SampleId::new(sequence),
+                loss: 2.0,
+                path: vec![],
+            }],
+        }
+    }
+
+    fn resumed(folder: &Path) -> Keeper {
+        let store = Store::in_folder(folder.join("store")).unwrap();
+        Keeper::resume(RunId::from_bytes([7; 16]), store, folder).unwrap()
+    }
+
+    fn lines(folder: &Path) -> usize {
+        let metrics = std::fs::read_to_string(folder.join(METRICS)).unwrap();
+        metrics.lines().count()
+    }
+
+    #[tokio::test]
+    async fn a_line_is_there_once_wherever_the_process_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut keeper = resumed(folder.path());
+        for sequence in 1..=5 {
+            keeper.follow(&entry(sequence)).await.unwrap();
+        }
+        // It dies with lines written that it had not noted.
+        drop(keeper);
+        assert_eq!(lines(folder.path()), 5);
+
+        let mut keeper = resumed(folder.path());
+        assert_eq!((keeper.sequence(), lines(folder.path())), (0, 0));
+        for sequence in 1..=5 {
+            keeper.follow(&entry(sequence)).await.unwrap();
+        }
+        keeper.note().unwrap();
+        for sequence in 6..=7 {
+            keeper.follow(&entry(sequence)).await.unwrap();
+        }
+        let position = keeper.position.clone();
+        drop(keeper);
+        assert_eq!(lines(folder.path()), 7);
+
+        let mut keeper = resumed(folder.path());
+        assert_eq!((keeper.sequence(), lines(folder.path())), (5, 5));
+        for sequence in 6..=7 {
+            keeper.follow(&entry(sequence)).await.unwrap();
+        }
+        assert_eq!(keeper.position, position);
+        keeper.note().unwrap();
+        assert_eq!(lines(folder.path()), 7);
+    }
+
+    #[test]
+    fn metrics_that_lost_their_end_are_written_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut keeper = resumed(folder.path());
+        keeper.position.sequence = 9;
+        keeper.position.metrics_bytes = 1_000;
+        keeper.note().unwrap();
+        drop(keeper);
+        // A power cut, say: the note is there, what it speaks of is not.
+        assert_eq!(resumed(folder.path()).sequence(), 0);
+    }
 }

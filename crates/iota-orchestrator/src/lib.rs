@@ -14,8 +14,9 @@
 //!                                      └──► keeper: metrics, manifests, retention
 //! ```
 //!
-//! One task owns the state; everybody else sends it commands. What it has decided is written to the [`Journal`] before
-//! anybody is told.
+//! One task owns the state; everybody else sends it commands. What it has decided is written to the
+//! [`Journal`](iota_journal::Journal) before anybody is told, so that a run whose process died
+//! [goes on](Orchestrator::resume) as if it had only been slow.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -35,10 +36,12 @@
 //! | module | concern |
 //! |---|---|
 //! | `options`, `setup` | from what an operator wants to what the rules, the peers and the store are given |
+//! | `start` | from a setup, or from the folder of a run that goes on, to a run that is served |
+//! | `run_file` | what a run folder holds so that the run can be resumed |
 //! | `owner` | the task that owns the state, and polls that wait for work |
 //! | `api` | what peers can call, as commands |
 //! | `grants` | the presigned requests that go with a lease |
-//! | `journal` | where events go before anybody is told |
+//! | `writer` | the thread that writes the journal |
 //! | `keeper`, `course` | metrics, manifests, retention; the run in a few numbers |
 //! | `status` | how the run is doing, for people who watch |
 //!
@@ -47,99 +50,43 @@
 
 mod api;
 mod course;
+mod error;
 mod grants;
-mod journal;
 mod keeper;
 mod options;
 mod owner;
+mod run_file;
 mod setup;
+mod start;
 mod status;
+mod writer;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use iota_identity::Keypair;
-use iota_node::clock::{Clock, SystemClock};
 use iota_node::shutdown::Shutdown;
-use iota_protocol::{Command, State, Timestamp};
-use iota_store::server::{S3Server, ServerSettings};
-use iota_store::{Credentials, Store};
-use iota_wire::{AuthSettings, Authenticator, RunInfo, RunStatus};
-use tokio::sync::{mpsc, watch};
+use iota_protocol::{Command, State};
+use iota_store::Store;
+use iota_store::server::S3Server;
+use iota_wire::RunStatus;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tracing::{error, info, warn};
-use url::Url;
+use tracing::{info, warn};
 
 pub use course::Course;
+pub use error::Error;
 pub use iota_run::{Codec, Wire};
-pub use journal::{Journal, NoJournal, Record};
 pub use options::{
     BoundaryChoice, ModelOptions, MuonOptions, NAdamOptions, OptimizerName, RunOptions,
     TimingOptions, TrainingOptions,
 };
+pub use run_file::JOURNAL;
 pub use setup::{Participants, Setup, SetupError};
+pub use start::OrchestratorBuilder;
 pub use status::StatusTracker;
 
-use api::Api;
-use grants::Granter;
-use keeper::Keeper;
-use owner::{Owner, OwnerHandle};
-
-/// Batches of events that the keeper may lag behind. When it is full the owner waits: what cannot be kept in time slows
-/// the run down rather than filling memory.
-const KEEPER_LAG: usize = 4096;
-
-/// Trouble of the orchestrator's own.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The run folder cannot be used.
-    #[error("cannot write {path}")]
-    Folder {
-        /// What could not be written.
-        path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
-    /// The address for calls cannot be listened on.
-    #[error("cannot listen on {address}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
-    /// The store failed.
-    #[error(transparent)]
-    Store(#[from] iota_store::Error),
-    /// The run cannot be set up like this.
-    #[error(transparent)]
-    Setup(#[from] SetupError),
-    /// Something that should be JSON is not.
-    #[error("writing JSON")]
-    Json(#[source] serde_json::Error),
-    /// The service for calls failed.
-    #[error("serving calls: {0}")]
-    Serve(String),
-    /// A task died; the message says of what.
-    #[error("a task of the orchestrator panicked: {0}")]
-    Panicked(String),
-}
-
-/// Builds an [`Orchestrator`].
-#[derive(Debug)]
-pub struct OrchestratorBuilder {
-    setup: Setup,
-    folder: PathBuf,
-    listen: SocketAddr,
-    store_listen: SocketAddr,
-    store_url: Option<Url>,
-    keypair: Option<Keypair>,
-    journal: Box<dyn Journal>,
-    clock: Arc<dyn Clock>,
-}
+use owner::OwnerHandle;
 
 /// A run that is being served.
 #[derive(Debug)]
@@ -159,21 +106,6 @@ pub struct Orchestrator {
 }
 
 impl Orchestrator {
-    /// An orchestrator of this run that keeps everything in `folder`. It listens on loopback, on ports that are free.
-    pub fn builder(setup: Setup, folder: impl Into<PathBuf>) -> OrchestratorBuilder {
-        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-        OrchestratorBuilder {
-            setup,
-            folder: folder.into(),
-            listen: loopback,
-            store_listen: loopback,
-            store_url: None,
-            keypair: None,
-            journal: Box::new(NoJournal),
-            clock: Arc::new(SystemClock::new()),
-        }
-    }
-
     /// Where peers call.
     pub fn url(&self) -> &str {
         &self.url
@@ -212,15 +144,25 @@ impl Orchestrator {
         }
     }
 
-    /// Waits until the run is over, then shuts down what serves it; returns the last state and how the run went.
+    /// Stops serving, and leaves the run as it is: [`finish`](Self::finish) returns soon, and whoever
+    /// [resumes](Self::resume) the run goes on with it.
+    pub fn suspend(&self) {
+        self.shutdown.request();
+    }
+
+    /// Waits until the run is over or suspended, then shuts down what serves it; returns the last state and how the run
+    /// went.
     ///
     /// # Errors
     /// If serving, the journal, the store or the metrics failed; the run ended with it.
     pub async fn finish(mut self) -> Result<(Arc<State>, Course), Error> {
         let (mut failed, mut kept) = (Ok(()), None);
+        let suspended = self.shutdown.wait();
         tokio::select! {
-            // An error means that the owner is gone; its own result says why.
-            _ = self.state.wait_for(|state| state.is_over()) => {
+            // First: once it is suspended, the others end too.
+            biased;
+            () = suspended => {}
+            () = run_over(self.state.clone()) => {
                 // Peers learn from their next poll that the run is over; those that are gone cannot hold us up.
                 tokio::time::sleep(FAREWELL).await;
             }
@@ -253,148 +195,9 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// How long calls under way may take after that.
 const LAST_ANSWERS: Duration = Duration::from_secs(3);
 
-impl OrchestratorBuilder {
-    /// Where to listen for calls; port 0 takes a free one.
-    #[must_use]
-    pub const fn with_listen(mut self, address: SocketAddr) -> Self {
-        self.listen = address;
-        self
-    }
-
-    /// Where the embedded store listens; port 0 takes a free one.
-    #[must_use]
-    pub const fn with_store_listen(mut self, address: SocketAddr) -> Self {
-        self.store_listen = address;
-        self
-    }
-
-    /// Under which URL peers reach the embedded store, if not at the address where it listens: by the machine's name, or
-    /// through a proxy.
-    #[must_use]
-    pub fn with_store_url(mut self, url: Url) -> Self {
-        self.store_url = Some(url);
-        self
-    }
-
-    /// Who the orchestrator is: the audience of signed calls. Without one it makes a key that it forgets.
-    #[must_use]
-    pub fn with_keypair(mut self, keypair: Keypair) -> Self {
-        self.keypair = Some(keypair);
-        self
-    }
-
-    /// Where events go before anybody is told of them.
-    #[must_use]
-    pub fn with_journal(mut self, journal: impl Journal + 'static) -> Self {
-        self.journal = Box::new(journal);
-        self
-    }
-
-    /// Another clock than the system's.
-    #[must_use]
-    pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
-        self.clock = clock;
-        self
-    }
-
-    /// Writes the data to the store, starts the store, the rules and the service.
-    ///
-    /// # Errors
-    /// If the folder, an address or the setup cannot be used; nothing is left running then.
-    pub async fn start(self, shutdown: &Shutdown) -> Result<Orchestrator, Error> {
-        let shutdown = shutdown.child();
-        let settings = self.setup.settings().clone();
-        let run = settings.run;
-        // The run's own secret: whoever reads the folder can do without the store's credentials anyway.
-        let credentials = Credentials::new("iota", hex(&settings.secret));
-        let store_root = self.folder.join("store");
-        let store_server = S3Server::bind(
-            self.store_listen,
-            store_root,
-            credentials,
-            ServerSettings::default(),
-        )
-        .await?;
-        let store = store_server.store()?;
-        let description = self.setup.publish(&store).await?;
-        let signer = match &self.store_url {
-            Some(url) => store_server.grants_at(url)?,
-            None => store_server.grants(),
-        };
-        let granter =
-            Granter::new(settings.clone(), &description, signer).map_err(SetupError::from)?;
-
-        let hold_max = settings.timing.session_timeout / 3;
-        let state = State::new(settings, self.clock.now()).map_err(SetupError::from)?;
-        let (followers, batches) = mpsc::channel(KEEPER_LAG);
-        let keeper = Keeper::new(run, store.clone(), &self.folder)?;
-        let (owner, handle, readers) = Owner::new(
-            state,
-            self.journal,
-            granter,
-            Arc::clone(&self.clock),
-            followers,
-        );
-
-        let listener = tokio::net::TcpListener::bind(self.listen)
-            .await
-            .map_err(|source| Error::Listen {
-                address: self.listen,
-                source,
-            })?;
-        let address = listener.local_addr().map_err(|source| Error::Listen {
-            address: self.listen,
-            source,
-        })?;
-        let keypair = self.keypair.unwrap_or_else(Keypair::generate);
-        let info = RunInfo {
-            run,
-            orchestrator: keypair.peer_id(),
-            server_time: self.clock.now(),
-            protocol_version: iota_wire::PROTOCOL_VERSION,
-            config: description.to_json().map_err(SetupError::from)?,
-        };
-        let floor = Timestamp::default(); // a new run: there are no earlier requests to it
-        let authenticator = Authenticator::new(AuthSettings::new(run, keypair.peer_id()), floor);
-        let now = Arc::clone(&self.clock);
-        let clock = iota_wire::Clock::new(move || now.now());
-        let status = follow_status(readers.clone(), Arc::clone(&self.clock));
-        let api = Api {
-            owner: handle.clone(),
-            state: readers.clone(),
-            status: status.clone(),
-            info,
-            clock: Arc::clone(&self.clock),
-            store: store.clone(),
-            hold_max,
-        };
-        let service = iota_wire::service(Arc::new(api), Arc::new(authenticator), clock).await;
-        let ended = shutdown.wait();
-        let broken = Shutdown::new();
-        let serve = async move {
-            iota_wire::serve(listener, service, ended)
-                .await
-                .map_err(|error| Error::Serve(error.to_string()))
-        };
-        let serving = tokio::spawn(reporting(serve, broken.clone()));
-        let owning = tokio::spawn(reporting(owner.run(shutdown.clone()), broken.clone()));
-        let keeping = tokio::spawn(reporting(keeper.run(batches), broken.clone()));
-        info!(%run, %address, store = %store_server.local_address(), "serving");
-        Ok(Orchestrator {
-            url: format!("http://{address}"),
-            run,
-            owner: handle,
-            state: readers,
-            status,
-            store,
-            shutdown,
-            serving,
-            owning,
-            keeping,
-            store_server,
-            broken,
-        })
-    }
+/// Waits until the run is over, or its owner gone: that one's own result says why.
+async fn run_over(mut state: watch::Receiver<Arc<State>>) {
+    drop(state.wait_for(|state| state.is_over()).await);
 }
 
 /// Finds out whether addresses can be listened on, before anything is written.
@@ -408,50 +211,9 @@ pub fn check_addresses(addresses: &[SocketAddr]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Runs a task and tells if it fails, at once.
-async fn reporting<T>(
-    task: impl Future<Output = Result<T, Error>>,
-    broken: Shutdown,
-) -> Result<T, Error> {
-    let result = task.await;
-    if let Err(error) = &result {
-        error!(
-            error = error as &dyn std::error::Error,
-            "the orchestrator cannot go on"
-        );
-        broken.request();
-    }
-    result
-}
-
-/// Makes every new snapshot of the state into a status, until there are no more.
-fn follow_status(
-    mut state: watch::Receiver<Arc<State>>,
-    clock: Arc<dyn Clock>,
-) -> watch::Receiver<RunStatus> {
-    let mut tracker = StatusTracker::new(clock.now());
-    let first = tracker.status(&state.borrow_and_update(), clock.now());
-    let (sender, receiver) = watch::channel(first);
-    tokio::spawn(async move {
-        while state.changed().await.is_ok() {
-            let snapshot = Arc::clone(&state.borrow_and_update());
-            sender.send_replace(tracker.status(&snapshot, clock.now()));
-        }
-    });
-    receiver
-}
-
 fn flatten<T>(result: Result<Result<T, Error>, tokio::task::JoinError>) -> Result<T, Error> {
     result.unwrap_or_else(|error| {
         warn!(%error, "a task ended early");
         Err(Error::Panicked(error.to_string()))
-    })
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-        text
     })
 }

@@ -1,26 +1,33 @@
-//! The one task that owns a run's state: it takes a command, has the rules decide, writes the events to the journal,
+//! The one task that owns a run's state: it takes a command, has the rules decide, has the events written to the journal,
 //! and only then answers.
 //!
 //! ```text
-//!   calls ──► bounded queue ──► State::handle ──► Journal::append ──► answers, parked polls ──► followers
-//!   timer ──► Tick ────────────────┘
+//!   calls ──► bounded queue ──► State::handle ──► writer ─────────────────────────► durable
+//!   timer ──► Tick ────────────────┘                                                   │
+//!                                  └──► what is to be told, in order, each with the ───┴──► answers, polls, followers,
+//!                                       last entry that it rests on                         readers of the state
 //! ```
+//!
+//! The owner does not wait for the disk: it goes on deciding, and tells once the journal has caught up. A refusal and a
+//! glance at the state rest on what was decided before as much as a success does, so they wait in the same line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use iota_journal::{Entry, Snapshot};
 use iota_node::{Clock, Shutdown};
 use iota_protocol::event::Event;
 use iota_protocol::work::Lease;
 use iota_protocol::{Command, LeaseId, Rejection, Session, State, Timestamp};
 use iota_wire::LeasedWork;
 use tokio::sync::{mpsc, oneshot, watch};
-use tracing::{debug, error, info};
+use tokio::task::JoinHandle;
+use tracing::{debug, info};
 
 use crate::Error;
 use crate::grants::Granter;
-use crate::journal::{Journal, Record};
+use crate::writer::{Job, Writer};
 
 /// Requests that may wait for the owner. A caller beyond that waits in its own task, which the server bounds.
 const QUEUE: usize = 1024;
@@ -31,8 +38,9 @@ pub(crate) struct OwnerHandle {
     requests: mpsc::Sender<Request>,
 }
 
-/// What followers see of each change: the events of one command, after they are durable.
-pub(crate) type Batch = Arc<Vec<Record>>;
+/// Events from one snapshot to the next: so many are replayed in a fraction of a second (docs/BENCHES.md), and a snapshot
+/// takes less than the disk takes for so many.
+const SNAPSHOT_EVERY: u64 = 20_000;
 
 /// What a long poll comes to.
 #[derive(Debug, Default)]
@@ -107,17 +115,52 @@ impl OwnerHandle {
     }
 }
 
+/// Something to be told once what it rests on is durable.
+#[derive(Debug)]
+enum News {
+    Answer(
+        oneshot::Sender<Result<Vec<Event>, Rejection>>,
+        Result<Vec<Event>, Rejection>,
+    ),
+    Poll(
+        oneshot::Sender<Result<PollAnswer, Rejection>>,
+        Result<PollAnswer, Rejection>,
+    ),
+    Lease(oneshot::Sender<Option<Lease>>, Option<Box<Lease>>),
+    Entry(Arc<Entry>),
+    State(Arc<State>),
+}
+
 /// The owner's parts.
 pub(crate) struct Owner {
     state: State,
-    journal: Box<dyn Journal>,
+    /// The last entry.
+    sequence: u64,
+    writer: Writer,
+    /// What waits for the journal, each with the entry that it rests on; in order.
+    untold: VecDeque<(u64, News)>,
+    events_since_snapshot: u64,
+    snapshot: Option<JoinHandle<()>>,
     granter: Granter,
     clock: Arc<dyn Clock>,
     requests: mpsc::Receiver<Request>,
     parked: BTreeMap<Session, Poll>,
-    followers: mpsc::Sender<Batch>,
+    followers: mpsc::Sender<Arc<Entry>>,
     published: watch::Sender<Arc<State>>,
     published_at: Timestamp,
+    /// A copy waits to be published: one is enough, however long the disk takes.
+    copy_waits: bool,
+    /// When it came back, until it has leased something.
+    resumed_at: Option<Timestamp>,
+}
+
+/// What the owner starts from.
+pub(crate) struct Start {
+    pub(crate) state: State,
+    /// The last entry of the journal.
+    pub(crate) sequence: u64,
+    /// When this process began to resume the run, if it does.
+    pub(crate) resumed_at: Option<Timestamp>,
 }
 
 /// The state is copied for readers at most this often.
@@ -125,17 +168,21 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(200);
 
 impl Owner {
     pub(crate) fn new(
-        state: State,
-        journal: Box<dyn Journal>,
+        start: Start,
+        writer: Writer,
         granter: Granter,
         clock: Arc<dyn Clock>,
-        followers: mpsc::Sender<Batch>,
+        followers: mpsc::Sender<Arc<Entry>>,
     ) -> (Self, OwnerHandle, watch::Receiver<Arc<State>>) {
         let (sender, requests) = mpsc::channel(QUEUE);
-        let (published, readers) = watch::channel(Arc::new(state.clone()));
+        let (published, readers) = watch::channel(Arc::new(start.state.clone()));
         let owner = Self {
-            state,
-            journal,
+            state: start.state,
+            sequence: start.sequence,
+            writer,
+            untold: VecDeque::new(),
+            events_since_snapshot: 0,
+            snapshot: None,
             granter,
             published_at: clock.now(),
             clock,
@@ -143,6 +190,8 @@ impl Owner {
             parked: BTreeMap::new(),
             followers,
             published,
+            copy_waits: false,
+            resumed_at: start.resumed_at,
         };
         (owner, OwnerHandle { requests: sender }, readers)
     }
@@ -152,14 +201,32 @@ impl Owner {
     /// # Errors
     /// If the journal cannot be written: what is not durable is not acknowledged, so nothing can go on.
     pub(crate) async fn run(mut self, shutdown: Shutdown) -> Result<(), Error> {
+        let worked = self.work(&shutdown).await;
+        if worked == Ok(()) {
+            info!(phase = ?self.state.phase(), epoch = %self.state.epoch(), "the run's owner ends");
+        }
+        if let Some(snapshot) = self.snapshot.take() {
+            // One that panicked is one snapshot less.
+            drop(snapshot.await);
+        }
+        // If the writer is gone, this says why.
+        self.writer.finish().await?;
+        worked.map_err(|WriterGone| Error::Panicked("the journal's writer ended".to_owned()))
+    }
+
+    async fn work(&mut self, shutdown: &Shutdown) -> Result<(), WriterGone> {
         let ended = shutdown.wait();
         tokio::pin!(ended);
+        if self.resumed_at.is_some() {
+            let resumed = self.decide(&Command::Resume).await?;
+            debug_assert!(resumed.is_ok(), "coming back cannot be refused");
+        }
         loop {
             let now = self.clock.now();
             // Here and not on a timer alone: requests that never cease must not starve those that wait.
             self.answer_overdue(now);
             if now.since(self.published_at) >= PUBLISH_EVERY {
-                self.publish();
+                self.publish().await;
             }
             let next = self.next_wake();
             let wait = next.map_or(Duration::from_secs(3600), |at| at.since(now));
@@ -167,15 +234,19 @@ impl Owner {
                 request = self.requests.recv() => match request {
                     Some(Request::Command(command, reply)) => {
                         let answer = self.decide(&command).await?;
-                        // The caller may have gone meanwhile; the decision stands.
-                        drop(reply.send(answer));
+                        self.tell(News::Answer(reply, answer)).await;
                     }
                     Some(Request::Poll(poll)) => self.take_poll(poll).await?,
                     Some(Request::Lease(lease, reply)) => {
-                        drop(reply.send(self.state.lease(lease).cloned()));
+                        let lease = self.state.lease(lease).cloned().map(Box::new);
+                        self.tell(News::Lease(reply, lease)).await;
                     }
                     None => break,
                 },
+                durable = self.writer.durable.changed(), if !self.untold.is_empty() => {
+                    durable.map_err(|_| WriterGone)?;
+                    self.tell_what_is_durable().await;
+                }
                 () = &mut ended => break,
                 () = tokio::time::sleep(wait) => {
                     let now = self.clock.now();
@@ -186,8 +257,51 @@ impl Owner {
                 }
             }
         }
-        self.publish();
+        while !self.untold.is_empty() {
+            let durable = self.writer.durable.changed().await;
+            durable.map_err(|_| WriterGone)?;
+            self.tell_what_is_durable().await;
+        }
+        self.publish().await;
         Ok(())
+    }
+
+    /// Tells something that rests on everything that was decided so far.
+    async fn tell(&mut self, news: News) {
+        let durable = *self.writer.durable.borrow();
+        if self.untold.is_empty() && durable >= self.sequence {
+            self.say(news).await;
+        } else {
+            self.untold.push_back((self.sequence, news));
+        }
+    }
+
+    async fn tell_what_is_durable(&mut self) {
+        let durable = *self.writer.durable.borrow_and_update();
+        while self
+            .untold
+            .front()
+            .is_some_and(|(rests_on, _)| *rests_on <= durable)
+        {
+            if let Some((_, news)) = self.untold.pop_front() {
+                self.say(news).await;
+            }
+        }
+    }
+
+    /// Whoever asked may have gone meanwhile; the decision stands. A follower that died has said why itself, and the run
+    /// does not depend on it.
+    async fn say(&mut self, news: News) {
+        match news {
+            News::Answer(reply, answer) => drop(reply.send(answer)),
+            News::Poll(reply, answer) => drop(reply.send(answer)),
+            News::Lease(reply, lease) => drop(reply.send(lease.map(|lease| *lease))),
+            News::Entry(entry) => drop(self.followers.send(entry).await),
+            News::State(state) => {
+                self.copy_waits = false;
+                self.published.send_replace(state);
+            }
+        }
     }
 
     fn next_wake(&self) -> Option<Timestamp> {
@@ -201,7 +315,10 @@ impl Owner {
             .min()
     }
 
-    async fn decide(&mut self, command: &Command) -> Result<Result<Vec<Event>, Rejection>, Error> {
+    async fn decide(
+        &mut self,
+        command: &Command,
+    ) -> Result<Result<Vec<Event>, Rejection>, WriterGone> {
         let now = self.clock.now();
         let events = match self.state.handle(command, now) {
             Ok(events) => events,
@@ -213,27 +330,44 @@ impl Owner {
         if events.is_empty() {
             return Ok(Ok(events));
         }
-        let records: Vec<Record> = events
-            .iter()
-            .map(|event| Record {
-                at: now,
-                event: event.clone(),
-            })
-            .collect();
-        if let Err(error) = self.journal.append(&records) {
-            error!(%error, "the journal cannot be written; stopping");
-            return Err(error);
-        }
-        self.answer_parked(&events);
-        // A follower that died has said why itself; the run does not depend on it.
-        drop(self.followers.send(Arc::new(records)).await);
+        self.sequence += 1;
+        let entry = Arc::new(Entry {
+            sequence: self.sequence,
+            at: now,
+            events: events.clone(),
+        });
+        let job = Job::Entry(Arc::clone(&entry));
+        self.writer.jobs.send(job).await.map_err(|_| WriterGone)?;
+        self.tell(News::Entry(entry)).await;
+        self.answer_parked(&events).await;
+        self.take_snapshot(events.len() as u64);
         if now.since(self.published_at) >= PUBLISH_EVERY || self.state.is_over() {
-            self.publish();
+            self.publish().await;
         }
         Ok(Ok(events))
     }
 
-    async fn take_poll(&mut self, poll: Poll) -> Result<(), Error> {
+    /// Packs the state, if it is time, beside the work: the owner only copies it.
+    fn take_snapshot(&mut self, new_events: u64) {
+        self.events_since_snapshot += new_events;
+        let busy = self
+            .snapshot
+            .as_ref()
+            .is_some_and(|task| !task.is_finished());
+        if self.events_since_snapshot < SNAPSHOT_EVERY || busy {
+            return;
+        }
+        self.events_since_snapshot = 0;
+        let (sequence, state) = (self.sequence, self.state.clone());
+        let jobs = self.writer.jobs.clone();
+        self.snapshot = Some(tokio::task::spawn_blocking(move || {
+            let snapshot = Snapshot::of(sequence, &state);
+            // It stands in line behind the entry that it was taken after. A writer that is gone needs no snapshot.
+            drop(jobs.blocking_send(Job::Snapshot(snapshot)));
+        }));
+    }
+
+    async fn take_poll(&mut self, poll: Poll) -> Result<(), WriterGone> {
         // A caller that has gone has another poll open by now, which must not be replaced by this one.
         if poll.reply.is_closed() {
             return Ok(());
@@ -246,14 +380,14 @@ impl Owner {
             room: poll.room,
         };
         if let Err(rejection) = self.decide(&offer).await? {
-            drop(poll.reply.send(Err(rejection)));
+            self.tell(News::Poll(poll.reply, Err(rejection))).await;
             return Ok(());
         }
-        self.park_or_answer(poll);
+        self.park_or_answer(poll).await;
         Ok(())
     }
 
-    fn park_or_answer(&mut self, poll: Poll) {
+    async fn park_or_answer(&mut self, poll: Poll) {
         if poll.reply.is_closed() {
             return;
         }
@@ -261,7 +395,8 @@ impl Owner {
         // Whose session has ended hears why from the next poll.
         let is_live = self.state.session(poll.session).is_some();
         if !answer.leases.is_empty() || !answer.revoked.is_empty() || !is_live {
-            drop(poll.reply.send(Ok(answer)));
+            self.note_first_lease(&answer);
+            self.tell(News::Poll(poll.reply, Ok(answer))).await;
         } else {
             self.parked.insert(poll.session, poll);
         }
@@ -282,7 +417,7 @@ impl Owner {
     }
 
     /// Polls whose session an event touched may have their answer now.
-    fn answer_parked(&mut self, events: &[Event]) {
+    async fn answer_parked(&mut self, events: &[Event]) {
         let mut touched: Vec<Session> = Vec::new();
         for event in events {
             match event {
@@ -297,7 +432,7 @@ impl Owner {
         touched.dedup();
         for session in touched {
             if let Some(poll) = self.parked.remove(&session) {
-                self.park_or_answer(poll);
+                self.park_or_answer(poll).await;
             }
         }
     }
@@ -321,14 +456,148 @@ impl Owner {
         }
     }
 
-    fn publish(&mut self) {
+    async fn publish(&mut self) {
         self.published_at = self.clock.now();
-        self.published.send_replace(Arc::new(self.state.clone()));
+        if !self.copy_waits {
+            self.copy_waits = true;
+            let copy = Arc::new(self.state.clone());
+            self.tell(News::State(copy)).await;
+        }
+    }
+
+    /// How long it took until a resumed run went on.
+    fn note_first_lease(&mut self, answer: &PollAnswer) {
+        if !answer.leases.is_empty()
+            && let Some(resumed_at) = self.resumed_at.take()
+        {
+            let elapsed_ms = self.clock.now().since(resumed_at).as_millis();
+            info!(elapsed_ms, "the first lease since the run was resumed");
+        }
     }
 }
 
-impl Drop for Owner {
-    fn drop(&mut self) {
-        info!(phase = ?self.state.phase(), epoch = %self.state.epoch(), "the run's owner ends");
+/// The journal's writer has ended; it says why itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct WriterGone;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc as blocking;
+
+    use iota_journal::{Genesis, Journal, MemoryDisk, MemoryJournal, Result};
+    use iota_protocol::{PeerId, Role};
+
+    use super::*;
+    use crate::{Orchestrator, Participants, RunOptions, Setup};
+
+    /// A disk that takes as long as a test wants: every append says that it has begun, and waits for a permit.
+    #[derive(Debug)]
+    struct Slow {
+        journal: MemoryJournal,
+        begun: blocking::Sender<usize>,
+        permits: blocking::Receiver<()>,
+    }
+
+    impl Journal for Slow {
+        fn append(&mut self, entries: &[Entry]) -> Result<()> {
+            // Once the test has let go of its ends, everything may pass.
+            let _ = self.begun.send(entries.len());
+            let _ = self.permits.recv();
+            self.journal.append(entries)
+        }
+
+        fn place(&self) -> String {
+            self.journal.place()
+        }
+
+        fn begin(&mut self, genesis: &Genesis) -> Result<()> {
+            self.journal.begin(genesis)
+        }
+
+        fn keep_snapshot(&mut self, snapshot: &Snapshot) -> Result<()> {
+            self.journal.keep_snapshot(snapshot)
+        }
+
+        fn genesis(&self) -> Result<Option<Genesis>> {
+            self.journal.genesis()
+        }
+
+        fn entries_after(&self, sequence: u64, at_most: usize) -> Result<Vec<Entry>> {
+            self.journal.entries_after(sequence, at_most)
+        }
+
+        fn snapshots(&self) -> Result<Vec<u64>> {
+            self.journal.snapshots()
+        }
+
+        fn snapshot(&self, sequence: u64) -> Result<Snapshot> {
+            self.journal.snapshot(sequence)
+        }
+    }
+
+    /// J1: what has been decided is told to nobody while the disk is at it.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn nobody_is_told_before_the_disk_has_it() {
+        let options = RunOptions {
+            preset: "tiny".to_owned(),
+            stages: 1,
+            ..RunOptions::default()
+        };
+        let participants = Participants {
+            miners_to_start: 9,
+            validators: vec![],
+        };
+        let (begun, has_begun) = blocking::channel();
+        let (permit, permits) = blocking::channel();
+        let journal = Slow {
+            journal: MemoryDisk::default().open(),
+            begun,
+            permits,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let setup = Setup::new(&options, participants).unwrap();
+        let orchestrator = Orchestrator::builder(setup, folder.path())
+            .with_journal(journal)
+            .start(&Shutdown::new())
+            .await
+            .unwrap();
+        let join = |name: u8| {
+            let owner = orchestrator.owner.clone();
+            let command = Command::Join {
+                peer: PeerId::from_bytes([name; 32]),
+                role: Role::Miner,
+                capacity: 1,
+            };
+            tokio::spawn(async move { owner.command(command).await })
+        };
+        let mut state = orchestrator.state();
+
+        let first = join(1);
+        assert_eq!(has_begun.recv().unwrap(), 1);
+        // It is decided and on its way to the disk.
+        assert!(!first.is_finished());
+        assert_eq!(state.borrow_and_update().peers().count(), 0);
+        let others: Vec<_> = (2..=5).map(join).collect();
+        permit.send(()).unwrap();
+        first.await.unwrap().unwrap().unwrap();
+
+        // The others are written together, or in a few writes if they were not all there in time. None is told before.
+        let mut written = 1;
+        while written < 5 {
+            written += has_begun.recv().unwrap();
+            let told = others.iter().filter(|other| other.is_finished()).count();
+            assert!(1 + told < written, "{told} were told of {written}");
+            permit.send(()).unwrap();
+        }
+        for other in others {
+            other.await.unwrap().unwrap().unwrap();
+        }
+        state
+            .wait_for(|state| state.peers().count() == 5)
+            .await
+            .unwrap();
+        drop(permit);
+        orchestrator.stop().await;
+        orchestrator.finish().await.unwrap();
     }
 }

@@ -187,12 +187,15 @@ impl Setup {
         &self.held_out
     }
 
-    /// Writes the data to the store.
-    pub(crate) async fn publish(self, store: &Store) -> Result<Description, Error> {
+    /// Writes the data to the store; returns the rest.
+    pub(crate) async fn publish(
+        self,
+        store: &Store,
+    ) -> Result<(RunSettings, Description, DataManifest), Error> {
         for (key, bytes) in self.shards {
             store.put(&key, bytes).await?;
         }
-        Ok(self.description)
+        Ok((self.settings, self.description, self.held_out))
     }
 }
 

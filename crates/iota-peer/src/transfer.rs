@@ -30,8 +30,9 @@ pub struct Transfer {
 /// Decoded token shards kept in memory, at most: a sample reads one, and neighbouring samples often the same.
 const SHARDS_KEPT: usize = 64;
 
-/// Tries of one transfer. With the waits between them a store may be away for some ten seconds.
-const TRIES: u32 = 6;
+/// Tries of one transfer. With the waits between them a store may be away for ten seconds: as long as it takes to start an
+/// orchestrator again, which serves the store of a testnet.
+const TRIES: u32 = 8;
 
 impl Transfer {
     /// Transfers for a run.

@@ -1,6 +1,7 @@
 //! How each event changes the state. Nothing is decided here, and nothing else changes a state.
 
 mod epoch;
+mod resumed;
 mod work;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ impl State {
         self.clock = self.clock.max(at);
         let at = self.clock;
         match event {
+            Event::Resumed { away } => self.apply_resumed(*away),
             Event::SessionJoined {
                 session,
                 role,

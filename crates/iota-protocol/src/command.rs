@@ -61,6 +61,9 @@ pub enum Command {
     },
     /// Time has passed: end what is overdue. Early calls do nothing.
     Tick,
+    /// The orchestrator is back, with the state as it was when it was last heard of. Until now nobody could be served, so
+    /// nothing ran out: every deadline moves by the time since.
+    Resume,
     /// The operator ends the run: no new samples; what is on its way is dropped at once.
     Stop,
 }

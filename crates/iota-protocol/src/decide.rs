@@ -41,6 +41,10 @@ impl State {
     fn decide(&self, command: &Command, now: Timestamp) -> Result<Vec<Event>, Rejection> {
         match command {
             Command::Tick => Ok(Vec::new()),
+            Command::Resume if self.is_over() => Ok(Vec::new()),
+            Command::Resume => Ok(vec![Event::Resumed {
+                away: now.since(self.clock),
+            }]),
             Command::Stop if self.is_over() => Ok(Vec::new()),
             Command::Stop => Ok(self.end_run(PhaseReason::Stopped)),
             _ if self.is_over() => Err(Rejection::RunOver),

@@ -1,5 +1,7 @@
 //! What happened: the only way a run's state changes, and what the journal keeps.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::command::Role;
@@ -210,6 +212,11 @@ pub enum AbandonReason {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
 pub enum Event {
+    /// The orchestrator is back: every deadline has moved by the time that it was away.
+    Resumed {
+        /// Since the last event.
+        away: Duration,
+    },
     /// A peer is there.
     SessionJoined {
         /// Its stay.

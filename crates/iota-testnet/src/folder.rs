@@ -1,8 +1,11 @@
 //! The run folder.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::Error;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, TestnetSettings};
 
 /// Makes `path` an empty folder that can be written. An earlier run in it is moved aside, to `path.1`, `path.2` and so on.
 /// Returns where it went, if there was one.
@@ -52,8 +55,63 @@ pub(crate) fn write_pids(folder: &Path, pids: &[(String, u32)]) -> Result<(), Er
     std::fs::write(&path, lines).map_err(|source| Error::Folder { path, source })
 }
 
+/// What [`write_pids`] wrote, if anything.
+pub(crate) fn read_pids(folder: &Path) -> BTreeMap<String, u32> {
+    let lines = std::fs::read_to_string(folder.join("processes.txt")).unwrap_or_default();
+    let pid = |line: &str| {
+        let (pid, name) = line.split_once(' ')?;
+        Some((name.to_owned(), pid.parse().ok()?))
+    };
+    lines.lines().filter_map(pid).collect()
+}
+
+/// What a testnet needs to know of itself so that it can be resumed: `testnet.json`. Private, since the peers' keys derive
+/// from its seed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Memo {
+    /// As it was started.
+    pub(crate) settings: TestnetSettings,
+    /// Held-out loss before the first step, in nats per token; none if the testnet died before it was known.
+    pub(crate) held_out_start: Option<f64>,
+}
+
+const MEMO: &str = "testnet.json";
+
+impl Memo {
+    /// # Errors
+    /// [`Error::NotResumable`] if the folder holds no testnet.
+    pub(crate) fn read(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join(MEMO);
+        let problem = |problem: String| Error::NotResumable {
+            path: path.clone(),
+            problem,
+        };
+        let bytes = std::fs::read(&path).map_err(|error| problem(error.to_string()))?;
+        serde_json::from_slice(&bytes).map_err(|error| problem(error.to_string()))
+    }
+
+    pub(crate) fn write(&self, folder: &Path) -> Result<(), Error> {
+        let path = folder.join(MEMO);
+        let json = serde_json::to_vec_pretty(self).map_err(Error::Json)?;
+        iota_node::files::write_private(&path, &json)
+            .map_err(|source| Error::Folder { path, source })
+    }
+}
+
+/// Whether a folder holds a testnet, which can be resumed as a whole; otherwise it may hold a run that was served.
+pub fn holds_testnet(folder: &Path) -> bool {
+    folder.join(MEMO).exists()
+}
+
 /// Any of these says that a folder holds a run.
-const RUN_FILES: [&str; 3] = ["report.json", "metrics.jsonl", "store"];
+const RUN_FILES: [&str; 5] = [
+    "report.json",
+    "metrics.jsonl",
+    "store",
+    "run.json",
+    "journal.sqlite",
+];
 
 #[cfg(test)]
 mod tests {

@@ -36,7 +36,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use iota_node::Shutdown;
-use iota_orchestrator::{Orchestrator, Participants, Setup, SetupError, check_addresses};
+use iota_orchestrator::{
+    Orchestrator, OrchestratorBuilder, Participants, Setup, SetupError, check_addresses,
+};
 use iota_protocol::State;
 use tokio::sync::watch;
 use tracing::info;
@@ -46,6 +48,7 @@ pub use settings::{InvalidTestnet, TestnetSettings};
 pub use summary::summary;
 pub use view::show;
 
+use folder::Memo;
 use peers::{Kind, Peers, Recruit, recruits};
 use report::Loss;
 use whole::{HeldOut, Whole, last_checkpoints, train_baseline};
@@ -73,6 +76,14 @@ pub enum Error {
     NotARunFolder {
         /// The folder.
         path: PathBuf,
+    },
+    /// The folder holds no testnet that could be resumed.
+    #[error("cannot resume from {path}: {problem}")]
+    NotResumable {
+        /// What was looked for.
+        path: PathBuf,
+        /// Why it does not do.
+        problem: String,
     },
     /// A program that should lie beside this one cannot be started.
     #[error("cannot start {path}; build all programs first: cargo build --release --bins")]
@@ -113,10 +124,12 @@ pub enum Error {
     #[error("the model has no stages")]
     NoStages,
     /// Every miner and validator has ended, and the run is not over.
-    #[error("every miner and validator has ended before the run was over")]
+    #[error(
+        "every miner and validator has ended before the run was over; `iota-orchestrator resume` starts them again"
+    )]
     AllGone,
     /// Somebody asked it to stop before the run was over.
-    #[error("interrupted before the run was over")]
+    #[error("interrupted before the run was over; `iota-orchestrator resume` goes on with it")]
     Interrupted,
 }
 
@@ -124,9 +137,16 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Testnet {
     settings: TestnetSettings,
-    setup: Setup,
+    origin: Origin,
     recruits: Vec<Recruit>,
     cores: usize,
+}
+
+/// Where its run comes from.
+#[derive(Debug)]
+enum Origin {
+    New(Box<Setup>),
+    Resumed { held_out_start: Option<f64> },
 }
 
 impl Testnet {
@@ -147,12 +167,32 @@ impl Testnet {
             validators,
         };
         let setup = Setup::new(&settings.run_options(), participants)?;
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Ok(Self {
             settings,
-            setup,
+            origin: Origin::New(Box::new(setup)),
             recruits,
-            cores,
+            cores: cores(),
+        })
+    }
+
+    /// The testnet in a folder, whose process has ended before its run was over. The orchestrator goes on where it was, and
+    /// so do the miners and validators that are processes and still there; the others are started again.
+    ///
+    /// # Errors
+    /// [`Error::NotResumable`] if there is none.
+    pub fn resume(folder: impl Into<PathBuf>) -> Result<Self, Error> {
+        let out = folder.into();
+        let Memo {
+            settings,
+            held_out_start,
+        } = Memo::read(&out)?;
+        let settings = TestnetSettings { out, ..settings };
+        settings.validate()?;
+        Ok(Self {
+            recruits: recruits(&settings),
+            origin: Origin::Resumed { held_out_start },
+            settings,
+            cores: cores(),
         })
     }
 
@@ -164,38 +204,30 @@ impl Testnet {
     pub async fn run(self, shutdown: &Shutdown) -> Result<Report, Error> {
         let Self {
             settings,
-            setup,
+            origin,
             recruits,
             cores,
         } = self;
-        check_addresses(&[settings.listen, settings.store_listen])?;
-        if let Some(earlier) = folder::prepare(&settings.out)? {
-            eprintln!(
-                "the earlier run in {} is now in {}",
-                settings.out.display(),
-                earlier.display()
-            );
-        }
-        let description = setup.description().clone();
-        let held_out = setup.held_out().clone();
-        eprintln!(
-            "{} parameters in {} stages, {} miners each, {} validator(s); {} training tokens; run folder {}",
-            view::thousands(setup.settings().stage_parameters.iter().sum()),
-            settings.stages,
-            settings.miners_per_stage,
-            settings.validators,
-            view::thousands(description.data.tokens),
-            settings.out.display(),
-        );
-        let orchestrator = Orchestrator::builder(setup, &settings.out)
-            .with_listen(settings.listen)
-            .with_store_listen(settings.store_listen)
-            // Not the caller's: when that one is asked to stop, peers leave first.
-            .start(&Shutdown::new())
-            .await?;
+        let (builder, held_out_start) = match origin {
+            Origin::New(setup) => (prepare(*setup, &settings)?, None),
+            Origin::Resumed { held_out_start } => {
+                (Orchestrator::resume(&settings.out)?, held_out_start)
+            }
+        };
+        let description = builder.description().clone();
+        let held_out = builder.held_out().clone();
+        // Not the caller's shutdown: when that one is asked to stop, peers leave first.
+        let orchestrator = builder.start(&Shutdown::new()).await?;
         let held_out = HeldOut::load(&description, held_out, orchestrator.store()).await?;
-        let (held_out, held_out_start) =
-            evaluate(Whole::new(&description, 1, cores)?, held_out).await?;
+        let (held_out, held_out_start) = match held_out_start {
+            Some(loss) => (held_out, loss),
+            None => evaluate(Whole::new(&description, 1, cores)?, held_out).await?,
+        };
+        let memo = Memo {
+            settings: settings.clone(),
+            held_out_start: Some(held_out_start),
+        };
+        memo.write(&settings.out)?;
 
         let mut peers = if settings.processes {
             Peers::start_processes(recruits, orchestrator.url(), &settings.out)?
@@ -216,12 +248,16 @@ impl Testnet {
                 if orchestrator.state().borrow().is_over() { Ok(()) } else { Err(Error::AllGone) }
             }),
         };
-        if ended.is_err() {
-            orchestrator.stop().await;
-        }
         let store = orchestrator.store().clone();
-        let (state, left) = tokio::join!(orchestrator.finish(), peers.join());
-        let (state, course) = state?;
+        let (finished, left) = if ended.is_err() {
+            // Whoever can leaves in order; then the run waits to be resumed.
+            let left = peers.join().await;
+            orchestrator.suspend();
+            (orchestrator.finish().await, left)
+        } else {
+            tokio::join!(orchestrator.finish(), peers.join())
+        };
+        let (state, course) = finished?;
         left?;
         viewing
             .await
@@ -261,6 +297,39 @@ impl Testnet {
         report.write(&settings.out)?;
         Ok(report)
     }
+}
+
+/// Makes room for a new run, and writes down what it takes to resume it.
+fn prepare(setup: Setup, settings: &TestnetSettings) -> Result<OrchestratorBuilder, Error> {
+    check_addresses(&[settings.listen, settings.store_listen])?;
+    if let Some(earlier) = folder::prepare(&settings.out)? {
+        eprintln!(
+            "the earlier run in {} is now in {}",
+            settings.out.display(),
+            earlier.display()
+        );
+    }
+    eprintln!(
+        "{} parameters in {} stages, {} miners each, {} validator(s); {} training tokens; run folder {}",
+        view::thousands(setup.settings().stage_parameters.iter().sum()),
+        settings.stages,
+        settings.miners_per_stage,
+        settings.validators,
+        view::thousands(setup.description().data.tokens),
+        settings.out.display(),
+    );
+    let memo = Memo {
+        settings: settings.clone(),
+        held_out_start: None,
+    };
+    memo.write(&settings.out)?;
+    Ok(Orchestrator::builder(setup, &settings.out)
+        .with_listen(settings.listen)
+        .with_store_listen(settings.store_listen))
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 async fn evaluate(mut whole: Whole, held_out: HeldOut) -> Result<(HeldOut, f64), Error> {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use iota_identity::Keypair;
+use iota_identity::{KeyLock, Keypair};
 use iota_miner::{Behaviour, Miner};
 use iota_node::shutdown::Shutdown;
 use iota_peer::Gate;
@@ -14,6 +14,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::Error;
+use crate::folder::read_pids;
 use crate::settings::TestnetSettings;
 
 /// One miner or validator to be.
@@ -88,7 +89,41 @@ pub(crate) fn recruits(settings: &TestnetSettings) -> Vec<Recruit> {
 #[derive(Debug)]
 pub(crate) enum Peers {
     Tasks(JoinSet<(String, Result<(), Error>)>),
-    Processes(Vec<(String, Child)>),
+    Processes(Vec<Process>),
+}
+
+/// A peer in a process of its own.
+#[derive(Debug)]
+pub(crate) struct Process {
+    name: String,
+    /// None if the operating system does not say.
+    pid: Option<u32>,
+    held: Held,
+}
+
+/// How the end of a process is noticed.
+#[derive(Debug)]
+enum Held {
+    Child(Child),
+    /// It outlived the testnet that started it. Whoever gets the lock of its key knows that it has ended.
+    ByKey(PathBuf),
+}
+
+impl Process {
+    /// Whether it has ended; `Some(false)` if badly.
+    fn ended(&mut self) -> Result<Option<bool>, Error> {
+        match &mut self.held {
+            Held::Child(child) => {
+                let status = child.try_wait().map_err(|source| Error::Program {
+                    path: PathBuf::from(&self.name),
+                    source,
+                })?;
+                Ok(status.map(|status| status.success()))
+            }
+            // Why it ended, only its parent is told.
+            Held::ByKey(key) => Ok(KeyLock::take(key)?.map(|_| true)),
+        }
+    }
 }
 
 impl Peers {
@@ -137,6 +172,9 @@ impl Peers {
     }
 
     /// Starts everybody as a process of the real programs, which lie beside this one. Their logs go to the run folder.
+    ///
+    /// Whoever still runs, since an earlier testnet in this folder died without them, is left as it is: it keeps calling
+    /// the address that it knows.
     pub(crate) fn start_processes(
         recruits: Vec<Recruit>,
         url: &str,
@@ -149,49 +187,35 @@ impl Peers {
                 source,
             })?;
         }
-        let mut children = Vec::new();
-        for Recruit { kind, name, seed } in recruits {
-            let key = keys.join(format!("{name}.json"));
-            iota_identity::key_file::create_from_seed(&key, &seed)?;
-            let program = match kind {
-                Kind::Miner(_) => sibling("iota-miner")?,
-                Kind::Validator => sibling("iota-validator")?,
-            };
-            let log_path = logs.join(format!("{name}.log"));
-            let log = std::fs::File::create(&log_path).map_err(|source| Error::Folder {
-                path: log_path.clone(),
-                source,
-            })?;
-            let mut command = Command::new(&program);
-            command
-                .args(["run", "--orchestrator", url, "--threads", "1", "--key"])
-                .arg(&key);
-            if kind == Kind::Miner(Behaviour::WrongTensors) {
-                command.arg("--cheat");
+        let earlier = read_pids(folder);
+        let mut processes = Vec::new();
+        for recruit in recruits {
+            let key = keys.join(format!("{}.json", recruit.name));
+            if !key.exists() {
+                iota_identity::key_file::create_from_seed(&key, &recruit.seed)?;
             }
-            let child = command
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .stderr(log)
-                .kill_on_drop(true)
-                .spawn()
-                .map_err(|source| Error::Program {
-                    path: program,
-                    source,
-                })?;
-            info!(%name, pid = child.id(), log = %log_path.display(), "started");
-            children.push((name, child));
+            let process = if KeyLock::take(&key)?.is_none() {
+                info!(name = %recruit.name, "is still there");
+                Process {
+                    pid: earlier.get(&recruit.name).copied(),
+                    name: recruit.name,
+                    held: Held::ByKey(key),
+                }
+            } else {
+                start_process(recruit, url, &key, &logs)?
+            };
+            processes.push(process);
         }
-        Ok(Self::Processes(children))
+        Ok(Self::Processes(processes))
     }
 
     /// Process ids by name, if they are processes.
     pub(crate) fn pids(&self) -> Vec<(String, u32)> {
         match self {
             Self::Tasks(_) => Vec::new(),
-            Self::Processes(children) => children
+            Self::Processes(processes) => processes
                 .iter()
-                .filter_map(|(name, child)| Some((name.clone(), child.id()?)))
+                .filter_map(|process| Some((process.name.clone(), process.pid?)))
                 .collect(),
         }
     }
@@ -214,22 +238,22 @@ impl Peers {
                     }
                 }
             }
-            Self::Processes(children) => {
-                while !children.is_empty() {
-                    for index in (0..children.len()).rev() {
-                        let (name, child) = &mut children[index];
-                        match child.try_wait() {
-                            Ok(Some(status)) => {
-                                if status.success() {
-                                    info!(%name, "process ended");
-                                } else {
-                                    warn!(%name, %status, "process died");
-                                }
-                                children.swap_remove(index);
+            Self::Processes(processes) => {
+                while !processes.is_empty() {
+                    for index in (0..processes.len()).rev() {
+                        let process = &mut processes[index];
+                        let ended = process.ended();
+                        let name = &process.name;
+                        match ended {
+                            Ok(None) => continue,
+                            Ok(Some(true)) => info!(%name, "process ended"),
+                            Ok(Some(false)) => warn!(%name, "process died"),
+                            Err(error) => {
+                                warn!(%name, %error, "cannot ask after a process");
+                                continue;
                             }
-                            Ok(None) => {}
-                            Err(error) => warn!(%name, %error, "cannot ask after a process"),
                         }
+                        processes.swap_remove(index);
                     }
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }
@@ -248,6 +272,47 @@ impl Peers {
         }
         Ok(())
     }
+}
+
+fn start_process(recruit: Recruit, url: &str, key: &Path, logs: &Path) -> Result<Process, Error> {
+    let Recruit { kind, name, .. } = recruit;
+    let program = match kind {
+        Kind::Miner(_) => sibling("iota-miner")?,
+        Kind::Validator => sibling("iota-validator")?,
+    };
+    let log_path = logs.join(format!("{name}.log"));
+    // What an earlier process of this name said may explain why there is another.
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(&log_path);
+    let log = log.map_err(|source| Error::Folder {
+        path: log_path.clone(),
+        source,
+    })?;
+    let mut command = Command::new(&program);
+    command
+        .args(["run", "--orchestrator", url, "--threads", "1", "--key"])
+        .arg(key);
+    if kind == Kind::Miner(Behaviour::WrongTensors) {
+        command.arg("--cheat");
+    }
+    let child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|source| Error::Program {
+            path: program,
+            source,
+        })?;
+    info!(%name, pid = child.id(), log = %log_path.display(), "started");
+    Ok(Process {
+        name,
+        pid: child.id(),
+        held: Held::Child(child),
+    })
 }
 
 /// A program in the folder of this one.

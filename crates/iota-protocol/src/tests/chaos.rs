@@ -28,6 +28,7 @@ enum Step {
     Late { old: usize },
     Fail { lease: usize, failure: u8 },
     Wait { seconds: u64, heard: u8 },
+    Away { seconds: u64 },
     Stranger,
 }
 
@@ -45,6 +46,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (index(), 0_u8..6).prop_map(|(lease, failure)| Step::Fail { lease, failure }),
         3 => (prop_oneof![4 => 1_u64..12, 1 => 12_u64..300], any::<u8>())
             .prop_map(|(seconds, heard)| Step::Wait { seconds, heard }),
+        1 => (1_u64..2_000).prop_map(|seconds| Step::Away { seconds }),
         1 => Just(Step::Stranger),
     ]
 }
@@ -196,6 +198,10 @@ impl Chaos {
                     }
                 }
                 self.attempt(&Command::Tick);
+            }
+            Step::Away { seconds } => {
+                self.world.now = self.world.now + Duration::from_secs(*seconds);
+                self.attempt(&Command::Resume);
             }
             Step::Stranger => {
                 let session = Session {

@@ -1,5 +1,7 @@
 //! Joining, staying and timers.
 
+use std::time::Duration;
+
 use super::training::two_by_two;
 use super::world::{World, peer, settings};
 use crate::command::{Command, Role};
@@ -82,4 +84,35 @@ fn a_session_that_cannot_install_is_ended_and_the_count_begins_anew_with_the_epo
     assert_eq!(world.saw(|event| *event == ended), 1);
     assert!(world.state.session(broken).is_none());
     assert!(world.state.session(head[0]).is_some());
+}
+
+/// As long as nobody can be served, no session falls silent, no lease runs out and no phase ends.
+#[test]
+fn nothing_runs_out_while_the_orchestrator_is_away() {
+    let mut world = World::new(settings(1));
+    let session = world.gather(1..2)[0];
+    world.offer(session, 1);
+    let before = world.lease(session);
+    let (phase, away) = (world.state.phase(), Duration::from_secs(24 * 3600));
+    let left = before.deadline.since(world.now);
+
+    world.now = world.now + away;
+    let events = world.command(&Command::Resume).unwrap();
+    assert_eq!(events, [Event::Resumed { away }]);
+    let after = world.lease(session);
+    assert_eq!((after.id, &after.work), (before.id, &before.work));
+    assert_eq!(after.deadline, before.deadline + away);
+    assert_eq!(world.state.phase(), phase);
+    assert_eq!(world.command(&Command::Tick).unwrap(), []);
+    // Coming back again at once moves nothing.
+    let events = world.command(&Command::Resume).unwrap();
+    let away = Duration::ZERO;
+    assert_eq!(events, [Event::Resumed { away }]);
+
+    // Then time counts again.
+    world.pass(left, &[session]);
+    assert_eq!(
+        world.saw(|event| matches!(event, Event::LeaseEnded { lease, .. } if *lease == before.id)),
+        1
+    );
 }

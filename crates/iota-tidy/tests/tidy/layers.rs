@@ -34,6 +34,7 @@ const ROWS: &[&[&str]] = &[
         "iota-merge",
         "iota-codec",
         "iota-data",
+        "iota-journal",
     ],
     &["iota-protocol"],
 ];
@@ -65,6 +66,11 @@ const NEVER_LINKED: &[(&str, &[&str])] = &[
         "iota-model",
         &["tokio", "candle*", "tonic*", "object_store"],
     ),
+    // A simulation drives its journal in memory without a runtime.
+    (
+        "iota-journal",
+        &["tokio", "candle*", "tonic*", "object_store"],
+    ),
     // An orchestrator moves no tensors and runs where there is no GPU.
     ("iota-orchestrator", &["iota-compute", "candle*"]),
 ];
@@ -81,6 +87,7 @@ const OWNED: &[(&[&str], &[&str])] = &[
     ),
     (&["candle*", "gemm"], &["iota-compute"]),
     (&["schnorrkel"], &["iota-identity"]),
+    (&["rusqlite", "libsqlite3-sys"], &["iota-journal"]),
     // Chance comes from seeds that are passed in, time from iota_protocol::Timestamp, laziness from std.
     (
         &["rand", "fastrand", "chrono", "lazy_static", "once_cell"],

@@ -1,0 +1,105 @@
+//! What a run folder holds beside the journal, so that the run can be resumed: `run.json`.
+//!
+//! The journal has what the rules know. This has what they do not: what peers are told of the run, and under which
+//! addresses they know the orchestrator and its store. Both files together with `store/` are the run.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use iota_data::DataManifest;
+use iota_protocol::{PeerId, RunId};
+use iota_run::Description;
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use crate::Error;
+
+const VERSION: u32 = 1;
+const NAME: &str = "run.json";
+
+/// Where the run's journal is in its folder.
+pub const JOURNAL: &str = "journal.sqlite";
+
+/// `run.json`. Written once, when everything else of a new run is in place.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RunFile {
+    version: u32,
+    pub(crate) run: RunId,
+    /// Whom calls are for: peers sign for this key and no other.
+    pub(crate) orchestrator: PeerId,
+    /// Where that key is; none if a program brought it along.
+    pub(crate) key_file: Option<PathBuf>,
+    /// Where peers call.
+    pub(crate) listen: SocketAddr,
+    /// Where the embedded store listens.
+    pub(crate) store_listen: SocketAddr,
+    /// Under which URL peers reach the store, if not there.
+    pub(crate) store_url: Option<Url>,
+    /// What everybody is told.
+    pub(crate) description: Description,
+    /// The text that is never trained on.
+    pub(crate) held_out: DataManifest,
+}
+
+/// How the network knows an orchestrator.
+#[derive(Debug, Clone)]
+pub(crate) struct Addresses {
+    pub(crate) orchestrator: PeerId,
+    pub(crate) key_file: Option<PathBuf>,
+    pub(crate) listen: SocketAddr,
+    pub(crate) store_listen: SocketAddr,
+    pub(crate) store_url: Option<Url>,
+}
+
+impl RunFile {
+    pub(crate) fn new(
+        addresses: Addresses,
+        description: Description,
+        held_out: DataManifest,
+    ) -> Self {
+        Self {
+            version: VERSION,
+            run: description.run,
+            orchestrator: addresses.orchestrator,
+            key_file: addresses.key_file,
+            listen: addresses.listen,
+            store_listen: addresses.store_listen,
+            store_url: addresses.store_url,
+            description,
+            held_out,
+        }
+    }
+
+    pub(crate) fn read(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join(NAME);
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let folder = folder.to_owned();
+                return Err(Error::NoRun { folder });
+            }
+            Err(source) => return Err(Error::Folder { path, source }),
+        };
+        let unusable = |problem: String| Error::RunFile {
+            path: path.clone(),
+            problem,
+        };
+        let file: Self =
+            serde_json::from_slice(&bytes).map_err(|error| unusable(error.to_string()))?;
+        if file.version != VERSION {
+            return Err(unusable(format!(
+                "it has version {}, this program knows version {VERSION}",
+                file.version
+            )));
+        }
+        Ok(file)
+    }
+
+    pub(crate) fn write(&self, folder: &Path) -> Result<(), Error> {
+        let path = folder.join(NAME);
+        let json = serde_json::to_vec_pretty(self).map_err(Error::Json)?;
+        iota_node::files::write_private(&path, &json)
+            .map_err(|source| Error::Folder { path, source })
+    }
+}

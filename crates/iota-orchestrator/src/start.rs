@@ -1,0 +1,635 @@
+//! From a setup, or from the folder of a run that goes on, to a run that is served.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use iota_data::DataManifest;
+use iota_identity::Keypair;
+use iota_journal::{Genesis, Journal, Recovered, SqliteJournal, recover, replay};
+use iota_node::clock::{Clock, SystemClock};
+use iota_node::shutdown::Shutdown;
+use iota_protocol::{RunSettings, State, Timestamp};
+use iota_run::Description;
+use iota_store::server::{S3Server, ServerSettings};
+use iota_store::{Credentials, Grants, Store};
+use iota_wire::{AuthSettings, Authenticator, RunInfo, RunStatus};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info};
+use url::Url;
+
+use crate::api::Api;
+use crate::grants::Granter;
+use crate::keeper::Keeper;
+use crate::owner::{Owner, Start};
+use crate::run_file::{Addresses, JOURNAL, RunFile};
+use crate::writer::Writer;
+use crate::{Error, Orchestrator, Setup, SetupError, StatusTracker};
+
+/// Entries that the keeper may lag behind. When it is full the owner waits: what cannot be kept in time slows the run down
+/// rather than filling memory.
+const KEEPER_LAG: usize = 4096;
+
+/// Where the orchestrator's key is in the run folder, if nobody says otherwise.
+const KEY: &str = "keys/orchestrator.json";
+
+/// Builds an [`Orchestrator`].
+#[derive(Debug)]
+pub struct OrchestratorBuilder {
+    origin: Origin,
+    folder: PathBuf,
+    listen: SocketAddr,
+    store_listen: SocketAddr,
+    store_url: Option<Url>,
+    key: Key,
+    journal: Option<Box<dyn Journal>>,
+    clock: Arc<dyn Clock>,
+}
+
+/// Where a run comes from.
+#[derive(Debug)]
+enum Origin {
+    New(Box<Setup>),
+    Resumed(Box<RunFile>),
+}
+
+#[derive(Debug)]
+enum Key {
+    File(PathBuf),
+    Given(Box<Keypair>),
+}
+
+impl Orchestrator {
+    /// An orchestrator of a new run that keeps everything in `folder`. It listens on loopback, on ports that are free.
+    pub fn builder(setup: Setup, folder: impl Into<PathBuf>) -> OrchestratorBuilder {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let folder = folder.into();
+        OrchestratorBuilder {
+            origin: Origin::New(Box::new(setup)),
+            key: Key::File(folder.join(KEY)),
+            folder,
+            listen: loopback,
+            store_listen: loopback,
+            store_url: None,
+            journal: None,
+            clock: Arc::new(SystemClock::new()),
+        }
+    }
+
+    /// An orchestrator of the run in `folder`, which goes on where the last process left it: in the same phase, with the
+    /// same sessions, leases, samples and scores, under the same addresses and the same key. Peers notice calls that have
+    /// to be made again. The time in between counts against nobody.
+    ///
+    /// # Errors
+    /// [`Error::NoRun`] and [`Error::RunFile`] if there is nothing to go on with.
+    pub fn resume(folder: impl Into<PathBuf>) -> Result<OrchestratorBuilder, Error> {
+        let folder = folder.into();
+        let file = RunFile::read(&folder)?;
+        let key = file.key_file.clone().unwrap_or_else(|| folder.join(KEY));
+        Ok(OrchestratorBuilder {
+            listen: file.listen,
+            store_listen: file.store_listen,
+            store_url: file.store_url.clone(),
+            origin: Origin::Resumed(Box::new(file)),
+            key: Key::File(key),
+            folder,
+            journal: None,
+            clock: Arc::new(SystemClock::new()),
+        })
+    }
+}
+
+impl OrchestratorBuilder {
+    /// Where to listen for calls; port 0 takes a free one.
+    #[must_use]
+    pub const fn with_listen(mut self, address: SocketAddr) -> Self {
+        self.listen = address;
+        self
+    }
+
+    /// Where the embedded store listens; port 0 takes a free one.
+    #[must_use]
+    pub const fn with_store_listen(mut self, address: SocketAddr) -> Self {
+        self.store_listen = address;
+        self
+    }
+
+    /// Under which URL peers reach the embedded store, if not at the address where it listens: by the machine's name, or
+    /// through a proxy.
+    #[must_use]
+    pub fn with_store_url(mut self, url: Url) -> Self {
+        self.store_url = Some(url);
+        self
+    }
+
+    /// Who the orchestrator is: the audience of signed calls. Whoever resumes the run has to give the same key again.
+    /// Without one it is [in a file](Self::with_key_file).
+    #[must_use]
+    pub fn with_keypair(mut self, keypair: Keypair) -> Self {
+        self.key = Key::Given(Box::new(keypair));
+        self
+    }
+
+    /// The file of the orchestrator's key, made if it is not there; `keys/orchestrator.json` in the run folder unless
+    /// something else is said.
+    #[must_use]
+    pub fn with_key_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.key = Key::File(path.into());
+        self
+    }
+
+    /// Where events go before anybody is told of them; `journal.sqlite` in the run folder unless something else is said.
+    /// To a resumed run it has to be the journal that the run had.
+    #[must_use]
+    pub fn with_journal(mut self, journal: impl Journal + 'static) -> Self {
+        self.journal = Some(Box::new(journal));
+        self
+    }
+
+    /// Another clock than the system's.
+    #[must_use]
+    pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.clock = clock;
+        self
+    }
+
+    /// What everybody is told of the run.
+    pub const fn description(&self) -> &Description {
+        match &self.origin {
+            Origin::New(setup) => setup.description(),
+            Origin::Resumed(file) => &file.description,
+        }
+    }
+
+    /// The text that is never trained on.
+    pub const fn held_out(&self) -> &DataManifest {
+        match &self.origin {
+            Origin::New(setup) => setup.held_out(),
+            Origin::Resumed(file) => &file.held_out,
+        }
+    }
+
+    /// Starts the store, the rules and the service; before that, writes the data of a new run to the store, or reads the
+    /// journal of one that goes on.
+    ///
+    /// # Errors
+    /// If the folder, the journal, an address or the setup cannot be used; nothing is left running then.
+    pub async fn start(mut self, shutdown: &Shutdown) -> Result<Orchestrator, Error> {
+        let started_at = self.clock.now();
+        let (keypair, key_file) = self.key.load()?;
+        let addresses = Addresses {
+            orchestrator: keypair.peer_id(),
+            key_file,
+            listen: self.listen,
+            store_listen: self.store_listen,
+            store_url: self.store_url.take(),
+        };
+        let journal = self.journal.take();
+        let run = match self.origin {
+            Origin::New(setup) => {
+                begin(*setup, journal, self.folder, addresses, started_at).await?
+            }
+            Origin::Resumed(file) => {
+                go_on(*file, journal, self.folder, addresses, started_at).await?
+            }
+        };
+        run.serve(keypair, self.clock, shutdown.child()).await
+    }
+}
+
+impl Key {
+    /// The key, and the file that it can be found in again.
+    fn load(self) -> Result<(Keypair, Option<PathBuf>), Error> {
+        match self {
+            Self::Given(keypair) => Ok((*keypair, None)),
+            Self::File(path) => {
+                let keypair = iota_identity::load_or_create(&path)?;
+                // Whoever resumes the run may do so from another folder.
+                let path =
+                    std::path::absolute(&path).map_err(|source| Error::Folder { path, source })?;
+                Ok((keypair, Some(path)))
+            }
+        }
+    }
+}
+
+/// A run that is about to be served.
+struct Run {
+    description: Description,
+    began: Timestamp,
+    start: Start,
+    journal: Box<dyn Journal>,
+    keeper: Keeper,
+    store: Store,
+    store_server: S3Server,
+    signer: Grants,
+    listener: TcpListener,
+    /// Requests that were made up to this time are refused.
+    floor: Timestamp,
+}
+
+async fn begin(
+    setup: Setup,
+    journal: Option<Box<dyn Journal>>,
+    folder: PathBuf,
+    addresses: Addresses,
+    now: Timestamp,
+) -> Result<Run, Error> {
+    let Sockets {
+        listener,
+        store_server,
+        signer,
+        addresses,
+    } = Sockets::open(addresses, &folder, &setup.settings().secret).await?;
+    let store = store_server.store()?;
+    let (settings, description, held_out) = setup.publish(&store).await?;
+    let began = now;
+    let genesis = Genesis { settings, began };
+    let state = genesis.state().map_err(SetupError::from)?;
+    let path = folder.join(JOURNAL);
+    let journal = blocking(move || {
+        let mut journal = match journal {
+            Some(journal) => journal,
+            None => Box::new(SqliteJournal::create(path)?),
+        };
+        journal.begin(&genesis)?;
+        Ok(journal)
+    })
+    .await?;
+    let keeper = Keeper::new(description.run, store.clone(), &folder)?;
+    // Last: a folder without it holds a run that had not begun.
+    RunFile::new(addresses, description.clone(), held_out).write(&folder)?;
+    Ok(Run {
+        description,
+        began,
+        start: Start {
+            state,
+            sequence: 0,
+            resumed_at: None,
+        },
+        journal,
+        keeper,
+        store,
+        store_server,
+        signer,
+        listener,
+        // There are no earlier requests to a run whose name has just been drawn.
+        floor: Timestamp::default(),
+    })
+}
+
+async fn go_on(
+    file: RunFile,
+    journal: Option<Box<dyn Journal>>,
+    folder: PathBuf,
+    addresses: Addresses,
+    now: Timestamp,
+) -> Result<Run, Error> {
+    if addresses.orchestrator != file.orchestrator {
+        return Err(Error::AnotherKey {
+            expected: file.orchestrator,
+            found: addresses.orchestrator,
+        });
+    }
+    // Before anything is listened on: if the run is being served already, the journal says so and not a port.
+    let path = folder.join(JOURNAL);
+    let (journal, recovered) = blocking(move || {
+        let journal = match journal {
+            Some(journal) => journal,
+            None => Box::new(SqliteJournal::open(path)?),
+        };
+        let recovered = recover(journal.as_ref())?;
+        Ok((journal, recovered))
+    })
+    .await?;
+    let Some(Recovered {
+        genesis,
+        state,
+        sequence,
+    }) = recovered
+    else {
+        return Err(Error::NoRun { folder });
+    };
+    let Sockets {
+        listener,
+        store_server,
+        signer,
+        addresses: _,
+    } = Sockets::open(addresses, &folder, &genesis.settings.secret).await?;
+    let store = store_server.store()?;
+    let keeper = Keeper::resume(file.run, store.clone(), &folder)?;
+    if keeper.sequence() > sequence {
+        let what = format!(
+            "it ends with entry {sequence}, and the run had come to entry {}",
+            keeper.sequence()
+        );
+        let place = journal.place();
+        return Err(iota_journal::Error::Damaged { place, what }.into());
+    }
+    let elapsed_ms = now.since(state.clock()).as_millis();
+    info!(run = %file.run, sequence, epoch = %state.epoch(), phase = ?state.phase(), elapsed_ms, "the run goes on");
+    Ok(Run {
+        description: file.description,
+        began: genesis.began,
+        // The process before this one knew which requests it had seen, and took that knowledge with it. Peers sign again
+        // what is refused for its age, and set their clocks by the refusal.
+        floor: now.max(state.clock()),
+        start: Start {
+            state,
+            sequence,
+            resumed_at: Some(now),
+        },
+        journal,
+        keeper,
+        store,
+        store_server,
+        signer,
+        listener,
+    })
+}
+
+/// Everything that a run listens on.
+struct Sockets {
+    listener: TcpListener,
+    store_server: S3Server,
+    signer: Grants,
+    /// With the ports that were given.
+    addresses: Addresses,
+}
+
+impl Sockets {
+    async fn open(
+        mut addresses: Addresses,
+        folder: &Path,
+        secret: &[u8; 32],
+    ) -> Result<Self, Error> {
+        // The run's own secret: whoever reads the folder can do without the store's credentials anyway. It is the same
+        // after a restart, so that grants stay good.
+        let credentials = Credentials::new("iota", hex(secret));
+        let store_server = S3Server::bind(
+            addresses.store_listen,
+            folder.join("store"),
+            credentials,
+            ServerSettings::default(),
+        )
+        .await?;
+        addresses.store_listen = store_server.local_address();
+        let signer = match &addresses.store_url {
+            Some(url) => store_server.grants_at(url)?,
+            None => store_server.grants(),
+        };
+        let address = addresses.listen;
+        let cannot_listen = |source| Error::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
+        addresses.listen = listener.local_addr().map_err(cannot_listen)?;
+        Ok(Self {
+            listener,
+            store_server,
+            signer,
+            addresses,
+        })
+    }
+}
+
+impl Run {
+    async fn serve(
+        self,
+        keypair: Keypair,
+        clock: Arc<dyn Clock>,
+        shutdown: Shutdown,
+    ) -> Result<Orchestrator, Error> {
+        let settings: RunSettings = self.start.state.settings().clone();
+        let run = settings.run;
+        let hold_max = settings.timing.session_timeout / 3;
+        let granter =
+            Granter::new(settings, &self.description, self.signer).map_err(SetupError::from)?;
+        let broken = Shutdown::new();
+
+        // The keeper catches up before there is anything new to follow.
+        let (followers, entries) = mpsc::channel(KEEPER_LAG);
+        let followed = self.keeper.sequence();
+        let keeping = tokio::spawn(reporting(self.keeper.run(entries), broken.clone()));
+        let (journal, to_keeper) = (self.journal, followers.clone());
+        let journal = blocking(move || {
+            replay(journal.as_ref(), followed, |entry| {
+                // A keeper that is gone has said why.
+                drop(to_keeper.blocking_send(Arc::new(entry.clone())));
+                Ok(())
+            })?;
+            Ok(journal)
+        })
+        .await?;
+
+        let writer = Writer::start(journal, self.start.sequence);
+        let (owner, handle, readers) =
+            Owner::new(self.start, writer, granter, Arc::clone(&clock), followers);
+        let info = RunInfo {
+            run,
+            orchestrator: keypair.peer_id(),
+            server_time: clock.now(),
+            protocol_version: iota_wire::PROTOCOL_VERSION,
+            config: self.description.to_json().map_err(SetupError::from)?,
+        };
+        let authenticator =
+            Authenticator::new(AuthSettings::new(run, keypair.peer_id()), self.floor);
+        let status = follow_status(readers.clone(), self.began, Arc::clone(&clock));
+        let api = Api {
+            owner: handle.clone(),
+            state: readers.clone(),
+            status: status.clone(),
+            info,
+            clock: Arc::clone(&clock),
+            store: self.store.clone(),
+            hold_max,
+        };
+        let clock = iota_wire::Clock::new(move || clock.now());
+        let service = iota_wire::service(Arc::new(api), Arc::new(authenticator), clock).await;
+        let address = self.listener.local_addr().map_err(|source| Error::Listen {
+            address: SocketAddr::from(([0, 0, 0, 0], 0)),
+            source,
+        })?;
+        let ended = shutdown.wait();
+        let listener = self.listener;
+        let serve = async move {
+            iota_wire::serve(listener, service, ended)
+                .await
+                .map_err(|error| Error::Serve(error.to_string()))
+        };
+        let serving = tokio::spawn(reporting(serve, broken.clone()));
+        let owning = tokio::spawn(reporting(owner.run(shutdown.clone()), broken.clone()));
+        info!(%run, %address, store = %self.store_server.local_address(), "serving");
+        Ok(Orchestrator {
+            url: format!("http://{address}"),
+            run,
+            owner: handle,
+            state: readers,
+            status,
+            store: self.store,
+            shutdown,
+            serving,
+            owning,
+            keeping,
+            store_server: self.store_server,
+            broken,
+        })
+    }
+}
+
+/// Works on a journal in a thread that may wait for the disk.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> iota_journal::Result<T> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => Ok(result?),
+        Err(error) => Err(Error::Panicked(error.to_string())),
+    }
+}
+
+/// Runs a task and tells if it fails, at once.
+async fn reporting<T>(
+    task: impl Future<Output = Result<T, Error>>,
+    broken: Shutdown,
+) -> Result<T, Error> {
+    let result = task.await;
+    if let Err(error) = &result {
+        error!(
+            error = error as &dyn std::error::Error,
+            "the orchestrator cannot go on"
+        );
+        broken.request();
+    }
+    result
+}
+
+/// Makes every new snapshot of the state into a status, until there are no more.
+fn follow_status(
+    mut state: watch::Receiver<Arc<State>>,
+    began: Timestamp,
+    clock: Arc<dyn Clock>,
+) -> watch::Receiver<RunStatus> {
+    let mut tracker = StatusTracker::new(began);
+    let first = tracker.status(&state.borrow_and_update(), clock.now());
+    let (sender, receiver) = watch::channel(first);
+    tokio::spawn(async move {
+        while state.changed().await.is_ok() {
+            let snapshot = Arc::clone(&state.borrow_and_update());
+            sender.send_replace(tracker.status(&snapshot, clock.now()));
+        }
+    });
+    receiver
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Participants, RunOptions};
+
+    fn setup() -> Setup {
+        let options = RunOptions {
+            preset: "tiny".to_owned(),
+            stages: 1,
+            ..RunOptions::default()
+        };
+        let participants = Participants {
+            miners_to_start: 1,
+            validators: vec![],
+        };
+        Setup::new(&options, participants).unwrap()
+    }
+
+    async fn started(builder: OrchestratorBuilder) -> Result<Orchestrator, Error> {
+        builder.start(&Shutdown::new()).await
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_run_goes_on_under_its_addresses_and_with_its_key_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = started(Orchestrator::builder(setup(), folder.path()))
+            .await
+            .unwrap();
+        let (url, run) = (first.url().to_owned(), first.run());
+        let again = started(Orchestrator::resume(folder.path()).unwrap()).await;
+        assert!(
+            matches!(
+                again,
+                Err(Error::Journal(iota_journal::Error::InUse { .. }))
+            ),
+            "it is being served"
+        );
+        first.suspend();
+        let (state, _) = first.finish().await.unwrap();
+        assert!(!state.is_over());
+
+        let stranger = Orchestrator::resume(folder.path())
+            .unwrap()
+            .with_keypair(Keypair::generate());
+        assert!(matches!(
+            started(stranger).await,
+            Err(Error::AnotherKey { .. })
+        ));
+        let second = started(Orchestrator::resume(folder.path()).unwrap())
+            .await
+            .unwrap();
+        assert_eq!((second.url(), second.run()), (url.as_str(), run));
+        second.stop().await;
+        let (state, _) = second.finish().await.unwrap();
+        assert!(state.is_over());
+
+        // A run that is over can be resumed too: it is over.
+        let third = started(Orchestrator::resume(folder.path()).unwrap())
+            .await
+            .unwrap();
+        let (state, _) = third.finish().await.unwrap();
+        assert!(state.is_over());
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_journal_that_lost_its_end_is_not_gone_on_from() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = started(Orchestrator::builder(setup(), folder.path()))
+            .await
+            .unwrap();
+        first.stop().await;
+        first.finish().await.unwrap();
+        let journal = folder.path().join(JOURNAL);
+        std::fs::remove_file(&journal).unwrap();
+        let missing = started(Orchestrator::resume(folder.path()).unwrap()).await;
+        assert!(matches!(
+            missing,
+            Err(Error::Journal(iota_journal::Error::Missing { .. }))
+        ));
+        // A journal of the same run from before its last entry, such as an old backup.
+        let mut older = SqliteJournal::create(&journal).unwrap();
+        older
+            .begin(&Genesis {
+                settings: setup().settings().clone(),
+                began: Timestamp::default(),
+            })
+            .unwrap();
+        drop(older);
+        let older = started(Orchestrator::resume(folder.path()).unwrap()).await;
+        assert!(matches!(
+            older,
+            Err(Error::Journal(iota_journal::Error::Damaged { .. }))
+        ));
+    }
+
+    #[test]
+    fn a_folder_without_a_run_says_so() {
+        let folder = tempfile::tempdir().unwrap();
+        let nothing = Orchestrator::resume(folder.path());
+        assert!(matches!(nothing, Err(Error::NoRun { .. })));
+        std::fs::write(folder.path().join("run.json"), "{}").unwrap();
+        let unusable = Orchestrator::resume(folder.path());
+        assert!(matches!(unusable, Err(Error::RunFile { .. })));
+    }
+}
