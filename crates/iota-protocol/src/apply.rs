@@ -24,7 +24,11 @@ impl State {
     /// that breaks the invariants.
     pub fn apply(&mut self, at: Timestamp, event: &Event) {
         self.clock = self.clock.max(at);
-        let at = self.clock;
+        self.change(self.clock, event);
+        self.refile_after(event);
+    }
+
+    fn change(&mut self, at: Timestamp, event: &Event) {
         match event {
             Event::SessionJoined {
                 session,
@@ -32,13 +36,8 @@ impl State {
                 stage,
                 capacity,
             } => {
-                let given_us = stage.map_or(0, |stage| {
-                    self.sessions
-                        .miners_of(stage)
-                        .map(|(_, state)| state.given_us)
-                        .min()
-                        .unwrap_or(0)
-                });
+                let least = stage.and_then(|stage| self.index.stage(stage).miners.first());
+                let given_us = least.map_or(0, |(given_us, _)| *given_us);
                 self.sessions.join(
                     *session,
                     SessionState::new(*role, *stage, *capacity, given_us, at),
@@ -83,7 +82,7 @@ impl State {
                 self.apply_piece_undone(*sample, *piece, *producer, at);
             }
             Event::SampleCompleted { sample, loss, path } => {
-                self.samples.unindex(*sample, self.settings.tail());
+                self.unwait(*sample);
                 self.samples.flying.remove(sample);
                 self.samples.counts.completed += 1;
                 self.samples.completed.insert(
@@ -98,7 +97,7 @@ impl State {
                 self.apply_sample_restarted(*sample, *why, at)
             }
             Event::SampleDropped { sample } => {
-                self.samples.unindex(*sample, self.settings.tail());
+                self.unwait(*sample);
                 self.samples.flying.remove(sample);
                 self.samples.counts.lost += 1;
             }

@@ -96,6 +96,7 @@
 //! | `decide` | what a command does: joining, results, failures |
 //! | `apply` | how each event changes the state |
 //! | `consequences` | what follows: `phase` (when phases end), `merge` (cells), `routing` (who gets what) |
+//! | `index` | who could be next, kept at hand so that a command costs the same in a network of any size |
 //! | [`cells`], [`checkpoint`] | how a stage is cut, and what an epoch starts from |
 //! | `audit`, [`score`] | what is replayed, what work is worth |
 //! | `lease`, `draw` | how long a lease runs, chance that nobody foresees |
@@ -117,6 +118,7 @@ mod decide;
 mod draw;
 pub mod event;
 pub mod id;
+mod index;
 pub mod invariants;
 mod learning_rate;
 mod lease;

@@ -107,21 +107,21 @@ impl State {
         producer: Session,
         accuser: Session,
     ) -> Option<Event> {
-        let disputes = || {
-            self.audits
-                .pending
-                .values()
-                .filter_map(|audit| match &audit.work {
-                    Work::Inspect {
-                        producer, accuser, ..
-                    } => Some((*producer, *accuser)),
-                    _ => None,
-                })
+        let is_dispute_of_the_two = |id: &AuditId| {
+            let audit = self.audits.pending.get(id);
+            audit.is_some_and(
+                |audit| matches!(&audit.work, Work::Inspect { accuser: other, .. } if *other == accuser),
+            )
+        };
+        let asked_already = || {
+            self.index
+                .audits_of(producer)
+                .any(|id| is_dispute_of_the_two(&id))
         };
         let pointless = self.settings.validators.is_empty()
             || producer.peer == accuser.peer
-            || disputes().count() >= DISPUTES_MAX
-            || disputes().any(|pair| pair == (producer, accuser));
+            || self.index.disputes >= DISPUTES_MAX
+            || asked_already();
         let audit: AuditId = self.audits.next;
         (!pointless).then_some(Event::DisputeOpened {
             audit,
