@@ -15,6 +15,7 @@ const ROWS: &[&[&str]] = &[
         "iota-validator-cli",
         "iota-examples",
         "iota-benches",
+        "iota-sim",
         "iota-tidy",
     ],
     // A network is made of all roles.
