@@ -13,7 +13,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use iota_protocol::settings::{LearningRate, Timing};
 use iota_protocol::work::{Lease, Outcome, Seal, Work};
 use iota_protocol::{
-    Command, Digest, PeerId, Phase, Role, RunId, RunSettings, Session, State, Timestamp,
+    Command, Digest, PeerId, Phase, Role, RunId, RunSettings, Session, StageIndex, State, Timestamp,
 };
 
 /// Stages, miners of each, and samples on their way per miner: a testnet, a small run, twenty stages as full as IOTA lets
@@ -43,7 +43,7 @@ fn scheduling(c: &mut Criterion) {
             b.iter_custom(|iterations| {
                 let start = Instant::now();
                 for _ in 0..iterations * COMMANDS {
-                    network.command();
+                    network.command(None);
                 }
                 start.elapsed()
             });
@@ -93,21 +93,32 @@ impl Network {
                 .sessions
                 .push_back(session.expect("it has just joined"));
         }
-        // Until all samples that may be are on their way and some are through, so that all kinds of work are about.
-        while network.state.sample_counts().completed < u64::from(miners)
-            || network.state.samples_in_flight() < in_flight
-        {
-            network.command();
+        // First the head alone, until all samples that may be are on their way: left to itself a network of equally fast
+        // stages has few that wait. Then everybody, until some are through and all kinds of work are about.
+        while network.state.samples_in_flight() < in_flight {
+            network.command(Some(network.state.settings().head()));
+        }
+        while network.state.sample_counts().completed < u64::from(miners).min(1_000) {
+            network.command(None);
         }
         assert_eq!(network.state.phase(), Phase::Training);
         network
     }
 
-    /// The next command of whoever's turn it is: room first, then a result for every lease that it holds.
-    fn command(&mut self) {
+    /// The next command of whoever's turn it is: room first, then a result for every lease that it holds. `only`: only
+    /// miners of this stage get a turn, once all have installed.
+    fn command(&mut self, only: Option<StageIndex>) {
         self.now = self.now + Duration::from_millis(1);
         let Some(lease) = self.turn.pop_front() else {
             self.sessions.rotate_left(1);
+            let only = only.filter(|_| self.state.phase() == Phase::Training);
+            let is_idle = |session: Session| {
+                let stage = self.state.session(session).and_then(|state| state.stage);
+                only.is_some() && stage != only
+            };
+            let next = self.sessions.iter().position(|session| !is_idle(*session));
+            self.sessions
+                .rotate_left(next.expect("every stage has miners"));
             let session = self.sessions[0];
             let held = self.state.leases_of(session).count();
             let room = CAPACITY.saturating_sub(u32::try_from(held).unwrap_or(CAPACITY));

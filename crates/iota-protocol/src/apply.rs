@@ -169,6 +169,15 @@ impl State {
                 }
             }
             Event::CheckpointCommitted(checkpoint) => self.apply_checkpoint(checkpoint),
+            Event::CheckpointAccused {
+                stage,
+                object,
+                accuser,
+                ..
+            } => {
+                self.unreadable.insert((*stage, *object, accuser.peer));
+            }
+            Event::CheckpointRepaired { checkpoint, .. } => self.apply_repair(checkpoint),
             Event::Installed {
                 session,
                 epoch,

@@ -31,6 +31,7 @@ impl State {
             .or_else(|| self.overdue_lease(now))
             .or_else(|| self.lapsed_preference(now))
             .or_else(|| self.moot_audit())
+            .or_else(|| self.next_repair(now))
             .or_else(|| self.next_merge_step(now))
             .or_else(|| self.next_phase(now))
             .or_else(|| self.next_assignment(now))
@@ -46,7 +47,8 @@ impl State {
         let silence = self.index.contacts.first().map(|(at, _)| *at + timeout);
         let lease = self.leases.due.first().map(|(deadline, _)| *deadline);
         let preference = self.samples.lapses.first().map(|(lapses_at, _)| *lapses_at);
-        [silence, lease, preference, self.phase_change_at()]
+        let phase = self.phase_change_at();
+        [silence, lease, preference, phase, self.repair_at()]
             .into_iter()
             .flatten()
             .min()

@@ -19,7 +19,7 @@ use crate::id::{AuditId, PeerId, SampleId, Session, StageIndex};
 use crate::routing::rate_of;
 use crate::state::{Audit, State};
 use crate::time::Timestamp;
-use crate::work::{Work, WorkKind};
+use crate::work::{Checkpoint, Work, WorkKind};
 
 /// Everything that follows from the facts and would take long to look for.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -457,8 +457,12 @@ impl State {
             | Event::Installed { session, .. } => self.refile(*session),
             Event::Leased(lease) => self.refile(lease.session),
             Event::ReplicasDiffer { odd, .. } => odd.iter().for_each(|one| self.refile(*one)),
-            // Also whoever was on the roster of the epoch before.
-            Event::RosterFixed { stage, .. } => {
+            // Not only whom it names: also whoever was on the roster of the epoch before.
+            Event::RosterFixed { stage, .. }
+            | Event::CheckpointRepaired {
+                checkpoint: Checkpoint { stage, .. },
+                ..
+            } => {
                 let miners = &self.sessions.miners[usize::from(stage.get())];
                 for session in miners.iter().copied().collect::<Vec<_>>() {
                     self.refile(session);
@@ -482,7 +486,8 @@ impl State {
             | Event::UploadExcluded { .. }
             | Event::UploadQuarantined { .. }
             | Event::CellSettled { .. }
-            | Event::CheckpointCommitted(_) => {}
+            | Event::CheckpointCommitted(_)
+            | Event::CheckpointAccused { .. } => {}
         }
     }
 }

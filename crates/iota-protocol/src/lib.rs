@@ -98,6 +98,7 @@
 //! | `consequences` | what follows: `phase` (when phases end), `merge` (cells), `routing` (who gets what) |
 //! | `index` | who could be next, kept at hand so that a command costs the same in a network of any size |
 //! | [`cells`], [`checkpoint`] | how a stage is cut, and what an epoch starts from |
+//! | `repair` | what becomes of a checkpoint that nobody can install |
 //! | `audit`, [`score`] | what is replayed, what work is worth |
 //! | `lease`, `draw` | how long a lease runs, chance that nobody foresees |
 //! | [`invariants`] | what is always true |
@@ -127,6 +128,7 @@ mod pairs;
 pub mod peer;
 mod phase;
 pub mod rejection;
+mod repair;
 mod routing;
 pub mod score;
 pub mod settings;

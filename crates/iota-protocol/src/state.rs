@@ -45,6 +45,10 @@ pub struct State {
     pub(crate) leases: Leases,
     pub(crate) samples: samples::Samples,
     pub(crate) checkpoints: Vec<Checkpoint>,
+    /// What each stage started the epoch before from.
+    pub(crate) previous_checkpoints: Vec<Checkpoint>,
+    /// Objects of checkpoints that miners could not read, and two of those who say so.
+    pub(crate) unreadable: BTreeSet<(StageIndex, ObjectName, PeerId)>,
     pub(crate) merging: Vec<merging::StageMerge>,
     pub(crate) merges: Vec<MergeRecord>,
     pub(crate) audits: audits::Audits,
@@ -79,7 +83,7 @@ impl State {
     pub fn new(settings: RunSettings, now: Timestamp) -> Result<Self, InvalidSetting> {
         settings.validate()?;
         let stages = settings.stages();
-        let checkpoints = (0..stages)
+        let checkpoints: Vec<_> = (0..stages)
             .map(|stage| {
                 checkpoint::genesis(
                     StageIndex::new(stage),
@@ -97,7 +101,9 @@ impl State {
             sessions: Sessions::new(stages),
             leases: Leases::default(),
             samples: samples::Samples::default(),
+            previous_checkpoints: checkpoints.clone(),
             checkpoints,
+            unreadable: BTreeSet::new(),
             merging: vec![merging::StageMerge::default(); stages.into()],
             merges: Vec::new(),
             audits: audits::Audits::default(),

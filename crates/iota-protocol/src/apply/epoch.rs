@@ -176,7 +176,21 @@ impl State {
             record.bytes_down += results * inputs * cell_bytes;
         }
         self.merges.push(record);
+        let previous = std::mem::replace(&mut self.checkpoints[index(stage)], checkpoint.clone());
+        self.previous_checkpoints[index(stage)] = previous;
+        self.unreadable.retain(|(of, _, _)| *of != stage);
+    }
+
+    /// Nobody holds the checkpoint that this one replaces, and everybody may try anew.
+    pub(super) fn apply_repair(&mut self, checkpoint: &Checkpoint) {
+        let stage = checkpoint.stage;
         self.checkpoints[index(stage)] = checkpoint.clone();
+        for session in &self.sessions.miners[index(stage)] {
+            if let Some(state) = self.sessions.live.get_mut(session) {
+                state.installation = None;
+                state.installs = 0;
+            }
+        }
     }
 
     pub(super) fn apply_installed(

@@ -178,7 +178,9 @@ impl State {
                     && !merge.uploads.contains_key(&lease.session)
             }
             Work::Merge { .. } => self.merge_is_open(lease),
-            Work::Install { .. } => lease.epoch == self.epoch && !state.is_installed(self.epoch),
+            Work::Install { checkpoint } => {
+                *checkpoint == *self.checkpoint(lease.stage) && !state.is_installed(self.epoch)
+            }
             Work::Replay { .. } | Work::Inspect { .. } => self.audit_of(&lease.work).is_some(),
         }
     }

@@ -4,6 +4,7 @@ use super::Found;
 use crate::event::{Direction, Event, LeaseEnd, Piece};
 use crate::id::{AuditId, LeaseId, Session, StageIndex};
 use crate::rejection::Rejection;
+use crate::repair::ACCUSERS;
 use crate::state::State;
 use crate::work::{
     Checkpoint, Difference, Failure, Lease, ObjectName, ObjectRef, SegmentSource, Work,
@@ -87,6 +88,22 @@ impl State {
                     accuser,
                     difference,
                 });
+                producer
+            }
+            Work::Install { checkpoint } => {
+                let is_present = self.checkpoint(lease.stage) == checkpoint;
+                if !is_present || self.accusers(lease.stage, object.name) >= ACCUSERS {
+                    return events;
+                }
+                events.push(Event::CheckpointAccused {
+                    stage: lease.stage,
+                    object: object.name,
+                    accuser,
+                    difference,
+                });
+                let Some(producer) = self.merge_of(lease.stage).merger(object.name) else {
+                    return events;
+                };
                 producer
             }
             _ => return events,

@@ -1,17 +1,17 @@
 //! A state as it is written: the facts. What follows from them is made anew when they are read.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
 use super::{Leases, MergeRecord, Sessions, State, audits, merging, samples};
 use crate::event::Phase;
-use crate::id::{Epoch, StageIndex};
+use crate::id::{Epoch, PeerId, StageIndex};
 use crate::index::Index;
 use crate::lease::Durations;
 use crate::settings::RunSettings;
 use crate::time::Timestamp;
-use crate::work::{Checkpoint, WorkKind};
+use crate::work::{Checkpoint, ObjectName, WorkKind};
 
 /// The fields of [`State`] but for its index.
 #[derive(Deserialize)]
@@ -26,6 +26,8 @@ pub(super) struct Stored {
     leases: Leases,
     samples: samples::Samples,
     checkpoints: Vec<Checkpoint>,
+    previous_checkpoints: Vec<Checkpoint>,
+    unreadable: BTreeSet<(StageIndex, ObjectName, PeerId)>,
     merging: Vec<merging::StageMerge>,
     merges: Vec<MergeRecord>,
     audits: audits::Audits,
@@ -47,6 +49,8 @@ impl From<Stored> for State {
             leases,
             samples,
             checkpoints,
+            previous_checkpoints,
+            unreadable,
             merging,
             merges,
             audits,
@@ -64,6 +68,8 @@ impl From<Stored> for State {
             leases,
             samples,
             checkpoints,
+            previous_checkpoints,
+            unreadable,
             merging,
             merges,
             audits,
