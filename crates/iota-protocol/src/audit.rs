@@ -45,6 +45,9 @@ impl State {
         let secret = &self.settings.secret;
         let mut candidates: Vec<_> = self
             .sessions()
+            // The log of a session that has not installed this epoch's checkpoint is of an epoch before, and so is what
+            // it would be compared with.
+            .filter(|(_, state)| state.installation.is_some_and(|it| it.epoch == self.epoch))
             .filter_map(|(session, state)| Some((session, state.stage?, state.log().len())))
             .filter(|(_, _, operations)| *operations > 0)
             .collect();

@@ -23,17 +23,20 @@ pub(crate) fn audit(journal: &[(Timestamp, Event)], state: &State) -> Result<(),
     let mut leases: BTreeMap<LeaseId, Lease> = BTreeMap::new();
     let mut of_epoch = 0;
     let mut quotas: Vec<u64> = Vec::new();
+    let first = |is_new: bool, what: String| {
+        is_new
+            .then_some(())
+            .ok_or_else(|| format!("A3: {what} began twice"))
+    };
     for (_, event) in journal {
         match event {
             Event::SampleOpened { sample } => {
-                if samples.insert(*sample, Course::default()).is_some() {
-                    return Err(format!("A3: {sample} was opened twice"));
-                }
+                let is_new = samples.insert(*sample, Course::default()).is_none();
+                first(is_new, sample.to_string())?;
             }
             Event::Leased(lease) => {
-                if leases.insert(lease.id, lease.clone()).is_some() {
-                    return Err(format!("A3: {} was given twice", lease.id));
-                }
+                let is_new = leases.insert(lease.id, lease.clone()).is_none();
+                first(is_new, lease.id.to_string())?;
             }
             Event::Completed {
                 lease,
