@@ -44,6 +44,8 @@ enum Happening {
     Trouble(Fault),
     /// All trouble is over.
     Calm,
+    /// Somebody looks whether a stage has nobody, and joins if so.
+    Helps,
 }
 
 #[derive(Debug)]
@@ -66,6 +68,9 @@ const BY_THEMSELVES: [Fault; 5] = [
 /// most four times `phase_max`, two minutes; the rest is for joining, installing and training with what miners are left.
 const CALM_EPOCH_MAX: u64 = 1_800_000;
 
+/// How often somebody looks whether a run lacks miners once trouble stops, in milliseconds.
+const HELP_EVERY: u64 = 120_000;
+
 /// Once a run is over everybody who is there hears of it within so many milliseconds.
 const FAREWELL_MAX: u64 = 120_000;
 
@@ -81,6 +86,7 @@ pub(crate) struct World {
     queued: u64,
     calls: u64,
     ticks_at: Option<u64>,
+    helpers: u64,
     orchestrator: Orchestrator,
     nodes: Vec<Node>,
     store: Store,
@@ -114,6 +120,7 @@ impl World {
             queued: 0,
             calls: 0,
             ticks_at: None,
+            helpers: 0,
             orchestrator,
             nodes: Vec::new(),
             store: Store::default(),
@@ -280,9 +287,18 @@ impl World {
                 self.become_calm();
                 let settings = &self.plan.settings;
                 let helpers = u64::from(settings.stages()) * u64::from(settings.miners_to_start);
-                for number in 0..=helpers {
-                    self.add(Plan::helper(number, self.now));
+                for _ in 0..=helpers {
+                    self.help();
                 }
+                self.at(self.now + HELP_EVERY, Happening::Helps);
+                Ok(())
+            }
+            Happening::Helps => {
+                // Those who were there may be banned by now, for objects that the store has lost.
+                if self.orchestrator.state().pause_reason().is_some() {
+                    self.help();
+                }
+                self.at(self.now + HELP_EVERY, Happening::Helps);
                 Ok(())
             }
         }

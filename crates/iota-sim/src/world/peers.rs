@@ -8,7 +8,7 @@ use super::{Happening, Step, World};
 use crate::fault::Fault;
 use crate::node::{Asked, Node};
 use crate::orchestrator::Request;
-use crate::plan::{Behaviour, NodePlan};
+use crate::plan::{Behaviour, NodePlan, Plan};
 use crate::worker::{Operated, inputs};
 
 impl World {
@@ -16,6 +16,12 @@ impl World {
         let node = self.nodes.len();
         self.nodes.push(Node::new(plan));
         self.at(plan.starts_at, Happening::Starts { node });
+    }
+
+    /// An honest miner comes who was not there before.
+    pub(super) fn help(&mut self) {
+        self.helpers += 1;
+        self.add(Plan::helper(self.helpers, self.now));
     }
 
     /// Does what a peer's machine asks for, and arms its timer.
