@@ -1,24 +1,24 @@
-//! The rules: commands that one thread decides per second, while networks of several sizes train.
+//! The rules: commands that one thread decides per second, while networks of several sizes train, and what the state of
+//! such a run takes in memory.
 //!
 //! Miners take turns: each says that it has room, then completes what it holds, which makes the rules give the next pieces
 //! of work to somebody. The journal, the calls and the grants around a decision are not in it.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::time::Duration;
+mod counting;
 
-use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use iota_protocol::settings::{LearningRate, Timing};
 use iota_protocol::work::{Lease, Outcome, Seal, Work};
 use iota_protocol::{
-    Command, Digest, PeerId, Phase, Role, RunId, RunSettings, Session, State, Timestamp,
+    Command, Digest, PeerId, Phase, Role, RunId, RunSettings, Session, StageIndex, State, Timestamp,
 };
 
-/// As the programs have it.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
-/// Stages and miners of each: a testnet, a small run, and twenty stages as full as IOTA lets them be.
-const NETWORKS: [(u16, u32); 3] = [(3, 2), (4, 25), (20, 50)];
+/// Stages, miners of each, and samples on their way per miner: a testnet, a small run, twenty stages as full as IOTA lets
+/// them be, and ten times that with ten times the samples.
+const NETWORKS: [(u16, u32, u32); 4] = [(3, 2, 1), (4, 25, 1), (20, 50, 1), (20, 500, 10)];
 /// Leases that a miner holds at a time, as `iota-miner` does.
 const CAPACITY: u32 = 4;
 const ACTIVATION_BYTES: u64 = 131_072;
@@ -28,28 +28,31 @@ const COMMANDS: u64 = 500;
 fn scheduling(c: &mut Criterion) {
     let mut group = c.benchmark_group("commands of a training network");
     group.throughput(Throughput::Elements(COMMANDS));
-    for (stages, miners_per_stage) in NETWORKS {
-        let network = Network::training(stages, miners_per_stage);
+    for (stages, miners_per_stage, samples_per_miner) in NETWORKS {
+        let before = counting::live_bytes();
+        let mut network = Network::training(stages, miners_per_stage, samples_per_miner);
         let miners = u32::from(stages) * miners_per_stage;
+        println!(
+            "{miners} miners, {} samples in flight, {} pieces done in this epoch: the state takes {} KiB",
+            network.state.samples_in_flight(),
+            network.ordinals.values().sum::<u32>(),
+            (counting::live_bytes() - before) / 1024,
+        );
         group.bench_function(BenchmarkId::new("miners", miners), |b| {
-            // The same stretch of the run each time, so that it does not matter how many iterations there are.
-            b.iter_batched(
-                || network.clone(),
-                |mut network| {
-                    for _ in 0..COMMANDS {
-                        network.command();
-                    }
-                    network
-                },
-                BatchSize::PerIteration,
-            );
+            // One run that goes on: a copy of the largest state per iteration would take longer than the commands.
+            b.iter_custom(|iterations| {
+                let start = Instant::now();
+                for _ in 0..iterations * COMMANDS {
+                    network.command(None);
+                }
+                start.elapsed()
+            });
         });
     }
     group.finish();
 }
 
 /// A run and everybody in it.
-#[derive(Clone)]
 struct Network {
     state: State,
     now: Timestamp,
@@ -63,10 +66,12 @@ struct Network {
 
 impl Network {
     /// A network that has been training for a while.
-    fn training(stages: u16, miners_per_stage: u32) -> Self {
+    fn training(stages: u16, miners_per_stage: u32, samples_per_miner: u32) -> Self {
         let miners = u32::from(stages) * miners_per_stage;
         let now = Timestamp::from_millis(0);
-        let state = State::new(settings(stages, miners_per_stage), now);
+        let settings = settings(stages, miners_per_stage, miners * samples_per_miner);
+        let in_flight = settings.samples_in_flight as usize;
+        let state = State::new(settings, now);
         let mut network = Self {
             state: state.expect("the settings are in range"),
             now,
@@ -88,19 +93,32 @@ impl Network {
                 .sessions
                 .push_back(session.expect("it has just joined"));
         }
-        // Until as many samples are through as are on their way, so that all kinds of work are about.
-        while network.state.sample_counts().completed < u64::from(miners) {
-            network.command();
+        // First the head alone, until all samples that may be are on their way: left to itself a network of equally fast
+        // stages has few that wait. Then everybody, until some are through and all kinds of work are about.
+        while network.state.samples_in_flight() < in_flight {
+            network.command(Some(network.state.settings().head()));
+        }
+        while network.state.sample_counts().completed < u64::from(miners).min(1_000) {
+            network.command(None);
         }
         assert_eq!(network.state.phase(), Phase::Training);
         network
     }
 
-    /// The next command of whoever's turn it is: room first, then a result for every lease that it holds.
-    fn command(&mut self) {
+    /// The next command of whoever's turn it is: room first, then a result for every lease that it holds. `only`: only
+    /// miners of this stage get a turn, once all have installed.
+    fn command(&mut self, only: Option<StageIndex>) {
         self.now = self.now + Duration::from_millis(1);
         let Some(lease) = self.turn.pop_front() else {
             self.sessions.rotate_left(1);
+            let only = only.filter(|_| self.state.phase() == Phase::Training);
+            let is_idle = |session: Session| {
+                let stage = self.state.session(session).and_then(|state| state.stage);
+                only.is_some() && stage != only
+            };
+            let next = self.sessions.iter().position(|session| !is_idle(*session));
+            self.sessions
+                .rotate_left(next.expect("every stage has miners"));
             let session = self.sessions[0];
             let held = self.state.leases_of(session).count();
             let room = CAPACITY.saturating_sub(u32::try_from(held).unwrap_or(CAPACITY));
@@ -157,8 +175,8 @@ impl Network {
     }
 }
 
-/// A run whose first epoch never ends, with a sample on its way for every miner.
-fn settings(stages: u16, miners_per_stage: u32) -> RunSettings {
+/// A run whose first epoch never ends.
+fn settings(stages: u16, miners_per_stage: u32, samples_in_flight: u32) -> RunSettings {
     RunSettings {
         run: RunId::from_bytes([1; 16]),
         secret: [2; 32],
@@ -170,7 +188,7 @@ fn settings(stages: u16, miners_per_stage: u32) -> RunSettings {
         sample_tokens: 512,
         epochs: 1,
         samples_per_epoch: u64::from(u32::MAX),
-        samples_in_flight: u32::from(stages) * miners_per_stage,
+        samples_in_flight,
         in_batches: false,
         backwards_per_step: 1,
         miners_to_start: miners_per_stage,

@@ -25,7 +25,11 @@ impl State {
     /// that breaks the invariants.
     pub fn apply(&mut self, at: Timestamp, event: &Event) {
         self.clock = self.clock.max(at);
-        let at = self.clock;
+        self.change(self.clock, event);
+        self.refile_after(event);
+    }
+
+    fn change(&mut self, at: Timestamp, event: &Event) {
         match event {
             Event::Resumed { away } => self.apply_resumed(*away),
             Event::SessionJoined {
@@ -34,13 +38,8 @@ impl State {
                 stage,
                 capacity,
             } => {
-                let given_us = stage.map_or(0, |stage| {
-                    self.sessions
-                        .miners_of(stage)
-                        .map(|(_, state)| state.given_us)
-                        .min()
-                        .unwrap_or(0)
-                });
+                let least = stage.and_then(|stage| self.index.stage(stage).miners.first());
+                let given_us = least.map_or(0, |(given_us, _)| *given_us);
                 self.sessions.join(
                     *session,
                     SessionState::new(*role, *stage, *capacity, given_us, at),
@@ -85,7 +84,7 @@ impl State {
                 self.apply_piece_undone(*sample, *piece, *producer, at);
             }
             Event::SampleCompleted { sample, loss, path } => {
-                self.samples.unindex(*sample, self.settings.tail());
+                self.unwait(*sample);
                 self.samples.flying.remove(sample);
                 self.samples.counts.completed += 1;
                 self.samples.completed.insert(
@@ -100,7 +99,7 @@ impl State {
                 self.apply_sample_restarted(*sample, *why, at)
             }
             Event::SampleDropped { sample } => {
-                self.samples.unindex(*sample, self.settings.tail());
+                self.unwait(*sample);
                 self.samples.flying.remove(sample);
                 self.samples.counts.lost += 1;
             }
@@ -172,6 +171,15 @@ impl State {
                 }
             }
             Event::CheckpointCommitted(checkpoint) => self.apply_checkpoint(checkpoint),
+            Event::CheckpointAccused {
+                stage,
+                object,
+                accuser,
+                ..
+            } => {
+                self.unreadable.insert((*stage, *object, accuser.peer));
+            }
+            Event::CheckpointRepaired { checkpoint, .. } => self.apply_repair(checkpoint),
             Event::Installed {
                 session,
                 epoch,

@@ -3,6 +3,8 @@
 //! A replay starts from the epoch's checkpoint and costs as much as what it redoes, so long ones are rare: the number
 //! of operations is drawn log-uniformly. Any operation can be reached, and a replay of all of them compares the upload.
 //!
+//! Who is audited: everybody within some epochs, and anybody at any time.
+//!
 //! The draw comes with the end of training. The operations are taken from the log when nothing can come to it any more:
 //! once the subject has uploaded, once the time to upload is over, or when the subject leaves.
 
@@ -14,6 +16,10 @@ use crate::work::LogEntry;
 
 /// Operations of one replay, at most: all of them travel in its lease.
 pub(crate) const OPERATIONS_MAX: u32 = 4_096;
+
+/// For each so many audits that are due there is one more, of somebody who is not: it costs a quarter more, and leaves a
+/// miner that was just audited a chance to be audited again that is worth a thought.
+const SURPRISES: usize = 4;
 
 /// The operations of a closed log that a replay can redo, in the order in which the session did them.
 ///
@@ -37,7 +43,8 @@ pub(crate) fn replayable(log: &[LogEntry], uploaded: bool) -> Vec<&LogEntry> {
 
 impl State {
     /// The audits of this epoch's work: of the miners whose last audit is longest ago, as many as it takes to see
-    /// everybody within the number of epochs that the settings give.
+    /// everybody within the number of epochs that the settings give; and of some of the others, whoever they are, so that
+    /// nobody is safe for having just been audited.
     pub(crate) fn draw_audits(&self) -> Vec<Event> {
         if self.settings.validators.is_empty() {
             return Vec::new();
@@ -45,6 +52,9 @@ impl State {
         let secret = &self.settings.secret;
         let mut candidates: Vec<_> = self
             .sessions()
+            // The log of a session that has not installed this epoch's checkpoint is of an epoch before, and so is what
+            // it would be compared with.
+            .filter(|(_, state)| state.installation.is_some_and(|it| it.epoch == self.epoch))
             .filter_map(|(session, state)| Some((session, state.stage?, state.log().len())))
             .filter(|(_, _, operations)| *operations > 0)
             .collect();
@@ -61,9 +71,15 @@ impl State {
         let count = candidates
             .len()
             .div_ceil(self.settings.audit_every_epochs as usize);
+        let mut others = candidates.split_off(count);
+        others.sort_by_cached_key(|(session, _, _)| {
+            let draw = Draw::about(secret, "audit surprise").number(self.epoch.get());
+            (draw.session(*session).value(), *session)
+        });
+        others.truncate(count.div_ceil(SURPRISES));
         candidates
             .into_iter()
-            .take(count)
+            .chain(others)
             .zip(self.audits.next.get()..)
             .map(|((subject, stage, of), audit)| {
                 let of = u32::try_from(of).expect("ordinals are distinct and 32 bits");

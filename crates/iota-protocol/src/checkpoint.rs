@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::id::{Epoch, StageIndex};
-use crate::work::{Checkpoint, ObjectRef, Segment, SegmentSource};
+use crate::work::{Checkpoint, ObjectName, ObjectRef, Segment, SegmentSource};
 
 /// The checkpoint of epoch 0: everything from the run's seed.
 pub(crate) fn genesis(stage: StageIndex, elements: u64) -> Checkpoint {
@@ -56,6 +56,62 @@ pub(crate) fn succeed(
         epoch: previous.epoch.next(),
         optimizer_steps,
         segments,
+    }
+}
+
+/// The checkpoint without one of its objects. In its place comes a copy, or what `previous` holds in that range; where
+/// that `is_lost` too, the values of the seed.
+pub(crate) fn mend(
+    broken: &Checkpoint,
+    lost: ObjectName,
+    copy: Option<ObjectRef>,
+    previous: &Checkpoint,
+    is_lost: impl Fn(ObjectName) -> bool,
+) -> Checkpoint {
+    let mut segments = Vec::with_capacity(broken.segments.len());
+    for segment in &broken.segments {
+        match &segment.source {
+            SegmentSource::Merged {
+                object,
+                offset,
+                cell_elements,
+            } if object.name == lost => {
+                if let Some(object) = copy {
+                    let source = SegmentSource::Merged {
+                        object,
+                        offset: *offset,
+                        cell_elements: *cell_elements,
+                    };
+                    let range = segment.range.clone();
+                    push(&mut segments, Segment { range, source });
+                    continue;
+                }
+                let older = &previous.segments;
+                for mut older in older.iter().filter_map(|older| cut(older, &segment.range)) {
+                    if object_of(&older).is_some_and(&is_lost) {
+                        older.source = SegmentSource::Genesis;
+                    }
+                    push(&mut segments, older);
+                }
+            }
+            _ => push(&mut segments, segment.clone()),
+        }
+    }
+    Checkpoint {
+        segments,
+        ..broken.clone()
+    }
+}
+
+/// The objects that a checkpoint names.
+pub(crate) fn objects(checkpoint: &Checkpoint) -> impl Iterator<Item = ObjectName> {
+    checkpoint.segments.iter().filter_map(object_of)
+}
+
+fn object_of(segment: &Segment) -> Option<ObjectName> {
+    match &segment.source {
+        SegmentSource::Genesis => None,
+        SegmentSource::Merged { object, .. } => Some(object.name),
     }
 }
 
@@ -213,6 +269,29 @@ mod tests {
         );
         let second = succeed(&first, 1, &[(0..3, None), (3..6, None), (6..10, None)]);
         assert_eq!(second.segments, first.segments);
+    }
+
+    #[test]
+    fn a_lost_object_gives_way_to_a_copy_or_to_older_values_or_to_the_seed() {
+        let first = succeed(
+            &genesis(StageIndex::new(0), 10),
+            1,
+            &[(0..5, Some(object(1))), (5..10, Some(object(2)))],
+        );
+        let cells = [(0..3, Some(object(3))), (3..10, Some(object(4)))];
+        let second = succeed(&first, 2, &cells);
+        let lost = object(4).name;
+        let copied = mend(&second, lost, Some(object(5)), &first, |_| false);
+        assert_eq!(copied.segments[1], merged(3..10, 5, 0, 7));
+        let older = mend(&second, lost, None, &first, |name| name == object(2).name);
+        let seed = Segment {
+            range: 5..10,
+            source: SegmentSource::Genesis,
+        };
+        let expected = vec![merged(0..3, 3, 0, 3), merged(3..5, 1, 3, 5), seed];
+        assert_eq!(older.segments, expected);
+        assert!(covers(&copied, 10) && covers(&older, 10));
+        assert_eq!(older.epoch, second.epoch);
     }
 
     #[test]

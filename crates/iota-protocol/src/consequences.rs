@@ -5,10 +5,10 @@
 
 use crate::event::{AbandonReason, Event, LeaseEnd, Phase, PhaseReason, RestartReason, SessionEnd};
 use crate::id::{LeaseId, Session};
-use crate::state::State;
 use crate::state::sessions::INSTALLS_MAX;
+use crate::state::{Audit, SessionState, State};
 use crate::time::Timestamp;
-use crate::work::{Work, WorkKind};
+use crate::work::Work;
 
 /// Leases of one piece that may end in vain before its sample goes back to its tokens: by then what the piece is made
 /// from is suspect.
@@ -31,6 +31,7 @@ impl State {
             .or_else(|| self.overdue_lease(now))
             .or_else(|| self.lapsed_preference(now))
             .or_else(|| self.moot_audit())
+            .or_else(|| self.next_repair(now))
             .or_else(|| self.next_merge_step(now))
             .or_else(|| self.next_phase(now))
             .or_else(|| self.next_assignment(now))
@@ -43,16 +44,11 @@ impl State {
             return None;
         }
         let timeout = self.settings.timing.session_timeout;
-        let silence = self
-            .sessions
-            .live
-            .values()
-            .map(|state| state.last_contact)
-            .min()
-            .map(|at| at + timeout);
+        let silence = self.index.contacts.first().map(|(at, _)| *at + timeout);
         let lease = self.leases.due.first().map(|(deadline, _)| *deadline);
         let preference = self.samples.lapses.first().map(|(lapses_at, _)| *lapses_at);
-        [silence, lease, preference, self.phase_change_at()]
+        let phase = self.phase_change_at();
+        [silence, lease, preference, phase, self.repair_at()]
             .into_iter()
             .flatten()
             .min()
@@ -60,22 +56,13 @@ impl State {
 
     fn silent_session(&self, now: Timestamp) -> Option<Vec<Event>> {
         let timeout = self.settings.timing.session_timeout;
-        let silent =
-            |(_, state): &(Session, &crate::SessionState)| now >= state.last_contact + timeout;
-        let (session, _) = self.sessions().find(silent)?;
-        Some(self.end_session(session, SessionEnd::Silent))
+        let (at, session) = *self.index.contacts.first()?;
+        (now >= at + timeout).then(|| self.end_session(session, SessionEnd::Silent))
     }
 
     /// A session whose last try to install has ended in vain. It may join again, which takes time.
     fn hopeless_session(&self) -> Option<Vec<Event>> {
-        let hopeless = |(session, state): &(Session, &crate::SessionState)| {
-            state.installs >= INSTALLS_MAX
-                && !state.is_installed(self.epoch)
-                && !self
-                    .leases_of(*session)
-                    .any(|lease| lease.work.kind() == WorkKind::Install)
-        };
-        let (session, _) = self.sessions().find(hopeless)?;
+        let session = *self.index.hopeless.first()?;
         Some(self.end_session(session, SessionEnd::CannotInstall))
     }
 
@@ -90,29 +77,34 @@ impl State {
     }
 
     fn moot_audit(&self) -> Option<Vec<Event>> {
+        let id = *self.index.moot_audits.first()?;
+        let audit = &self.audits.pending[&id];
+        let why = self.why_moot(audit)?;
+        let mut events = self.withdraw(audit.lease);
+        events.push(Event::AuditAbandoned {
+            audit: id,
+            subject: audit.subject,
+            why,
+        });
+        Some(events)
+    }
+
+    /// Why nobody has to do this audit any more, if so.
+    pub(crate) fn why_moot(&self, audit: &Audit) -> Option<AbandonReason> {
         let patience = AUDIT_PATIENCE_EPOCHS + u64::from(self.settings.audit_every_epochs);
-        self.audits.pending.iter().find_map(|(id, audit)| {
-            let why = if self.sessions.is_banned(audit.subject.peer) {
-                AbandonReason::SubjectBanned
-            } else if audit.lease.is_none() && audit.epoch.get() + patience < self.epoch.get() {
-                AbandonReason::TooOld
-            } else if audit.lease.is_none() && audit.attempts >= AUDIT_ATTEMPTS_MAX {
-                AbandonReason::TooManyAttempts
-            } else if audit.awaits.is_none()
-                && matches!(&audit.work, Work::Replay { entries, .. } if entries.is_empty())
-            {
-                AbandonReason::NothingToRedo
-            } else {
-                return None;
-            };
-            let mut events = self.withdraw(audit.lease);
-            events.push(Event::AuditAbandoned {
-                audit: *id,
-                subject: audit.subject,
-                why,
-            });
-            Some(events)
-        })
+        let waits = audit.lease.is_none();
+        let empty = matches!(&audit.work, Work::Replay { entries, .. } if entries.is_empty());
+        if self.sessions.is_banned(audit.subject.peer) {
+            Some(AbandonReason::SubjectBanned)
+        } else if waits && audit.epoch.get() + patience < self.epoch.get() {
+            Some(AbandonReason::TooOld)
+        } else if waits && audit.attempts >= AUDIT_ATTEMPTS_MAX {
+            Some(AbandonReason::TooManyAttempts)
+        } else if audit.awaits.is_none() && empty {
+            Some(AbandonReason::NothingToRedo)
+        } else {
+            None
+        }
     }
 
     fn withdraw(&self, lease: Option<LeaseId>) -> Vec<Event> {
@@ -192,4 +184,9 @@ impl State {
         });
         events
     }
+}
+
+/// Whether a session has had its last try to install, however that one ends.
+pub(crate) const fn is_hopeless(session: &SessionState) -> bool {
+    session.installs >= INSTALLS_MAX
 }

@@ -189,6 +189,16 @@ pub enum ExclusionReason {
     Accused,
 }
 
+/// What a checkpoint has in place of an object that nobody can read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Repair {
+    /// The same bits, as another owner of the cell stored them.
+    AnotherCopy,
+    /// The values of the checkpoint before; those of the seed where they are gone too.
+    OlderValues,
+}
+
 /// Why an audit ends without a verdict.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -371,6 +381,26 @@ pub enum Event {
     },
     /// What a stage starts the next epoch from.
     CheckpointCommitted(Checkpoint),
+    /// A miner could not read an object that its stage's checkpoint names.
+    CheckpointAccused {
+        /// Of which stage.
+        stage: StageIndex,
+        /// The object.
+        object: ObjectName,
+        /// Who says so.
+        accuser: Session,
+        /// What is wrong with it.
+        difference: Difference,
+    },
+    /// Nobody can install what a stage starts from, because of one object: this takes its place.
+    CheckpointRepaired {
+        /// What the stage starts from now.
+        checkpoint: Checkpoint,
+        /// The object that it does without.
+        object: ObjectName,
+        /// By what means.
+        how: Repair,
+    },
     /// A session holds the epoch's weights, and the same ones as the others of its stage.
     Installed {
         /// Which.

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::checkpoint::covers;
 use crate::event::{CellResult, Phase};
 use crate::id::{LeaseId, SampleId};
+use crate::index::Index;
 use crate::state::State;
 use crate::state::merging::Slot;
 use crate::state::samples::Holder;
@@ -29,7 +30,7 @@ pub struct Violation {
 pub type Invariant = (&'static str, fn(&State) -> Result<(), String>);
 
 /// Every invariant of one state.
-pub const ALL: [Invariant; 13] = [
+pub const ALL: [Invariant; 14] = [
     ("P1", a_piece_waits_or_is_leased_once_or_is_done),
     ("P2", only_live_sessions_hold_anything),
     ("P3", a_deadline_moves_the_phase),
@@ -43,6 +44,7 @@ pub const ALL: [Invariant; 13] = [
     ("M5", a_settled_cell_is_explained),
     ("V2", the_banned_are_out),
     ("V3", audits_wait_only_for_logs_that_may_grow),
+    ("X1", the_index_is_what_a_recount_gives),
 ];
 
 /// Checks every invariant of one state.
@@ -461,6 +463,15 @@ pub fn audits_wait_only_for_logs_that_may_grow(state: &State) -> Result<(), Stri
         })?;
     }
     Ok(())
+}
+
+/// X1: what is kept at hand to find things by is what the facts say.
+pub fn the_index_is_what_a_recount_gives(state: &State) -> Result<(), String> {
+    let recount = Index::of(state);
+    require(state.index == recount, || {
+        let session = state.index.first_difference(&recount);
+        format!("a recount differs, of sessions first at {session:?}")
+    })
 }
 
 fn require(holds: bool, what: impl FnOnce() -> String) -> Result<(), String> {

@@ -98,7 +98,9 @@
 //! | `decide` | what a command does: joining, results, failures |
 //! | `apply` | how each event changes the state |
 //! | `consequences` | what follows: `phase` (when phases end), `merge` (cells), `routing` (who gets what) |
+//! | `index` | who could be next, kept at hand so that a command costs the same in a network of any size |
 //! | [`cells`], [`checkpoint`] | how a stage is cut, and what an epoch starts from |
+//! | `repair` | what becomes of a checkpoint that nobody can install |
 //! | `audit`, [`score`] | what is replayed, what work is worth |
 //! | `lease`, `draw` | how long a lease runs, chance that nobody foresees |
 //! | [`invariants`] | what is always true |
@@ -119,6 +121,7 @@ mod decide;
 mod draw;
 pub mod event;
 pub mod id;
+mod index;
 pub mod invariants;
 mod learning_rate;
 mod lease;
@@ -127,6 +130,7 @@ mod pairs;
 pub mod peer;
 mod phase;
 pub mod rejection;
+mod repair;
 mod routing;
 pub mod score;
 pub mod settings;

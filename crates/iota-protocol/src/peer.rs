@@ -17,7 +17,7 @@
 //! row.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::id::{LeaseId, Session};
@@ -105,6 +105,9 @@ pub struct Peer {
     capacity: u32,
     place: Place,
     leases: BTreeMap<LeaseId, Progress>,
+    /// Those of them that the orchestrator has said it knows no more. It would say so again at once, for as long as
+    /// their work or their report takes, if it were asked about them.
+    revoked: BTreeSet<LeaseId>,
     /// Unanswered calls that failed, to be made again.
     retries: Vec<(Timestamp, Retry)>,
     /// Calls that failed since one was answered.
@@ -161,6 +164,7 @@ impl Peer {
             capacity: capacity.max(1),
             place: Place::Joining,
             leases: BTreeMap::new(),
+            revoked: BTreeSet::new(),
             retries: Vec::new(),
             failures_in_a_row: 0,
             given_back_in_a_row: 0,
@@ -214,6 +218,7 @@ impl Peer {
         if run_over {
             return self.stop(Stop::RunOver);
         }
+        self.revoked.extend(revoked);
         for lease in revoked {
             if let Some(progress @ Progress::Working) = self.leases.get_mut(lease) {
                 *progress = Progress::Abandoned;
@@ -458,11 +463,13 @@ impl Peer {
 
     /// One poll at a time, even without room: it is the sign of life. It is replaced as soon as there is room again.
     fn poll(&mut self) {
+        self.revoked.retain(|lease| self.leases.contains_key(lease));
         let held: Vec<LeaseId> = self
             .leases
             .iter()
             .filter(|(_, progress)| **progress != Progress::Resting)
             .map(|(lease, _)| *lease)
+            .filter(|lease| !self.revoked.contains(lease))
             .collect();
         let room = self
             .capacity

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::checkpoint;
 use crate::event::{Event, LeaseEnd, Phase, PhaseReason, RestartReason};
-use crate::id::{Session, StageIndex};
+use crate::id::StageIndex;
 use crate::settings::Timing;
 use crate::state::State;
 use crate::time::Timestamp;
@@ -97,7 +97,7 @@ impl State {
     fn has_gathered(&self) -> bool {
         let enough = self.settings.miners_to_start as usize;
         self.stages()
-            .all(|stage| self.sessions.installed(stage, self.epoch).count() >= enough)
+            .all(|stage| self.index.stage(stage).installed.len() >= enough)
     }
 
     /// When the epoch's last samples are no longer waited for. While a stage has nobody there is no such time: training
@@ -224,27 +224,10 @@ impl State {
 
     /// Of a stage: who is waited for in this phase, and whether they are done.
     fn crowd(&self, stage: StageIndex) -> (usize, usize) {
+        let index = self.index.stage(stage);
         match self.phase {
-            Phase::Uploading => {
-                let merge = self.merge_of(stage);
-                let live: Vec<&Session> = merge
-                    .roster
-                    .iter()
-                    .filter(|session| {
-                        self.session(**session)
-                            .is_some_and(|state| state.is_installed(self.epoch))
-                    })
-                    .collect();
-                let done = live
-                    .iter()
-                    .filter(|session| merge.uploads.contains_key(session))
-                    .count();
-                (live.len(), done)
-            }
-            _ => (
-                self.sessions.miners_of(stage).count(),
-                self.sessions.installed(stage, self.epoch).count(),
-            ),
+            Phase::Uploading => (index.uploaders, index.uploaded),
+            _ => (index.miners.len(), index.installed.len()),
         }
     }
 

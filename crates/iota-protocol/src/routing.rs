@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use crate::draw::Draw;
 use crate::event::{Direction, Event, Phase, Piece};
 use crate::id::{SampleId, Session, StageIndex};
+use crate::index::Sum;
 use crate::learning_rate::learning_rate_at;
 use crate::lease::lease_duration;
 use crate::state::State;
@@ -24,46 +25,37 @@ impl State {
     /// Ties go to the fewest miners, then to the lowest index.
     /// `leaving` makes room by joining again.
     pub(crate) fn stage_for_joiner(&self, leaving: Option<Session>) -> Option<StageIndex> {
-        let miners_of = |stage| {
-            self.sessions
-                .miners_of(stage)
-                .filter(|(session, _)| Some(*session) != leaving)
+        let leaves = |stage| {
+            leaving.is_some_and(|session| {
+                self.session(session)
+                    .is_some_and(|state| state.stage == Some(stage))
+            })
         };
-        let rates = |stage| miners_of(stage).filter_map(|(_, state)| rate_of(state));
-        let (sum, count) = self
-            .stages()
-            .flat_map(rates)
-            .fold((0_u64, 0_u64), |(sum, count), rate| (sum + rate, count + 1));
-        let usual = sum.checked_div(count).unwrap_or(1).max(1);
-        let room = |stage: &StageIndex| {
-            miners_of(*stage).count() < self.settings.miners_per_stage_max as usize
+        let miners = |stage| self.index.stage(stage).miners.len() as u64 - u64::from(leaves(stage));
+        let measured = |stage| {
+            let gone =
+                leaving.map_or_else(Sum::default, |session| self.index.rate_in(session, stage));
+            self.index.stage(stage).rates.minus(gone)
         };
+        let all = self.stages().map(measured).fold(Sum::default(), Sum::plus);
+        let usual = u128::from(all.mean().unwrap_or(1).max(1));
+        let room =
+            |stage: &StageIndex| miners(*stage) < u64::from(self.settings.miners_per_stage_max);
         self.stages().filter(room).min_by_key(|stage| {
-            let miners = miners_of(*stage);
-            let (count, rate) = miners.fold((0_u64, 0_u64), |(count, rate), (_, state)| {
-                (
-                    count + 1,
-                    rate.saturating_add(rate_of(state).unwrap_or(usual)),
-                )
-            });
-            (rate, count, *stage)
+            let (count, measured) = (miners(*stage), measured(*stage));
+            let unmeasured = u128::from(count - measured.count());
+            (measured.sum() + unmeasured * usual, count, *stage)
         })
     }
 
-    /// What this kind of work is expected to take a session, in microseconds: by its own pace, by the mean of its stage,
+    /// What a piece of a sample is expected to take a session, in microseconds: by its own pace, by the mean of its stage,
     /// or by default.
     pub(crate) fn expected_us(&self, session: Session, stage: StageIndex, kind: WorkKind) -> u64 {
         if let Some(own) = self.session(session).and_then(|state| state.pace_us(kind)) {
             return own;
         }
-        let paces = self
-            .sessions
-            .miners_of(stage)
-            .filter_map(|(_, state)| state.pace_us(kind));
-        let (sum, count) = paces.fold((0_u64, 0_u64), |(sum, count), pace| {
-            (sum.saturating_add(pace), count + 1)
-        });
-        sum.checked_div(count).unwrap_or(UNMEASURED_US)
+        let of_stage = self.index.stage(stage).mean_pace_us(kind);
+        of_stage.unwrap_or(UNMEASURED_US)
     }
 
     /// The next lease to give, if there is work and somebody with room for it. Giving it may make another possible.
@@ -89,61 +81,55 @@ impl State {
 
     /// A miner that lacks the epoch's checkpoint gets it before anything else.
     fn next_install(&self, now: Timestamp) -> Option<Lease> {
-        let lacks = |(session, state): &(Session, &crate::SessionState)| {
-            state.room > 0
-                && !state.is_installed(self.epoch)
-                && !self
-                    .leases_of(*session)
-                    .any(|lease| lease.work.kind() == WorkKind::Install)
-        };
-        let (session, stage) = self.stages().find_map(|stage| {
-            self.sessions
-                .miners_of(stage)
-                .find(lacks)
-                .map(|(session, _)| (session, stage))
-        })?;
+        let (stage, session) = *self.index.to_install.first()?;
         let checkpoint = self.checkpoint(stage).clone();
         Some(self.lease_for(session, stage, Work::Install { checkpoint }, now))
     }
 
     /// A waiting piece: backward before forward, later forwards before earlier ones, the oldest sample first.
     fn next_piece(&self, now: Timestamp) -> Option<Lease> {
-        self.stages().rev().find_map(|stage| {
-            let has_room = |(_, state): &(Session, &crate::SessionState)| state.room > 0;
-            let able: Vec<Session> = self
-                .sessions
-                .installed(stage, self.epoch)
-                .filter(has_room)
-                .map(|(session, _)| session)
-                .collect();
-            if able.is_empty() {
-                return None;
+        let mut end = StageIndex::new(self.settings.stages());
+        loop {
+            end = self.last_stage_with_work(end)?;
+            if let Some((sample, session)) = self.next_piece_of(end) {
+                return Some(self.lease_piece(sample, session, now));
             }
-            let bound = able
-                .iter()
-                .filter_map(|session| Some((*self.samples.bound.get(session)?.first()?, *session)));
-            let open = |direction| {
-                let waiting = self.samples.open.get(&Piece { stage, direction });
-                waiting.into_iter().flatten().find_map(|sample| {
-                    Some((*sample, self.choose(*sample, stage, direction, &able)?))
-                })
-            };
-            let (sample, session) = bound
-                .chain(open(Direction::Backward))
-                .min()
-                .or_else(|| open(Direction::Forward))?;
-            Some(self.lease_piece(sample, session, now))
-        })
+        }
+    }
+
+    /// The last stage before `end` where something waits and somebody has room for it.
+    fn last_stage_with_work(&self, end: StageIndex) -> Option<StageIndex> {
+        let (bound, _) = self.index.bound.range(..end).next_back().unzip();
+        let first_of_end = Piece {
+            stage: end,
+            direction: Direction::Forward,
+        };
+        let waiting = self.samples.open.range(..first_of_end).rev();
+        let open = waiting
+            .map(|(piece, _)| piece.stage)
+            .find(|stage| !self.index.stage(*stage).able.is_empty());
+        bound.copied().max(open)
+    }
+
+    fn next_piece_of(&self, stage: StageIndex) -> Option<(SampleId, Session)> {
+        let open = |direction| {
+            let waiting = self.samples.open.get(&Piece { stage, direction });
+            waiting
+                .into_iter()
+                .flatten()
+                .find_map(|sample| Some((*sample, self.choose(*sample, stage, direction)?)))
+        };
+        let bound = self.index.bound.get(&stage);
+        let bound = bound.and_then(|pieces| pieces.first().copied());
+        bound
+            .into_iter()
+            .chain(open(Direction::Backward))
+            .min()
+            .or_else(|| open(Direction::Forward))
     }
 
     /// Who of those with room does a piece. None if only those have room that have failed it, and others exist.
-    fn choose(
-        &self,
-        sample: SampleId,
-        stage: StageIndex,
-        direction: Direction,
-        able: &[Session],
-    ) -> Option<Session> {
+    fn choose(&self, sample: SampleId, stage: StageIndex, direction: Direction) -> Option<Session> {
         let nobody = BTreeSet::new();
         let avoid = match &self.samples.flying[&sample].holder {
             Holder::Waits {
@@ -153,36 +139,38 @@ impl State {
             _ => &nobody,
         };
         let others_exist = || {
-            self.sessions
-                .installed(stage, self.epoch)
-                .any(|(session, _)| !avoid.contains(&session))
+            let mut installed = self.index.stage(stage).installed.iter();
+            installed.any(|(_, session)| !avoid.contains(session))
         };
-        let allowed = |session: &&Session| !avoid.contains(session);
-        let kind = match direction {
-            Direction::Forward => WorkKind::Forward,
-            Direction::Backward => WorkKind::Backward,
-        };
-        match self.least_given(able.iter().filter(allowed), stage, kind) {
-            None if !others_exist() => self.least_given(able.iter(), stage, kind),
+        match self.least_given(stage, direction, |session| !avoid.contains(session)) {
+            None if !others_exist() => self.least_given(stage, direction, |_| true),
             choice => choice,
         }
     }
 
-    fn least_given<'a>(
+    /// Of those with room: who was given the least so far. Ties are drawn.
+    fn least_given(
         &self,
-        sessions: impl Iterator<Item = &'a Session>,
         stage: StageIndex,
-        kind: WorkKind,
+        direction: Direction,
+        may: impl Fn(&Session) -> bool,
     ) -> Option<Session> {
-        sessions.copied().min_by_key(|session| {
-            let given = self.sessions.live[session].given_us;
-            let tie = Draw::about(&self.settings.secret, "route")
+        let able = &self.index.stage(stage).able;
+        let mut able = able.iter().filter(|(_, session)| may(session)).peekable();
+        let (least, _) = **able.peek()?;
+        let mut tied = able.take_while(|(given_us, _)| *given_us == least);
+        let count = tied.clone().count() as u64;
+        let place = if count > 1 {
+            Draw::about(&self.settings.secret, "route")
                 .number(self.leases.next.get())
                 .number(stage.get().into())
-                .number(kind as u64)
-                .session(*session);
-            (given, tie.value(), *session)
-        })
+                .number(direction as u64)
+                .below(count)
+        } else {
+            0
+        };
+        let place = usize::try_from(place).expect("below a count of what lies in memory");
+        tied.nth(place).map(|(_, session)| *session)
     }
 
     fn lease_piece(&self, sample: SampleId, session: Session, now: Timestamp) -> Lease {
@@ -214,11 +202,7 @@ impl State {
         let wanted = self.samples.opened_in_epoch < self.settings.samples_per_epoch
             && self.samples.flying.len() < self.settings.samples_in_flight as usize
             && self.batch_is_open();
-        let head_has_room = || {
-            self.sessions
-                .installed(self.settings.head(), self.epoch)
-                .any(|(_, state)| state.room > 0)
-        };
+        let head_has_room = || !self.index.stage(self.settings.head()).able.is_empty();
         (wanted && head_has_room()).then(|| {
             vec![Event::SampleOpened {
                 sample: self.samples.next,
@@ -235,33 +219,18 @@ impl State {
     }
 
     fn next_upload(&self, now: Timestamp) -> Option<Lease> {
-        self.stages().find_map(|stage| {
-            let merge = self.merge_of(stage);
-            let owes = |session: &&Session| {
-                !merge.uploads.contains_key(session)
-                    && self
-                        .session(**session)
-                        .is_some_and(|state| state.room > 0 && state.is_installed(self.epoch))
-                    && !self
-                        .leases_of(**session)
-                        .any(|lease| lease.work.kind() == WorkKind::Upload)
-            };
-            let session = *merge.roster.iter().find(owes)?;
-            let cells = merge
-                .cells
-                .iter()
-                .zip(0_u32..)
-                .map(|(cell, index)| CellUpload {
-                    cell: crate::CellIndex::new(index),
-                    range: cell.range.clone(),
-                    output: self.object_name(Purpose::Upload, index.into()),
-                });
-            let work = Work::Upload {
-                cells: cells.collect(),
-                learning_rate: self.learning_rate(),
-            };
-            Some(self.lease_for(session, stage, work, now))
-        })
+        let (stage, session) = *self.index.to_upload.first()?;
+        let cells = self.merge_of(stage).cells.iter().zip(0_u32..);
+        let cells = cells.map(|(cell, index)| CellUpload {
+            cell: crate::CellIndex::new(index),
+            range: cell.range.clone(),
+            output: self.object_name(Purpose::Upload, index.into()),
+        });
+        let work = Work::Upload {
+            cells: cells.collect(),
+            learning_rate: self.learning_rate(),
+        };
+        Some(self.lease_for(session, stage, work, now))
     }
 
     /// An audit goes to the validator that was given the least; to one that did not fail it, if there is one.
@@ -271,8 +240,7 @@ impl State {
         let validator = *validators
             .filter(with_room)
             .min_by_key(|session| (self.sessions.live[session].held.len(), **session))?;
-        let ready = |audit: &&crate::state::Audit| audit.awaits.is_none() && audit.lease.is_none();
-        let audit = self.audits.pending.values().find(ready)?;
+        let audit = &self.audits.pending[self.index.ready_audits.first()?];
         let mut lease = self.lease_for(validator, audit.stage, audit.work.clone(), now);
         lease.epoch = audit.epoch;
         Some(vec![Event::Leased(lease)])
@@ -315,7 +283,7 @@ impl State {
 }
 
 /// Samples per second, times a million, by the measured pace; none if nothing was measured.
-fn rate_of(state: &crate::SessionState) -> Option<u64> {
+pub(crate) fn rate_of(state: &crate::SessionState) -> Option<u64> {
     let sample_us = state
         .pace_us(WorkKind::Forward)
         .unwrap_or(0)

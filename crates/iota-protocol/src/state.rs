@@ -7,6 +7,7 @@ pub(crate) mod audits;
 pub(crate) mod merging;
 pub(crate) mod samples;
 pub(crate) mod sessions;
+mod stored;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,15 +22,17 @@ use crate::checkpoint;
 use crate::draw::Draw;
 use crate::event::{BanReason, Phase};
 use crate::id::{AuditId, Epoch, LeaseId, PeerId, SampleId, Session, StageIndex};
+use crate::index::Index;
 use crate::lease::Durations;
 use crate::settings::{InvalidSetting, RunSettings};
 use crate::time::Timestamp;
-use crate::work::{Checkpoint, Lease, ObjectName, Purpose, WorkKind};
+use crate::work::{Checkpoint, Lease, ObjectName, Purpose, Work, WorkKind};
 
 /// A run: every session, lease, sample, upload, cell and audit that is not over, and counts of those that are.
 ///
 /// Always true of it: what [`invariants`](crate::invariants) checks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(from = "stored::Stored")]
 pub struct State {
     pub(crate) settings: RunSettings,
     /// The latest time that anything happened at. Time never runs backwards, whatever a clock does.
@@ -42,12 +45,19 @@ pub struct State {
     pub(crate) leases: Leases,
     pub(crate) samples: samples::Samples,
     pub(crate) checkpoints: Vec<Checkpoint>,
+    /// What each stage started the epoch before from.
+    pub(crate) previous_checkpoints: Vec<Checkpoint>,
+    /// Objects of checkpoints that miners could not read, and two of those who say so.
+    pub(crate) unreadable: BTreeSet<(StageIndex, ObjectName, PeerId)>,
     pub(crate) merging: Vec<merging::StageMerge>,
     pub(crate) merges: Vec<MergeRecord>,
     pub(crate) audits: audits::Audits,
     pub(crate) replicas_equal: bool,
     #[serde(with = "crate::pairs")]
     pub(crate) durations: BTreeMap<(StageIndex, WorkKind), Durations>,
+    /// Follows from all of the above.
+    #[serde(skip)]
+    pub(crate) index: Index,
 }
 
 use sessions::Sessions;
@@ -73,7 +83,7 @@ impl State {
     pub fn new(settings: RunSettings, now: Timestamp) -> Result<Self, InvalidSetting> {
         settings.validate()?;
         let stages = settings.stages();
-        let checkpoints = (0..stages)
+        let checkpoints: Vec<_> = (0..stages)
             .map(|stage| {
                 checkpoint::genesis(
                     StageIndex::new(stage),
@@ -81,7 +91,7 @@ impl State {
                 )
             })
             .collect();
-        Ok(Self {
+        let mut state = Self {
             settings,
             clock: now,
             phase: Phase::Gathering,
@@ -91,13 +101,18 @@ impl State {
             sessions: Sessions::new(stages),
             leases: Leases::default(),
             samples: samples::Samples::default(),
+            previous_checkpoints: checkpoints.clone(),
             checkpoints,
+            unreadable: BTreeSet::new(),
             merging: vec![merging::StageMerge::default(); stages.into()],
             merges: Vec::new(),
             audits: audits::Audits::default(),
             replicas_equal: true,
             durations: BTreeMap::new(),
-        })
+            index: Index::default(),
+        };
+        state.index = Index::of(&state);
+        Ok(state)
     }
 
     /// What was fixed when the run was created.
@@ -254,6 +269,13 @@ impl State {
             .fold(self.epoch, Epoch::min)
     }
 
+    /// The audit without a verdict that this work is.
+    pub(crate) fn audit_of(&self, work: &Work) -> Option<(AuditId, &Audit)> {
+        let audits = self.index.audits_of(work.subject()?);
+        let mut audits = audits.filter_map(|id| Some((id, self.audits.pending.get(&id)?)));
+        audits.find(|(_, audit)| audit.work == *work)
+    }
+
     pub(crate) fn stages(&self) -> impl DoubleEndedIterator<Item = StageIndex> + use<> {
         (0..self.settings.stages()).map(StageIndex::new)
     }
@@ -286,6 +308,6 @@ impl State {
     /// Whether every stage has a live miner that may do its work. If not, training pauses.
     pub(crate) fn is_staffed(&self) -> bool {
         self.stages()
-            .all(|stage| self.sessions.installed(stage, self.epoch).next().is_some())
+            .all(|stage| !self.index.stage(stage).installed.is_empty())
     }
 }

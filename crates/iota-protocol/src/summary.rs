@@ -109,7 +109,7 @@ impl State {
 
     /// Why the run makes no progress, if somebody is missing.
     pub fn pause_reason(&self) -> Option<PauseReason> {
-        let ready = |stage| self.sessions.installed(stage, self.epoch).count();
+        let ready = |stage| self.index.stage(stage).installed.len();
         match self.phase {
             Phase::Gathering => {
                 let needed = self.settings.miners_to_start;
@@ -134,8 +134,8 @@ impl State {
         let merge = self.merge_of(stage);
         StageSummary {
             stage,
-            miners: self.sessions.miners_of(stage).count(),
-            installed: self.sessions.installed(stage, self.epoch).count(),
+            miners: self.index.stage(stage).miners.len(),
+            installed: self.index.stage(stage).installed.len(),
             uploads: merge.uploads.len(),
             cells: (
                 merge

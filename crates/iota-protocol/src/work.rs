@@ -221,6 +221,15 @@ impl Work {
             _ => None,
         }
     }
+
+    /// Whose work it looks at, if it is an audit.
+    pub const fn subject(&self) -> Option<Session> {
+        match self {
+            Self::Replay { subject, .. } => Some(*subject),
+            Self::Inspect { producer, .. } => Some(*producer),
+            _ => None,
+        }
+    }
 }
 
 /// Permission for one session to do one piece of work by a deadline.

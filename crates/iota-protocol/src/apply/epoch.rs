@@ -3,7 +3,7 @@
 use super::index;
 use crate::audit;
 use crate::event::{CellResult, Phase};
-use crate::id::{Digest, Epoch, Session};
+use crate::id::{AuditId, Digest, Epoch, Session};
 use crate::state::State;
 use crate::state::audits::{Audit, Coverage};
 use crate::state::merging::{MergeRecord, StageMerge};
@@ -104,10 +104,11 @@ impl State {
             return;
         };
         let mut unchecked = false;
-        for audit in self.audits.pending.values_mut() {
-            if audit.subject != subject {
+        let audits: Vec<AuditId> = self.index.audits_of(subject).collect();
+        for id in &audits {
+            let Some(audit) = self.audits.pending.get_mut(id) else {
                 continue;
-            }
+            };
             let (
                 Some(coverage),
                 Work::Replay {
@@ -133,6 +134,9 @@ impl State {
         // Work that nobody can redo is not paid, or skipping an operation and the upload would be a way to earn.
         if unchecked && let Some(ledger) = self.sessions.ledger_mut(subject.peer) {
             ledger.forfeit(self.epoch);
+        }
+        if !audits.is_empty() {
+            self.refile_audits_of(subject);
         }
     }
 
@@ -172,7 +176,21 @@ impl State {
             record.bytes_down += results * inputs * cell_bytes;
         }
         self.merges.push(record);
+        let previous = std::mem::replace(&mut self.checkpoints[index(stage)], checkpoint.clone());
+        self.previous_checkpoints[index(stage)] = previous;
+        self.unreadable.retain(|(of, _, _)| *of != stage);
+    }
+
+    /// Nobody holds the checkpoint that this one replaces, and everybody may try anew.
+    pub(super) fn apply_repair(&mut self, checkpoint: &Checkpoint) {
+        let stage = checkpoint.stage;
         self.checkpoints[index(stage)] = checkpoint.clone();
+        for session in &self.sessions.miners[index(stage)] {
+            if let Some(state) = self.sessions.live.get_mut(session) {
+                state.installation = None;
+                state.installs = 0;
+            }
+        }
     }
 
     pub(super) fn apply_installed(
@@ -185,17 +203,12 @@ impl State {
         let Some(stage) = self.session(session).and_then(|state| state.stage) else {
             return;
         };
-        if self.sessions.installed(stage, epoch).next().is_none()
-            && self.samples.drains_since.is_some()
-        {
+        let installed = &self.index.stage(stage).installed;
+        let given_us = installed.first().map(|(given_us, _)| *given_us);
+        if given_us.is_none() && self.samples.drains_since.is_some() {
             // The stage had nobody; whoever came now deserves the full time for what is left.
             self.samples.drains_since = Some(at);
         }
-        let given_us = self
-            .sessions
-            .installed(stage, epoch)
-            .map(|(_, state)| state.given_us)
-            .min();
         if let Some(state) = self.sessions.get_mut(session) {
             state.installation = Some(Installation {
                 epoch,

@@ -40,17 +40,20 @@ impl State {
         self.leases.next = lease.id.next();
         self.leases.due.insert((lease.deadline, lease.id));
         self.leases.held.insert(lease.id, lease.clone());
-        let expected = self.expected_us(lease.session, lease.stage, lease.work.kind());
+        let expected = lease
+            .work
+            .sample()
+            .map(|_| self.expected_us(lease.session, lease.stage, lease.work.kind()));
         if let Some(state) = self.sessions.get_mut(lease.session) {
             state.held.insert(lease.id);
             state.room = state.room.saturating_sub(1);
-            if lease.work.sample().is_some() {
-                state.given_us = state.given_us.saturating_add(expected);
-            }
+            state.given_us = state.given_us.saturating_add(expected.unwrap_or(0));
         }
         match &lease.work {
             Work::Forward { sample, .. } | Work::Backward { sample, .. } => {
+                let waited_for = self.samples.waits_for(*sample);
                 self.samples.lease(*sample, self.settings.tail(), lease.id);
+                self.refile_all(waited_for);
             }
             Work::Merge { cell, .. } => {
                 if let Some(cell) = self.merging[index(lease.stage)].cell_mut(*cell) {
@@ -59,11 +62,8 @@ impl State {
                 }
             }
             Work::Replay { .. } | Work::Inspect { .. } => {
-                let waiting =
-                    |audit: &&mut Audit| audit.lease.is_none() && audit.work == lease.work;
-                if let Some(audit) = self.audits.pending.values_mut().find(waiting) {
-                    audit.lease = Some(lease.id);
-                }
+                let waiting = |audit: &Audit| audit.lease.is_none() && audit.work == lease.work;
+                self.change_audit_of(&lease.work, waiting, |audit| audit.lease = Some(lease.id));
             }
             Work::Install { .. } => {
                 if let Some(state) = self.sessions.get_mut(lease.session) {
@@ -137,15 +137,11 @@ impl State {
                 }
             }
             Work::Replay { .. } | Work::Inspect { .. } => {
-                if let Some(audit) = self
-                    .audits
-                    .pending
-                    .values_mut()
-                    .find(|audit| audit.lease == Some(id))
-                {
+                let leased = |audit: &Audit| audit.lease == Some(id);
+                self.change_audit_of(&lease.work, leased, |audit| {
                     audit.lease = None;
                     audit.attempts += 1;
-                }
+                });
             }
             Work::Upload { .. } | Work::Install { .. } => {}
         }
@@ -339,7 +335,7 @@ impl State {
         at: Timestamp,
     ) {
         let tail = self.settings.tail();
-        self.samples.unindex(sample, tail);
+        self.unwait(sample);
         let Some(state) = self.samples.flying.get_mut(&sample) else {
             return;
         };
@@ -364,6 +360,7 @@ impl State {
     }
 
     pub(super) fn wait(&mut self, sample: SampleId, preference: Preference, at: Timestamp) {
+        let waited_for = [self.samples.waits_for(sample), preference.only];
         self.samples.wait(
             sample,
             self.settings.tail(),
@@ -371,6 +368,41 @@ impl State {
             at,
             self.settings.timing.affinity,
         );
+        self.refile_all(waited_for.into_iter().flatten());
+    }
+
+    /// A sample's piece waits no longer: its chain or its holder is about to change.
+    pub(super) fn unwait(&mut self, sample: SampleId) {
+        let waited_for = self.samples.waits_for(sample);
+        self.samples.unindex(sample, self.settings.tail());
+        self.refile_all(waited_for);
+    }
+
+    fn refile_all(&mut self, sessions: impl IntoIterator<Item = Session>) {
+        for session in sessions {
+            self.refile(session);
+        }
+    }
+
+    /// Changes the first audit that this work is and that fits, and files it anew.
+    fn change_audit_of(
+        &mut self,
+        work: &Work,
+        fits: impl Fn(&Audit) -> bool,
+        change: impl FnOnce(&mut Audit),
+    ) {
+        let Some(subject) = work.subject() else {
+            return;
+        };
+        let pending = &mut self.audits.pending;
+        let fitting = self
+            .index
+            .audits_of(subject)
+            .find(|id| pending.get(id).is_some_and(&fits));
+        if let Some(audit) = fitting.and_then(|id| pending.get_mut(&id)) {
+            change(audit);
+            self.refile_audits_of(subject);
+        }
     }
 
     pub(super) fn apply_piece_undone(
@@ -381,7 +413,7 @@ impl State {
         at: Timestamp,
     ) {
         let tail = self.settings.tail();
-        self.samples.unindex(sample, tail);
+        self.unwait(sample);
         let Some(state) = self.samples.flying.get_mut(&sample) else {
             return;
         };
@@ -397,7 +429,7 @@ impl State {
         why: RestartReason,
         at: Timestamp,
     ) {
-        self.samples.unindex(sample, self.settings.tail());
+        self.unwait(sample);
         self.samples.flying.insert(sample, SampleState::fresh());
         self.samples.counts.restarted += u64::from(why == RestartReason::TooManyAttempts);
         self.wait(sample, Preference::default(), at);

@@ -176,12 +176,10 @@ impl State {
                     && !merge.uploads.contains_key(&lease.session)
             }
             Work::Merge { .. } => self.merge_is_open(lease),
-            Work::Install { .. } => lease.epoch == self.epoch && !state.is_installed(self.epoch),
-            Work::Replay { .. } | Work::Inspect { .. } => self
-                .audits
-                .pending
-                .values()
-                .any(|audit| audit.work == lease.work),
+            Work::Install { checkpoint } => {
+                *checkpoint == *self.checkpoint(lease.stage) && !state.is_installed(self.epoch)
+            }
+            Work::Replay { .. } | Work::Inspect { .. } => self.audit_of(&lease.work).is_some(),
         }
     }
 
@@ -194,12 +192,9 @@ impl State {
                     _ => None,
                 }
             }
-            Work::Replay { .. } | Work::Inspect { .. } => self
-                .audits
-                .pending
-                .values()
-                .find(|audit| audit.work == late.work)
-                .and_then(|audit| audit.lease),
+            Work::Replay { .. } | Work::Inspect { .. } => {
+                self.audit_of(&late.work).and_then(|(_, audit)| audit.lease)
+            }
             Work::Upload { .. } | Work::Install { .. } => self
                 .leases_of(late.session)
                 .find(|lease| lease.work.kind() == late.work.kind())
@@ -272,15 +267,16 @@ impl State {
             .map(|(session, installation)| (session, installation.state))
             .collect();
         reports.insert(reporter, digest);
-        let votes = |digest: &Digest| reports.values().filter(|other| *other == digest).count();
-        let most = reports.values().map(votes).max().unwrap_or(0);
-        let mut leading: Vec<Digest> = reports
-            .values()
-            .copied()
-            .filter(|digest| votes(digest) == most)
+        let mut votes: BTreeMap<Digest, usize> = BTreeMap::new();
+        for digest in reports.values() {
+            *votes.entry(*digest).or_default() += 1;
+        }
+        let most = votes.values().copied().max().unwrap_or(0);
+        let leading: Vec<Digest> = votes
+            .into_iter()
+            .filter(|(_, votes)| *votes == most)
+            .map(|(digest, _)| digest)
             .collect();
-        leading.sort_unstable();
-        leading.dedup();
         let is_usual = |digest: &Digest| leading.contains(digest);
         let was_fine = |session: &Session| {
             *session != reporter
@@ -334,15 +330,10 @@ impl State {
     }
 
     fn settle_audit(&self, lease: &Lease, verdict: Verdict) -> Vec<Event> {
-        let Some((id, audit)) = self
-            .audits
-            .pending
-            .iter()
-            .find(|(_, audit)| audit.work == lease.work)
-        else {
+        let Some((audit_id, audit)) = self.audit_of(&lease.work) else {
             return Vec::new();
         };
-        let (audit_id, subject) = (*id, audit.subject);
+        let subject = audit.subject;
         let mut events = vec![Event::AuditSettled {
             audit: audit_id,
             subject,

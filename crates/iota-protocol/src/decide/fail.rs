@@ -4,6 +4,7 @@ use super::Found;
 use crate::event::{Direction, Event, LeaseEnd, Piece};
 use crate::id::{AuditId, LeaseId, Session, StageIndex};
 use crate::rejection::Rejection;
+use crate::repair::ACCUSERS;
 use crate::state::State;
 use crate::work::{
     Checkpoint, Difference, Failure, Lease, ObjectName, ObjectRef, SegmentSource, Work,
@@ -89,6 +90,22 @@ impl State {
                 });
                 producer
             }
+            Work::Install { checkpoint } => {
+                let is_present = self.checkpoint(lease.stage) == checkpoint;
+                if !is_present || self.accusers(lease.stage, object.name) >= ACCUSERS {
+                    return events;
+                }
+                events.push(Event::CheckpointAccused {
+                    stage: lease.stage,
+                    object: object.name,
+                    accuser,
+                    difference,
+                });
+                let Some(producer) = self.merge_of(lease.stage).merger(object.name) else {
+                    return events;
+                };
+                producer
+            }
             _ => return events,
         };
         let stage = match events.first() {
@@ -107,21 +124,21 @@ impl State {
         producer: Session,
         accuser: Session,
     ) -> Option<Event> {
-        let disputes = || {
-            self.audits
-                .pending
-                .values()
-                .filter_map(|audit| match &audit.work {
-                    Work::Inspect {
-                        producer, accuser, ..
-                    } => Some((*producer, *accuser)),
-                    _ => None,
-                })
+        let is_dispute_of_the_two = |id: &AuditId| {
+            let audit = self.audits.pending.get(id);
+            audit.is_some_and(
+                |audit| matches!(&audit.work, Work::Inspect { accuser: other, .. } if *other == accuser),
+            )
+        };
+        let asked_already = || {
+            self.index
+                .audits_of(producer)
+                .any(|id| is_dispute_of_the_two(&id))
         };
         let pointless = self.settings.validators.is_empty()
             || producer.peer == accuser.peer
-            || disputes().count() >= DISPUTES_MAX
-            || disputes().any(|pair| pair == (producer, accuser));
+            || self.index.disputes >= DISPUTES_MAX
+            || asked_already();
         let audit: AuditId = self.audits.next;
         (!pointless).then_some(Event::DisputeOpened {
             audit,

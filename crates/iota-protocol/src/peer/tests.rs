@@ -410,3 +410,18 @@ fn a_lease_sent_again_while_its_result_is_on_its_way_keeps_the_result() {
     peer.handle_timeout(at);
     assert_eq!(drain(&mut peer), [report(1, A, done())]);
 }
+
+#[test]
+fn a_lease_that_is_known_to_be_gone_is_not_asked_about_again() {
+    let mut peer = inside();
+    peer.handle_polled(session(1), &[A, B], &[], false);
+    drain(&mut peer);
+    // A is still being worked on, and would be revoked at once in every further answer.
+    peer.handle_polled(session(1), &[], &[A], false);
+    let poll = Effect::Poll {
+        session: session(1),
+        room: 0,
+        held: vec![B],
+    };
+    assert_eq!(drain(&mut peer), [Effect::Abandon { lease: A }, poll]);
+}

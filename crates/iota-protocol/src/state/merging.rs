@@ -124,6 +124,28 @@ impl StageMerge {
         })
     }
 
+    /// Who merged a cell into this object.
+    pub(crate) fn merger(&self, object: ObjectName) -> Option<Session> {
+        let results = self.cells.iter().flat_map(Cell::results);
+        let mut results = results.filter(|(_, merged)| merged.object.name == object);
+        results.next().map(|(session, _)| session)
+    }
+
+    /// Other objects that hold the same bits as this merged cell.
+    pub(crate) fn copies(&self, object: ObjectName) -> impl Iterator<Item = ObjectRef> {
+        let results = |cell: &Cell| -> Vec<ObjectRef> {
+            cell.results().map(|(_, merged)| merged.object).collect()
+        };
+        let of_cell = self.cells.iter().map(results).find_map(|objects| {
+            let lost = objects.iter().find(|other| other.name == object)?.seal;
+            Some((objects, lost))
+        });
+        of_cell.into_iter().flat_map(move |(objects, lost)| {
+            let same = move |other: &ObjectRef| other.seal == lost && other.name != object;
+            objects.into_iter().filter(same)
+        })
+    }
+
     pub(crate) fn cell_mut(&mut self, cell: CellIndex) -> Option<&mut Cell> {
         self.cells.get_mut(cell.get() as usize)
     }

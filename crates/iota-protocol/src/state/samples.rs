@@ -174,6 +174,14 @@ impl Samples {
         }
     }
 
+    /// The one session that a sample's piece waits for, if it does.
+    pub(crate) fn waits_for(&self, sample: SampleId) -> Option<Session> {
+        match &self.flying.get(&sample)?.holder {
+            Holder::Waits { preference, .. } => preference.only,
+            Holder::Leased { .. } | Holder::Done => None,
+        }
+    }
+
     /// Forgets where a sample waits, before its chain or its holder changes.
     pub(crate) fn unindex(&mut self, sample: SampleId, tail: StageIndex) {
         let Some(state) = self.flying.get_mut(&sample) else {

@@ -1,6 +1,7 @@
 //! What a replay is given: the log as it is when nothing can come to it any more.
 
 use super::world::{World, peer, settings};
+use crate::command::Role;
 use crate::event::{AbandonReason, Event, Phase};
 use crate::id::Session;
 use crate::settings::RunSettings;
@@ -96,7 +97,7 @@ fn what_comes_after_a_gap_is_neither_held_against_a_miner_that_did_not_upload_no
 #[test]
 fn nobody_begins_a_replay_before_the_log_is_closed() {
     let (mut world, head, tail) = chain(1);
-    let validator = world.join_as(9, crate::Role::Validator, 4);
+    let validator = world.join_as(9, Role::Validator, 4);
     world.work_until(Phase::Uploading, &[validator]);
     world.offer(validator, 4);
     assert_eq!(world.leases(validator), []);
@@ -127,4 +128,38 @@ fn a_miner_that_leaves_after_its_upload_is_audited_all_the_same() {
     let (entries, upload) = replay(&world, head);
     assert!(!entries.is_empty());
     assert_eq!(upload.is_some(), is_drawn_whole(&world, head));
+}
+
+#[test]
+fn work_of_an_epoch_before_is_not_compared_with_a_later_checkpoint() {
+    let mut world = World::new(RunSettings {
+        validators: vec![peer(99)],
+        miners_to_start: 2,
+        samples_per_epoch: 6,
+        ..settings(1)
+    });
+    let sessions = world.gather(1..3);
+    let validator = world.join_as(99, Role::Validator, 2);
+    world.work_until(Phase::Installing, &[]);
+    let straggler = sessions[0];
+    assert!(!world.state.session(straggler).unwrap().log().is_empty());
+    // The other one installs, and trains all of the second epoch alone.
+    world.offer(sessions[1], 1);
+    let install = world.lease(sessions[1]);
+    world.work(&install);
+    world.pass(
+        world.settings().timing.phase_max,
+        &[straggler, sessions[1], validator],
+    );
+    assert_eq!(world.state.phase(), Phase::Training);
+    let before = world.events.len();
+    world.work_until(Phase::Uploading, &[straggler]);
+    let drawn: Vec<Session> = world.events[before..]
+        .iter()
+        .filter_map(|event| match event {
+            Event::AuditDrawn { subject, .. } => Some(*subject),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(drawn, [sessions[1]]);
 }

@@ -413,6 +413,34 @@ fn everybody_is_audited_within_the_epochs_that_the_settings_give() {
 }
 
 #[test]
+fn whoever_was_just_audited_may_be_audited_again() {
+    for secret in 0..4 {
+        let audited = RunSettings {
+            secret: [secret; 32],
+            validators: vec![peer(9)],
+            audit_every_epochs: 3,
+            epochs: 2,
+            ..settings(1)
+        };
+        let (mut world, _) = at(Phase::Training, 5, audited);
+        world.join_as(9, Role::Validator, 2);
+        world.work_until(Phase::Over, &[]);
+        let drawn: Vec<Session> = world
+            .events
+            .iter()
+            .filter_map(|event| match event {
+                Event::AuditDrawn { subject, .. } => Some(*subject),
+                _ => None,
+            })
+            .collect();
+        let twice = drawn.len() - drawn.iter().collect::<BTreeSet<_>>().len();
+        // Five miners in three epochs: two are due in each, and one more comes as a surprise.
+        assert_eq!(drawn.len(), 6);
+        assert_eq!(twice, 1, "all five were seen, and one of them again");
+    }
+}
+
+#[test]
 fn audits_that_nobody_settles_do_not_keep_a_run_from_ending() {
     let validated = RunSettings {
         validators: vec![peer(9)],

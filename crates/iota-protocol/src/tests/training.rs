@@ -609,13 +609,13 @@ fn samples_that_cannot_be_finished_in_time_are_carried_to_the_next_epoch() {
 fn in_batches_no_sample_sets_out_before_the_last_of_a_batch_is_back() {
     let mut world = World::new(RunSettings {
         samples_per_epoch: 7,
-        samples_in_flight: 3,
+        samples_in_flight: 2,
         in_batches: true,
         ..settings(1)
     });
     let miner = world.gather(1..2)[0];
     let mut opened = Vec::new();
-    for batch in [3, 3, 1] {
+    for batch in [2, 2, 2, 1] {
         world.offer(miner, 8);
         let leases = world.leases(miner);
         assert_eq!(leases.len(), batch, "a batch, and no more");

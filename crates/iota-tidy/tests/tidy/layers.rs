@@ -16,6 +16,7 @@ const ROWS: &[&[&str]] = &[
         "iota-examples",
         "iota-benches",
         "iota-experiments",
+        "iota-sim",
         "iota-tidy",
     ],
     // A network is made of all roles.

@@ -1,0 +1,494 @@
+//! Who is next, kept at hand: what the rules would otherwise look for among all sessions and audits.
+//!
+//! ```text
+//!   State (facts: serialized, replayed)          Index (derived: rebuilt when a state is read)
+//!     sessions ──── filed under ────────────────► by last contact, by stage and given time, what they lack
+//!     audits   ──── filed under ────────────────► ready for a validator, moot, by subject
+//! ```
+//!
+//! Each session and each audit is *filed*: one small record says where the index has it. After an event the records of
+//! whom it touches are made anew from the facts and the difference is taken over, so a command costs time by what it
+//! changes and not by how large the network is. Nothing is decided here, and the index holds nothing that the facts do
+//! not say: X1 in docs/INVARIANTS.md compares it with a recount.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::consequences::is_hopeless;
+use crate::event::{Event, Phase};
+use crate::id::{AuditId, PeerId, SampleId, Session, StageIndex};
+use crate::routing::rate_of;
+use crate::state::{Audit, State};
+use crate::time::Timestamp;
+use crate::work::{Checkpoint, Work, WorkKind};
+
+/// Everything that follows from the facts and would take long to look for.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Index {
+    filed: BTreeMap<Session, Filed>,
+    /// Every session by when it was last heard of.
+    pub(crate) contacts: BTreeSet<(Timestamp, Session)>,
+    /// Sessions whose last try to install has ended in vain.
+    pub(crate) hopeless: BTreeSet<Session>,
+    /// Miners with room that lack the epoch's checkpoint and are not at it.
+    pub(crate) to_install: BTreeSet<(StageIndex, Session)>,
+    /// Members of a roster with room that have not uploaded and are not at it.
+    pub(crate) to_upload: BTreeSet<(StageIndex, Session)>,
+    /// By stage, of each session with room that pieces wait for: the first of them.
+    pub(crate) bound: BTreeMap<StageIndex, BTreeSet<(SampleId, Session)>>,
+    stages: Vec<StageIndexes>,
+    filed_audits: BTreeMap<AuditId, FiledAudit>,
+    /// Audits that a validator may begin.
+    pub(crate) ready_audits: BTreeSet<AuditId>,
+    /// Audits that are to be abandoned.
+    pub(crate) moot_audits: BTreeSet<AuditId>,
+    audits_of: BTreeMap<Session, BTreeSet<AuditId>>,
+    /// Audits that are inspections.
+    pub(crate) disputes: usize,
+}
+
+/// What the index knows of a stage.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct StageIndexes {
+    /// Its miners, those with the least given time first.
+    pub(crate) miners: BTreeSet<(u64, Session)>,
+    /// Those of them that may do its work.
+    pub(crate) installed: BTreeSet<(u64, Session)>,
+    /// Those of these that have room.
+    pub(crate) able: BTreeSet<(u64, Session)>,
+    /// Members of its roster that are waited for while it uploads, and how many of them have uploaded.
+    pub(crate) uploaders: usize,
+    pub(crate) uploaded: usize,
+    forward: Sum,
+    backward: Sum,
+    /// Samples per second, times a million, of its miners with a measured pace.
+    pub(crate) rates: Sum,
+}
+
+/// A sum and the number of its terms. It does not saturate: the terms are 64 bits wide and fewer than 2^64.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Sum {
+    sum: u128,
+    count: u64,
+}
+
+impl Sum {
+    pub(crate) const fn of(term: u64) -> Self {
+        Self {
+            sum: term as u128,
+            count: 1,
+        }
+    }
+
+    pub(crate) const fn count(self) -> u64 {
+        self.count
+    }
+
+    pub(crate) const fn sum(self) -> u128 {
+        self.sum
+    }
+
+    pub(crate) fn mean(self) -> Option<u64> {
+        let mean = self.sum.checked_div(self.count.into())?;
+        Some(u64::try_from(mean).expect("the mean of 64-bit terms has 64 bits"))
+    }
+
+    pub(crate) const fn plus(self, other: Self) -> Self {
+        Self {
+            sum: self.sum + other.sum,
+            count: self.count + other.count,
+        }
+    }
+
+    pub(crate) const fn minus(self, part: Self) -> Self {
+        Self {
+            sum: self.sum - part.sum,
+            count: self.count - part.count,
+        }
+    }
+}
+
+impl StageIndexes {
+    /// The mean pace of its miners, in microseconds. Only a sample's work is measured against it.
+    pub(crate) fn mean_pace_us(&self, kind: WorkKind) -> Option<u64> {
+        match kind {
+            WorkKind::Forward => self.forward.mean(),
+            WorkKind::Backward => self.backward.mean(),
+            _ => None,
+        }
+    }
+}
+
+/// Where the index has a session: everything in it about one session follows from this record.
+#[derive(Debug, Clone, PartialEq)]
+struct Filed {
+    last_contact: Timestamp,
+    hopeless: bool,
+    /// None for a validator.
+    miner: Option<FiledMiner>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct FiledMiner {
+    stage: StageIndex,
+    given_us: u64,
+    installed: bool,
+    has_room: bool,
+    to_install: bool,
+    upload: Option<FiledUpload>,
+    bound: Option<SampleId>,
+    forward_us: Option<u64>,
+    backward_us: Option<u64>,
+    rate: Option<u64>,
+}
+
+/// Where a member of a roster stands that is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum FiledUpload {
+    Owed,
+    Leased,
+    Done,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct FiledAudit {
+    subject: Session,
+    inspection: bool,
+    ready: bool,
+    moot: bool,
+}
+
+impl Filed {
+    fn of(state: &State, session: Session) -> Option<Self> {
+        let own = state.session(session)?;
+        let holds = |kind| {
+            state
+                .leases_of(session)
+                .any(|lease| lease.work.kind() == kind)
+        };
+        let installed = own.is_installed(state.epoch);
+        let lacks = !installed && own.stage.is_some() && !holds(WorkKind::Install);
+        let miner = own.stage.map(|stage| {
+            let merge = state.merge_of(stage);
+            let waited_for =
+                state.phase == Phase::Uploading && installed && merge.roster.contains(&session);
+            let upload = waited_for.then(|| {
+                if merge.uploads.contains_key(&session) {
+                    FiledUpload::Done
+                } else if holds(WorkKind::Upload) {
+                    FiledUpload::Leased
+                } else {
+                    FiledUpload::Owed
+                }
+            });
+            let has_room = own.room > 0;
+            let bound = state
+                .samples
+                .bound
+                .get(&session)
+                .filter(|_| installed && has_room);
+            FiledMiner {
+                stage,
+                given_us: own.given_us,
+                installed,
+                has_room,
+                to_install: lacks && has_room,
+                upload,
+                bound: bound.and_then(|samples| samples.first().copied()),
+                forward_us: own.pace_us(WorkKind::Forward),
+                backward_us: own.pace_us(WorkKind::Backward),
+                rate: rate_of(own),
+            }
+        });
+        Some(Self {
+            last_contact: own.last_contact,
+            hopeless: lacks && is_hopeless(own),
+            miner,
+        })
+    }
+}
+
+impl Index {
+    /// The index of a state, from nothing but its facts.
+    pub(crate) fn of(state: &State) -> Self {
+        let mut index = Self {
+            stages: vec![StageIndexes::default(); state.settings.stages().into()],
+            ..Self::default()
+        };
+        for (session, _) in state.sessions() {
+            index.file(session, Filed::of(state, session));
+        }
+        for (id, audit) in state.audits_pending() {
+            index.file_audit(id, Some(FiledAudit::of(state, audit)));
+        }
+        index
+    }
+
+    pub(crate) fn stage(&self, stage: StageIndex) -> &StageIndexes {
+        &self.stages[usize::from(stage.get())]
+    }
+
+    /// The first session that another index has elsewhere.
+    pub(crate) fn first_difference(&self, other: &Self) -> Option<Session> {
+        let sessions = self.filed.keys().chain(other.filed.keys());
+        sessions
+            .copied()
+            .find(|session| self.filed.get(session) != other.filed.get(session))
+    }
+
+    /// What a session adds to the rates of this stage.
+    pub(crate) fn rate_in(&self, session: Session, stage: StageIndex) -> Sum {
+        let miner = self.filed.get(&session).and_then(|filed| filed.miner);
+        let rate = miner
+            .filter(|miner| miner.stage == stage)
+            .and_then(|miner| miner.rate);
+        rate.map_or_else(Sum::default, Sum::of)
+    }
+
+    /// The audits of a session's work.
+    pub(crate) fn audits_of(&self, subject: Session) -> impl Iterator<Item = AuditId> + '_ {
+        self.audits_of.get(&subject).into_iter().flatten().copied()
+    }
+
+    fn file(&mut self, session: Session, now: Option<Filed>) {
+        let before = self.filed.get(&session);
+        if before == now.as_ref() {
+            return;
+        }
+        if let Some(before) = before.cloned() {
+            self.take_out(session, &before);
+        }
+        match now {
+            Some(now) => {
+                self.put_in(session, &now);
+                self.filed.insert(session, now);
+            }
+            None => {
+                self.filed.remove(&session);
+            }
+        }
+    }
+
+    fn take_out(&mut self, session: Session, filed: &Filed) {
+        self.contacts.remove(&(filed.last_contact, session));
+        if filed.hopeless {
+            self.hopeless.remove(&session);
+        }
+        let Some(miner) = &filed.miner else {
+            return;
+        };
+        if miner.to_install {
+            self.to_install.remove(&(miner.stage, session));
+        }
+        if miner.owes_upload() {
+            self.to_upload.remove(&(miner.stage, session));
+        }
+        if let Some(sample) = miner.bound {
+            take(&mut self.bound, &miner.stage, &(sample, session));
+        }
+        let stage = &mut self.stages[usize::from(miner.stage.get())];
+        let place = (miner.given_us, session);
+        stage.miners.remove(&place);
+        if miner.installed {
+            stage.installed.remove(&place);
+        }
+        if miner.is_able() {
+            stage.able.remove(&place);
+        }
+        stage.uploaders -= usize::from(miner.upload.is_some());
+        stage.uploaded -= usize::from(miner.upload == Some(FiledUpload::Done));
+        for (sum, term) in stage.sums(miner) {
+            *sum = sum.minus(term.map_or_else(Sum::default, Sum::of));
+        }
+    }
+
+    fn put_in(&mut self, session: Session, filed: &Filed) {
+        self.contacts.insert((filed.last_contact, session));
+        if filed.hopeless {
+            self.hopeless.insert(session);
+        }
+        let Some(miner) = &filed.miner else {
+            return;
+        };
+        if miner.to_install {
+            self.to_install.insert((miner.stage, session));
+        }
+        if miner.owes_upload() {
+            self.to_upload.insert((miner.stage, session));
+        }
+        if let Some(sample) = miner.bound {
+            let bound = self.bound.entry(miner.stage).or_default();
+            bound.insert((sample, session));
+        }
+        let stage = &mut self.stages[usize::from(miner.stage.get())];
+        let place = (miner.given_us, session);
+        stage.miners.insert(place);
+        if miner.installed {
+            stage.installed.insert(place);
+        }
+        if miner.is_able() {
+            stage.able.insert(place);
+        }
+        stage.uploaders += usize::from(miner.upload.is_some());
+        stage.uploaded += usize::from(miner.upload == Some(FiledUpload::Done));
+        for (sum, term) in stage.sums(miner) {
+            *sum = sum.plus(term.map_or_else(Sum::default, Sum::of));
+        }
+    }
+
+    fn file_audit(&mut self, id: AuditId, now: Option<FiledAudit>) {
+        let before = self.filed_audits.get(&id).copied();
+        if before == now {
+            return;
+        }
+        if let Some(before) = before {
+            self.filed_audits.remove(&id);
+            self.ready_audits.remove(&id);
+            self.moot_audits.remove(&id);
+            self.disputes -= usize::from(before.inspection);
+            take(&mut self.audits_of, &before.subject, &id);
+        }
+        if let Some(now) = now {
+            self.filed_audits.insert(id, now);
+            if now.ready {
+                self.ready_audits.insert(id);
+            }
+            if now.moot {
+                self.moot_audits.insert(id);
+            }
+            self.disputes += usize::from(now.inspection);
+            self.audits_of.entry(now.subject).or_default().insert(id);
+        }
+    }
+}
+
+/// Takes one out of a set of sets, and the set with its last one.
+fn take<K: Ord, V: Ord>(sets: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V) {
+    if let Some(set) = sets.get_mut(key) {
+        set.remove(value);
+        if set.is_empty() {
+            sets.remove(key);
+        }
+    }
+}
+
+impl FiledMiner {
+    const fn is_able(&self) -> bool {
+        self.installed && self.has_room
+    }
+
+    fn owes_upload(&self) -> bool {
+        self.has_room && self.upload == Some(FiledUpload::Owed)
+    }
+}
+
+impl StageIndexes {
+    /// Each sum, and what a miner adds to it.
+    const fn sums(&mut self, miner: &FiledMiner) -> [(&mut Sum, Option<u64>); 3] {
+        [
+            (&mut self.forward, miner.forward_us),
+            (&mut self.backward, miner.backward_us),
+            (&mut self.rates, miner.rate),
+        ]
+    }
+}
+
+impl FiledAudit {
+    fn of(state: &State, audit: &Audit) -> Self {
+        Self {
+            subject: audit.subject,
+            inspection: matches!(audit.work, Work::Inspect { .. }),
+            ready: audit.awaits.is_none() && audit.lease.is_none(),
+            moot: state.why_moot(audit).is_some(),
+        }
+    }
+}
+
+impl State {
+    /// Files a session anew.
+    pub(crate) fn refile(&mut self, session: Session) {
+        let filed = Filed::of(self, session);
+        self.index.file(session, filed);
+    }
+
+    fn refile_audit(&mut self, id: AuditId) {
+        let filed = self
+            .audits
+            .pending
+            .get(&id)
+            .map(|audit| FiledAudit::of(self, audit));
+        self.index.file_audit(id, filed);
+    }
+
+    /// Files the audits of a session's work anew.
+    pub(crate) fn refile_audits_of(&mut self, subject: Session) {
+        for id in self.index.audits_of(subject).collect::<Vec<_>>() {
+            self.refile_audit(id);
+        }
+    }
+
+    fn refile_audits_of_peer(&mut self, peer: PeerId) {
+        let stays = Session {
+            peer,
+            generation: 0,
+        }..=Session {
+            peer,
+            generation: u32::MAX,
+        };
+        let subjects: Vec<Session> = self
+            .index
+            .audits_of
+            .range(stays)
+            .map(|(subject, _)| *subject)
+            .collect();
+        for subject in subjects {
+            self.refile_audits_of(subject);
+        }
+    }
+
+    /// Files the sessions that an event names, after it was applied. Whom samples wait for and what audits wait for is
+    /// filed where that changes.
+    pub(crate) fn refile_after(&mut self, event: &Event) {
+        match event {
+            Event::SessionJoined { session, .. }
+            | Event::SessionEnded { session, .. }
+            | Event::RoomOffered { session, .. }
+            | Event::LeaseEnded { session, .. }
+            | Event::Completed { session, .. }
+            | Event::Installed { session, .. } => self.refile(*session),
+            Event::Leased(lease) => self.refile(lease.session),
+            Event::ReplicasDiffer { odd, .. } => odd.iter().for_each(|one| self.refile(*one)),
+            // Not only whom it names: also whoever was on the roster of the epoch before.
+            Event::RosterFixed { stage, .. }
+            | Event::CheckpointRepaired {
+                checkpoint: Checkpoint { stage, .. },
+                ..
+            } => {
+                let miners = &self.sessions.miners[usize::from(stage.get())];
+                for session in miners.iter().copied().collect::<Vec<_>>() {
+                    self.refile(session);
+                }
+            }
+            Event::AuditDrawn { audit, .. }
+            | Event::DisputeOpened { audit, .. }
+            | Event::AuditSettled { audit, .. }
+            | Event::AuditAbandoned { audit, .. } => self.refile_audit(*audit),
+            Event::PeerBanned { peer, .. } => self.refile_audits_of_peer(*peer),
+            // What may be done and what is moot depends on phase and epoch; a run that was resumed has moved everything that
+            // is waited for.
+            Event::PhaseChanged { .. } | Event::Resumed { .. } => self.index = Index::of(self),
+            Event::SampleOpened { .. }
+            | Event::PreferenceLapsed { .. }
+            | Event::PieceUndone { .. }
+            | Event::SampleCompleted { .. }
+            | Event::SampleRestarted { .. }
+            | Event::SampleDropped { .. }
+            | Event::OwnersRelaxed
+            | Event::UploadAccused { .. }
+            | Event::UploadExcluded { .. }
+            | Event::UploadQuarantined { .. }
+            | Event::CellSettled { .. }
+            | Event::CheckpointCommitted(_)
+            | Event::CheckpointAccused { .. } => {}
+        }
+    }
+}
