@@ -204,6 +204,7 @@ impl Keeper {
                 self.position.unsettled.remove(audit);
             }
             Event::CheckpointCommitted(checkpoint) => self.commit(checkpoint).await?,
+            Event::CheckpointRepaired { checkpoint, .. } => self.repair(checkpoint).await?,
             _ => {}
         }
         self.write(&Metric::Event {
@@ -215,15 +216,49 @@ impl Keeper {
 
     /// Writes a checkpoint's manifest, after everything that it names is there.
     async fn commit(&self, checkpoint: &Checkpoint) -> Result<(), Error> {
+        let (key, objects) = self.manifest_of(checkpoint);
+        let (stage, epoch) = (checkpoint.stage, checkpoint.epoch);
+        match self.store.put_manifest(&key, checkpoint, &objects).await {
+            Ok(_) => info!(%stage, %epoch, "checkpoint committed"),
+            // This process has died and reads its journal again: the repair comes later in it.
+            Err(iota_store::Error::Exists { .. }) => {
+                info!(%stage, %epoch, "checkpoint was repaired since");
+            }
+            // Its miners cannot install it, and will say so: then it is repaired.
+            Err(error @ iota_store::Error::Dangling { .. }) => {
+                warn!(%stage, %epoch, %error, "checkpoint without all its objects");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    /// Writes the manifest of a checkpoint that does without an object that nobody could read.
+    async fn repair(&self, checkpoint: &Checkpoint) -> Result<(), Error> {
+        let (key, objects) = self.manifest_of(checkpoint);
+        let (stage, epoch) = (checkpoint.stage, checkpoint.epoch);
+        let replaced = self.store.replace_manifest(&key, checkpoint, &objects);
+        match replaced.await {
+            Ok(_) => warn!(%stage, %epoch, "checkpoint repaired"),
+            // Another object is gone as well: its repair is to follow.
+            Err(error @ iota_store::Error::Dangling { .. }) => {
+                warn!(%stage, %epoch, %error, "checkpoint repaired in part");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
+    fn manifest_of(
+        &self,
+        checkpoint: &Checkpoint,
+    ) -> (ObjectKey, Vec<(ObjectKey, iota_protocol::work::Seal)>) {
         let key = ObjectKey::Checkpoint {
             run: self.run,
             epoch: checkpoint.epoch,
             stage: checkpoint.stage,
         };
-        let objects = objects_of(self.run, checkpoint);
-        self.store.put_manifest(&key, checkpoint, &objects).await?;
-        info!(stage = %checkpoint.stage, epoch = %checkpoint.epoch, "checkpoint committed");
-        Ok(())
+        (key, objects_of(self.run, checkpoint))
     }
 
     /// Deletes the activations and uploads of epochs that neither training nor an audit can need.
@@ -366,6 +401,59 @@ mod tests {
         assert_eq!(keeper.position, position);
         keeper.note().unwrap();
         assert_eq!(lines(folder.path()), 7);
+    }
+
+    #[tokio::test]
+    async fn a_repaired_checkpoint_replaces_the_manifest_also_when_the_journal_is_read_again() {
+        use iota_protocol::event::Repair;
+        use iota_protocol::work::{Segment, SegmentSource};
+        use iota_protocol::{Epoch, StageIndex};
+
+        let folder = tempfile::tempdir().unwrap();
+        let run = RunId::from_bytes([7; 16]);
+        let mut keeper = resumed(folder.path());
+        let name = iota_protocol::work::ObjectName {
+            purpose: Purpose::Merged,
+            epoch: Epoch::new(1),
+            id: iota_protocol::ObjectId::from_bytes([3; 16]),
+        };
+        let lost = SegmentSource::Merged {
+            object: iota_protocol::work::ObjectRef {
+                name,
+                seal: iota_protocol::work::Seal {
+                    digest: iota_protocol::Digest::of(b"gone"),
+                    length: 4,
+                },
+            },
+            offset: 0,
+            cell_elements: 9,
+        };
+        let of = |source| Checkpoint {
+            epoch: Epoch::new(1),
+            stage: StageIndex::new(0),
+            segments: vec![Segment {
+                range: 0..9,
+                source,
+            }],
+            optimizer_steps: 1,
+        };
+        let (before, after) = (of(lost), of(SegmentSource::Genesis));
+        let events = [
+            Event::CheckpointCommitted(before),
+            Event::CheckpointRepaired {
+                checkpoint: after.clone(),
+                object: name,
+                how: Repair::OlderValues,
+            },
+        ];
+        let key = ObjectKey::checkpoint(run, Epoch::new(1), StageIndex::new(0));
+        for _ in 0..2 {
+            for event in &events {
+                keeper.keep(Timestamp::from_millis(1), event).await.unwrap();
+            }
+            let kept: Checkpoint = keeper.store.get_manifest(&key).await.unwrap();
+            assert_eq!(kept, after);
+        }
     }
 
     #[test]

@@ -59,6 +59,32 @@ impl Store {
         manifest: &T,
         references: &[(ObjectKey, Seal)],
     ) -> Result<Seal> {
+        self.check_references(key, references).await?;
+        self.put(key, encode(manifest)).await
+    }
+
+    /// Writes a manifest in the place of another, once everything that it refers to is there.
+    ///
+    /// # Errors
+    /// As [`put_manifest`](Self::put_manifest), but for [`Error::Exists`].
+    ///
+    /// # Panics
+    /// As [`put_manifest`](Self::put_manifest).
+    pub async fn replace_manifest<T: Serialize + Sync>(
+        &self,
+        key: &ObjectKey,
+        manifest: &T,
+        references: &[(ObjectKey, Seal)],
+    ) -> Result<Seal> {
+        self.check_references(key, references).await?;
+        self.replace(key, encode(manifest)).await
+    }
+
+    async fn check_references(
+        &self,
+        key: &ObjectKey,
+        references: &[(ObjectKey, Seal)],
+    ) -> Result<()> {
         // By value: a closure over borrowed items makes a future that is Send for one lifetime only.
         stream::iter(references.iter().copied())
             .map(|(object, seal)| async move {
@@ -74,8 +100,7 @@ impl Store {
                     source: Box::new(source),
                 },
                 other => other,
-            })?;
-        self.put(key, encode(manifest)).await
+            })
     }
 
     /// Reads a manifest and verifies it.
@@ -166,6 +191,8 @@ mod tests {
             .unwrap();
         let error = store.put_manifest(&KEY, &"other", &[]).await.unwrap_err();
         assert!(matches!(error, Error::Exists { .. }), "{error:?}");
+        store.replace_manifest(&KEY, &"other", &[]).await.unwrap();
+        assert_eq!(store.get_manifest::<String>(&KEY).await.unwrap(), "other");
     }
 
     #[tokio::test]

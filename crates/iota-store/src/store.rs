@@ -89,6 +89,16 @@ impl Store {
         }
     }
 
+    /// Writes an object, whatever was there.
+    pub(crate) async fn replace(&self, key: &ObjectKey, bytes: Bytes) -> Result<Seal> {
+        let seal = seal::seal_off_thread(bytes.clone()).await;
+        self.objects
+            .put(&key.path(), PutPayload::from_bytes(bytes))
+            .await
+            .map_err(|error| from_object_store(key, error))?;
+        Ok(seal)
+    }
+
     /// Reads a whole object and verifies it.
     ///
     /// # Errors
