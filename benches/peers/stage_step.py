@@ -11,7 +11,7 @@ PyTorch gets query, key and value, and gate and up, as one matrix each, its own 
 
 Run from the repository root, with `pip install torch`; it builds the Rust program with cargo:
 
-    python benches/peers/stage_step.py [--models wide,testnet] [--threads 2] [--rounds 5] [--bf16] [--compile] [--out FILE]
+    python benches/peers/stage_step.py [--models wide,testnet] [--threads 2] [--rounds 5] [--bf16] [--compile] [--program FILE] [--out FILE]
 """
 
 import argparse
@@ -270,13 +270,14 @@ def main():
     parser.add_argument("--steps", type=int, help="counted steps of each run")
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--program", help="the example throughput of iota-compute, if it is built already")
     parser.add_argument("--out", help="where to write all numbers as JSON")
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peer:
         return torch_run(arguments)
-    program = build()
+    program = arguments.program or build()
     load = os.getloadavg()[0]
     print(f"{platform.machine()}, {os.cpu_count()} cores, load before the start: {load:.1f}")
     with tempfile.TemporaryDirectory() as folder:
