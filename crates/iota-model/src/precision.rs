@@ -10,7 +10,7 @@ pub enum Precision {
     /// Not at all.
     #[default]
     F32,
-    /// bf16: eight significant bits. A device that multiplies bf16 is twice as fast or more; on a CPU that does not,
-    /// results have the same bits and come slower than with f32.
+    /// bf16: eight significant bits. A device that multiplies bf16 is up to twice as fast; on a CPU that does not, results
+    /// have the same bits and come a little slower than with f32.
     Bf16,
 }

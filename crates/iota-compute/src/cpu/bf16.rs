@@ -40,6 +40,9 @@ const ROWS: usize = 12;
 /// Columns of a tile: two vectors of 512 bits.
 const COLUMNS: usize = 32;
 
+/// Rows that a job rounds, where the CPU has no products of bf16.
+const ROUNDED: usize = 64;
+
 /// Rows and columns of the result that a job computes. Both factors' panels and the result stay in a core's second cache.
 const JOB: (usize, usize) = (16 * ROWS, 8 * COLUMNS);
 
@@ -133,8 +136,8 @@ enum Layout {
         width: usize,
         pairs: Aligned,
     },
-    /// `[lane][term]`.
-    Dense(Vec<f32>),
+    /// As the matrix lies: `[lane][term]`, or `[term][lane]` if it is `transposed`. There may be more behind it.
+    Dense { transposed: bool, values: Vec<f32> },
 }
 
 impl Factor {
@@ -183,13 +186,27 @@ impl Factor {
             });
             Layout::Panels { bf16, width, pairs }
         } else {
-            let mut values = vec![0.0; lanes * terms];
-            let jobs = values.chunks_mut(terms.max(1)).enumerate();
-            threads.each(jobs, |(lane, values)| {
-                let row = &matrix.data[lane * matrix.row_stride..];
-                round_all(instructions, values, row, matrix.column_stride);
+            let transposed = matrix.column_stride != 1;
+            let (rows, columns, stride) = if transposed {
+                assert_eq!(matrix.row_stride, 1, "rows or columns are dense");
+                (terms, lanes, matrix.column_stride)
+            } else {
+                (lanes, terms, matrix.row_stride)
+            };
+            let mut values = threads.numbers.take(rows * columns);
+            let jobs = values[..rows * columns]
+                .chunks_mut((ROUNDED * columns).max(1))
+                .enumerate();
+            threads.each(jobs, |(index, values)| {
+                for (row, values) in values.chunks_mut(columns.max(1)).enumerate() {
+                    round_all(
+                        instructions,
+                        values,
+                        &matrix.data[(index * ROUNDED + row) * stride..],
+                    );
+                }
             });
-            Layout::Dense(values)
+            Layout::Dense { transposed, values }
         };
         Self {
             lanes,
@@ -198,24 +215,37 @@ impl Factor {
         }
     }
 
+    /// `[lanes, terms]`.
+    ///
+    /// # Panics
+    /// If it is laid out in panels.
+    fn dense(&self) -> Matrix<'_> {
+        match &self.layout {
+            Layout::Dense {
+                transposed: false,
+                values,
+            } => Matrix::rows(values, self.terms),
+            Layout::Dense {
+                transposed: true,
+                values,
+            } => Matrix::transposed(values, self.lanes),
+            Layout::Panels { .. } => unreachable!("asked for by those who looked"),
+        }
+    }
+
     /// Hands its memory to the next factor.
     pub(super) fn recycle(self, threads: &Threads) {
-        if let Layout::Panels { pairs, .. } = self.layout {
-            threads.words.give(pairs.memory);
+        match self.layout {
+            Layout::Panels { pairs, .. } => threads.words.give(pairs.memory),
+            Layout::Dense { values, .. } => threads.numbers.give(values),
         }
     }
 }
 
 vectorised! {
-    fn round_all(out: &mut [f32], row: &[f32], stride: usize) {
-        if stride == 1 {
-            for (out, &value) in out.iter_mut().zip(row) {
-                *out = round(value);
-            }
-        } else {
-            for (out, &value) in out.iter_mut().zip(row.iter().step_by(stride)) {
-                *out = round(value);
-            }
+    fn round_all(out: &mut [f32], row: &[f32]) {
+        for (out, &value) in out.iter_mut().zip(row) {
+            *out = round(value);
         }
     }
 }
@@ -239,11 +269,8 @@ pub(super) fn multiply(
     assert_eq!(left.terms, right.terms, "terms of a product's factors");
     assert_eq!(out.len(), size.rows * size.columns, "shape of a product");
     match (&left.layout, &right.layout) {
-        (Layout::Dense(left), Layout::Dense(right)) => {
-            let factors = (
-                Matrix::rows(left, size.inner),
-                Matrix::transposed(right, size.inner),
-            );
+        (Layout::Dense { .. }, Layout::Dense { .. }) => {
+            let factors = (left.dense(), right.dense().transpose());
             let parallelism = threads.parallelism();
             let out = (out, size.columns);
             matmul::matmul(
