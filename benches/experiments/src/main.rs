@@ -17,6 +17,7 @@
 //! | module | concern |
 //! |---|---|
 //! | [`boundaries`] | the experiment on boundaries: its variants, and the runs of them |
+//! | [`parity`] | whole networks beside the uncut model |
 //! | [`wire`] | [`wire::Wire`]: what the numbers that cross become on the way |
 //! | [`pipeline`] | stages in sequence, trained and evaluated |
 //! | [`text`] | the bundled text as batches |
@@ -24,11 +25,12 @@
 //! | [`summary`] | many seeds of a variant as one row |
 //! | [`table`], [`chart`] | rows as Markdown and CSV, lines as SVG |
 //!
-//! What it does *not* know: networks, miners, merges. `iota-testnet` trains across those.
+//! What it does *not* know: how a network is made; `iota-testnet` trains across one for [`parity`].
 
 mod boundaries;
 mod chart;
 mod outcome;
+mod parity;
 mod pipeline;
 mod summary;
 mod table;
@@ -52,10 +54,13 @@ struct Arguments {
 enum Command {
     /// What crosses from a stage to the next: all channels or a bottleneck, in which encoding.
     Boundaries(boundaries::Options),
+    /// Whole networks beside the uncut model.
+    Parity(parity::Options),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Boundaries(options) => boundaries::run(&options),
+        Command::Parity(options) => parity::run(&options),
     }
 }
