@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 use iota_node::Shutdown;
-use iota_orchestrator::{BoundaryChoice, ModelOptions, TrainingOptions};
+use iota_orchestrator::{BoundaryChoice, ModelOptions, TrainingOptions, Wire};
 use iota_testnet::{Report, Testnet, TestnetSettings};
 
 use crate::summary::Spread;
@@ -91,6 +91,8 @@ fn settings(options: &Options, miners: u32, seed: u64, out: PathBuf) -> TestnetS
             boundary: BoundaryChoice::None,
             ..ModelOptions::default()
         },
+        // As they are: encodings have an experiment of their own.
+        wire: Wire::default(),
         out,
         seed,
         baseline: true,
