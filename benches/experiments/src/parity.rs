@@ -45,7 +45,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let runtime = tokio::runtime::Runtime::new().context("starting the runtime")?;
     let mut table = String::from(
-        "| miners of a stage | samples | held-out loss, network | uncut | difference |\n|---:|---|---:|---:|---:|\n",
+        "| miners of a stage | samples | seeds | held-out loss, network | uncut | difference |\n|---:|---|---:|---:|---:|---:|\n",
     );
     for &miners in &options.miners {
         ensure!(
@@ -135,7 +135,8 @@ fn row(options: &Options, miners: u32, pairs: &[(f64, f64)]) -> String {
         "in batches"
     };
     format!(
-        "| {miners} | {samples} | {} | {} | {} % |\n",
+        "| {miners} | {samples} | {} | {} | {} | {} % |\n",
+        pairs.len(),
         spread(&|pair| pair.0),
         spread(&|pair| pair.1),
         spread(&|pair| 100.0 * (pair.0 / pair.1 - 1.0)),
@@ -181,7 +182,7 @@ mod tests {
         let row = row(&options, 2, &[(2.02, 2.0), (1.01, 1.0)]);
         assert_eq!(
             row,
-            "| 2 | overlapping | 1.515 ± 0.714 | 1.500 ± 0.707 | 1.000 ± 0.000 % |\n"
+            "| 2 | overlapping | 2 | 1.515 ± 0.714 | 1.500 ± 0.707 | 1.000 ± 0.000 % |\n"
         );
     }
 }
