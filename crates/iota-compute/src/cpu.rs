@@ -14,6 +14,8 @@
 mod attention;
 mod bf16;
 mod counting;
+#[cfg(test)]
+mod definition;
 mod elementwise;
 mod instructions;
 mod loss;

@@ -329,7 +329,6 @@ fn jobs(size: Size, threads: usize) -> Vec<(Range<usize>, Range<usize>)> {
             width /= 2;
         }
     }
-    let height = height.next_multiple_of(ROWS);
     let ranges = |total: usize, step: usize| {
         (0..total)
             .step_by(step)

@@ -237,6 +237,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::cpu::definition::assert_defined;
 
     fn values(count: usize, seed: u32) -> Vec<f32> {
         let mut state = seed.wrapping_mul(2_654_435_761).max(1);
@@ -250,68 +251,32 @@ mod tests {
             .collect()
     }
 
-    /// The definition, element by element.
-    fn defined(size: Size, out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, add: bool) {
-        for row in 0..size.rows {
-            for column in 0..size.columns {
-                let element = &mut out[row * size.columns + column];
-                for start in (0..size.inner).step_by(STRETCH) {
-                    let mut sum = 0.0_f32;
-                    for term in start..size.inner.min(start + STRETCH) {
-                        let left = a.data[row * a.row_stride + term * a.column_stride];
-                        sum = left
-                            .mul_add(b.data[term * b.row_stride + column * b.column_stride], sum);
-                    }
-                    *element = if add || start > 0 {
-                        *element + sum
-                    } else {
-                        sum
-                    };
-                }
-            }
-        }
-    }
-
     fn check(rows: usize, columns: usize, inner: usize) {
         let size = Size {
             rows,
             columns,
             inner,
         };
-        let (left, right) = (values(rows * inner, 1), values(inner * columns, 2));
-        let lefts = [Matrix::rows(&left, inner), Matrix::transposed(&left, rows)];
-        let rights = [
-            Matrix::rows(&right, columns),
-            Matrix::transposed(&right, inner),
-        ];
-        for a in lefts {
-            for b in rights {
-                for add in [false, true] {
-                    let before = values(rows * columns, 3);
-                    let mut expected = before.clone();
-                    defined(size, &mut expected, a, b, add);
-                    for instructions in InstructionSet::available() {
-                        for parallelism in [Parallelism::None, Parallelism::Rayon(3)] {
-                            let mut out = before.clone();
-                            matmul(
-                                instructions,
-                                parallelism,
-                                size,
-                                (&mut out, columns),
-                                a,
-                                b,
-                                add,
-                            );
-                            let same = out
-                                .iter()
-                                .zip(&expected)
-                                .all(|(x, y)| x.to_bits() == y.to_bits());
-                            assert!(same, "{size:?} {instructions:?} {parallelism:?} add: {add}");
-                        }
-                    }
-                }
-            }
-        }
+        assert_defined(
+            size,
+            values,
+            |x| x,
+            |instructions, threads, size, out, a, b, add| {
+                let parallelism = match threads {
+                    1 => Parallelism::None,
+                    threads => Parallelism::Rayon(threads),
+                };
+                matmul(
+                    instructions,
+                    parallelism,
+                    size,
+                    (out, size.columns),
+                    a,
+                    b,
+                    add,
+                );
+            },
+        );
     }
 
     #[test]

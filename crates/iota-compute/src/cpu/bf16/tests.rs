@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::cpu::definition::assert_defined;
 
 /// Numbers of very different sizes, tiny and subnormal ones among them.
 fn values(count: usize, seed: u32) -> Vec<f32> {
@@ -20,63 +21,21 @@ fn values(count: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
-/// The definition, element by element.
-fn defined(size: Size, out: &mut [f32], a: Matrix<'_>, b: Matrix<'_>, add: bool) {
-    for row in 0..size.rows {
-        for column in 0..size.columns {
-            let element = &mut out[row * size.columns + column];
-            for start in (0..size.inner).step_by(matmul::STRETCH) {
-                let mut sum = 0.0_f32;
-                for term in start..size.inner.min(start + matmul::STRETCH) {
-                    let left = a.data[row * a.row_stride + term * a.column_stride];
-                    let right = b.data[term * b.row_stride + column * b.column_stride];
-                    sum = round(left).mul_add(round(right), sum);
-                }
-                *element = if add || start > 0 {
-                    *element + sum
-                } else {
-                    sum
-                };
-            }
-        }
-    }
-}
-
 fn check(rows: usize, columns: usize, inner: usize) {
     let size = Size {
         rows,
         columns,
         inner,
     };
-    let (left, right) = (values(rows * inner, 1), values(inner * columns, 2));
-    let lefts = [Matrix::rows(&left, inner), Matrix::transposed(&left, rows)];
-    let rights = [
-        Matrix::rows(&right, columns),
-        Matrix::transposed(&right, inner),
-    ];
-    for a in lefts {
-        for b in rights {
-            for add in [false, true] {
-                let before = values(rows * columns, 3);
-                let mut expected = before.clone();
-                defined(size, &mut expected, a, b, add);
-                for instructions in InstructionSet::available() {
-                    for threads in [1, 3] {
-                        let threads = Threads::new(threads).unwrap();
-                        let mut out = before.clone();
-                        threads.scope(|| {
-                            matmul((instructions, &threads), size, &mut out, a, b, add);
-                        });
-                        let same = out
-                            .iter()
-                            .zip(&expected)
-                            .all(|(x, y)| x.to_bits() == y.to_bits());
-                        assert!(same, "{size:?} {instructions:?} {threads:?} add: {add}");
-                    }
-                }
-            }
-        }
-    }
+    assert_defined(
+        size,
+        values,
+        round,
+        |instructions, threads, size, out, a, b, add| {
+            let threads = Threads::new(threads).unwrap();
+            threads.scope(|| matmul((instructions, &threads), size, out, a, b, add));
+        },
+    );
 }
 
 #[test]
