@@ -43,7 +43,7 @@ struct Run {
     #[arg(
         long,
         value_name = "N",
-        default_value_t = default_threads(),
+        default_value_t = iota_node::threads::available(),
         value_parser = at_least_one(),
         env = "IOTA_THREADS"
     )]
@@ -112,10 +112,6 @@ fn start(run: Run) -> anyhow::Result<Stop> {
         }
         Ok(miner.run(shutdown).await?)
     })
-}
-
-fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn at_least_one() -> RangedU64ValueParser<usize> {

@@ -53,7 +53,7 @@ struct Run {
     #[arg(
         long,
         value_name = "N",
-        default_value_t = default_threads(),
+        default_value_t = iota_node::threads::available(),
         value_parser = at_least_one(),
         env = "IOTA_THREADS"
     )]
@@ -103,10 +103,6 @@ fn start(run: Run) -> anyhow::Result<Exit> {
 fn load(key: &PathBuf) -> anyhow::Result<iota_identity::Keypair> {
     iota_identity::load_or_create(key)
         .with_context(|| format!("the validator's key, {}", key.display()))
-}
-
-fn default_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn at_least_one() -> RangedU64ValueParser<usize> {

@@ -73,7 +73,7 @@ impl Miner {
             orchestrator: orchestrator.into(),
             keypair: None,
             capacity: 4,
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            threads: iota_node::threads::available(),
             memory_limit_bytes: None,
             gate: None,
             behaviour: Behaviour::Honest,

@@ -48,6 +48,7 @@
 //! | [`telemetry`] | where `tracing` events go and in which dress |
 //! | [`exit`] | the exit codes and what they promise |
 //! | [`memory`] | how much memory there still is |
+//! | [`threads`] | how many threads run at one time |
 //!
 //! What this crate does *not* know: any setting by name, any message, any peer, tensors, storage, the network. It
 //! takes no decision of a run; those live in `iota-protocol`.
@@ -60,6 +61,7 @@ pub mod retry;
 pub mod settings;
 pub mod shutdown;
 pub mod telemetry;
+pub mod threads;
 
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use exit::Exit;

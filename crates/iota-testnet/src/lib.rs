@@ -171,7 +171,7 @@ impl Testnet {
             settings,
             origin: Origin::New(Box::new(setup)),
             recruits,
-            cores: cores(),
+            cores: iota_node::threads::available(),
         })
     }
 
@@ -192,7 +192,7 @@ impl Testnet {
             recruits: recruits(&settings),
             origin: Origin::Resumed { held_out_start },
             settings,
-            cores: cores(),
+            cores: iota_node::threads::available(),
         })
     }
 
@@ -326,10 +326,6 @@ fn prepare(setup: Setup, settings: &TestnetSettings) -> Result<OrchestratorBuild
     Ok(Orchestrator::builder(setup, &settings.out)
         .with_listen(settings.listen)
         .with_store_listen(settings.store_listen))
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 async fn evaluate(mut whole: Whole, held_out: HeldOut) -> Result<(HeldOut, f64), Error> {

@@ -62,7 +62,7 @@ impl Validator {
             orchestrator: orchestrator.into(),
             keypair: None,
             capacity: 1,
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
+            threads: iota_node::threads::available(),
             gate: None,
             clock: Arc::new(SystemClock::new()),
         }
