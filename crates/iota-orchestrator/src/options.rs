@@ -98,7 +98,7 @@ pub struct TrainingOptions {
     /// `backwards_per_step` as large and one miner per stage, the network takes exactly the steps of the uncut model.
     pub in_batches: bool,
     /// What stages compute in: `f32`, or `bf16` for the factors of large matrix products. The bits are the same on every
-    /// processor; one that multiplies bf16 trains the testnet's model 1.4 times as fast, another 1.04 times as long.
+    /// processor; one that multiplies bf16 trains the testnet's model 1.3 times as fast, another 1.04 times as long.
     pub precision: Precision,
     /// Backward passes of a miner per step of its optimizer.
     pub backwards_per_step: u32,
