@@ -39,11 +39,18 @@ impl SqliteJournal {
     pub fn create(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let lock = Lock::take(&path)?;
-        files::create_private(&path)?;
-        let connection = schema::connect(&path)?;
-        schema::create(&connection).map_err(|error| trouble(&path, error))?;
-        // The file's name has to survive a power cut too.
+        files::must_not_exist(&path)?;
+        // It gets its name when it is whole: whoever looks for it, or comes back after a power cut, finds a journal or none.
+        let unfinished = files::unfinished(&path)?;
+        files::create_private(&unfinished)?;
+        let connection = schema::connect(&unfinished)?;
+        schema::create(&connection).map_err(|error| trouble(&unfinished, error))?;
+        connection
+            .close()
+            .map_err(|(_, error)| trouble(&unfinished, error))?;
+        files::rename(&unfinished, &path)?;
         files::sync_folder_of(&path)?;
+        let connection = schema::connect(&path)?;
         Ok(Self {
             connection,
             path,

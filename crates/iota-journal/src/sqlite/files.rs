@@ -1,6 +1,7 @@
 //! The file around the database: private, durable by name, written by one process.
 
 use std::fs::{File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
@@ -15,9 +16,7 @@ pub(super) struct Lock {
 impl Lock {
     /// Not on the database itself: SQLite has its own locks there, which on some systems are the same ones.
     pub(super) fn take(journal: &Path) -> Result<Self> {
-        let mut name = journal.as_os_str().to_owned();
-        name.push(".lock");
-        let path = PathBuf::from(name);
+        let path = beside(journal, ".lock");
         let file = private().create(true).truncate(false).open(&path);
         let file = file.map_err(|source| Error::File {
             path: path.clone(),
@@ -33,13 +32,30 @@ impl Lock {
     }
 }
 
+/// Where a journal is made. What an earlier attempt left there is removed; the caller holds the lock, so nobody is at it.
+pub(super) fn unfinished(journal: &Path) -> Result<PathBuf> {
+    let path = beside(journal, ".new");
+    for suffix in ["", "-wal", "-shm"] {
+        let left = beside(&path, suffix);
+        match std::fs::remove_file(&left) {
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                return Err(cannot_use(&left, source));
+            }
+            _ => {}
+        }
+    }
+    Ok(path)
+}
+
+pub(super) fn rename(from: &Path, to: &Path) -> Result<()> {
+    std::fs::rename(from, to).map_err(|source| cannot_use(to, source))
+}
+
 /// An empty file that nobody else can read. SQLite gives the files that it puts beside it the same permissions.
 pub(super) fn create_private(path: &Path) -> Result<()> {
     match private().create_new(true).open(path) {
         Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Err(Error::Exists {
-            place: path.display().to_string(),
-        }),
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Err(exists(path)),
         Err(source) => Err(cannot_use(path, source)),
     }
 }
@@ -50,6 +66,14 @@ pub(super) fn must_exist(path: &Path) -> Result<()> {
         Ok(false) => Err(Error::Missing {
             path: path.to_owned(),
         }),
+        Err(source) => Err(cannot_use(path, source)),
+    }
+}
+
+pub(super) fn must_not_exist(path: &Path) -> Result<()> {
+    match path.try_exists() {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(exists(path)),
         Err(source) => Err(cannot_use(path, source)),
     }
 }
@@ -88,6 +112,18 @@ fn private() -> OpenOptions {
         options.mode(0o600);
     }
     options
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+fn exists(path: &Path) -> Error {
+    Error::Exists {
+        place: path.display().to_string(),
+    }
 }
 
 fn cannot_use(path: &Path, source: std::io::Error) -> Error {

@@ -200,3 +200,40 @@ fn a_snapshot_is_a_fraction_of_the_state_as_json() {
     println!("{json} bytes of JSON, {} packed", snapshot.length_bytes());
     assert!(3 * snapshot.length_bytes() < json);
 }
+
+#[test]
+fn whoever_looks_for_a_journal_finds_a_whole_one_or_none_and_hinders_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths: Vec<_> = (0..40)
+        .map(|number| folder.path().join(format!("{number}.sqlite")))
+        .collect();
+    let looking = std::thread::spawn({
+        let paths = paths.clone();
+        move || {
+            for path in paths {
+                while let Err(error) = SqliteJournal::open_for_reading(&path) {
+                    assert!(matches!(error, Error::Missing { .. }), "{error}");
+                }
+            }
+        }
+    });
+    for path in paths {
+        SqliteJournal::create(path).unwrap();
+    }
+    looking.join().unwrap();
+}
+
+#[test]
+fn what_was_left_of_a_journal_that_was_never_finished_is_in_nobodys_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("journal.sqlite");
+    std::fs::write(folder.path().join("journal.sqlite.new"), b"half").unwrap();
+    std::fs::write(folder.path().join("journal.sqlite.new-wal"), b"a word").unwrap();
+    SqliteJournal::create(&path).unwrap().check().unwrap();
+    let left: Vec<_> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .filter(|name| name.to_string_lossy().contains("new"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
