@@ -33,6 +33,7 @@
 //! | [`driver`] | [`Driver`]: what is asked of a card |
 //! | [`kernels`] | the kernels' sources and names |
 //! | `planner` | [`memory_plan`]: what a stage needs, before it is there |
+//! | [`conformance`] | what every device must compute, beside its definition in f64 |
 //! | `card` | `Card`, with the feature `cuda`: a real one |
 //!
 //! What it does *not* know: the model, the order of a pass, the optimizers' rules (all in iota-compute), and who asked for
@@ -42,6 +43,7 @@ mod attention;
 mod backend;
 #[cfg(feature = "cuda")]
 mod card;
+pub mod conformance;
 mod device;
 pub mod driver;
 mod error;

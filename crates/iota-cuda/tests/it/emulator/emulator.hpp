@@ -10,9 +10,11 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <csetjmp>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <string>
 #include <ucontext.h>
 #include <utility>
@@ -32,9 +34,13 @@ struct Index {
 
 enum class State { Ready, AtBlockBarrier, AtWarpBarrier, Done };
 
+// A thread that has run its kernel runs the next one, so that contexts are made once; from then on jumps switch between
+// them, which, unlike the calls that make contexts, ask nothing of the system.
 struct Thread {
-    ucontext_t context;
+    ucontext_t beginning;
     std::vector<char> stack;
+    bool begun = false;
+    std::jmp_buf place;
     State state;
     Index index;
     // Shuffles so far: alternate between two mailboxes, since a lane may be at most one shuffle ahead of its warp.
@@ -45,22 +51,50 @@ struct Failure {
     std::string message;
 };
 
-inline std::vector<Thread> threads;
-inline ucontext_t scheduler;
+inline std::vector<std::unique_ptr<Thread>> threads;
+inline std::jmp_buf scheduler;
 inline Thread* current = nullptr;
 inline Index block_index, grid_size;
 inline std::vector<std::array<std::array<std::uint64_t, 32>, 2>> mailboxes;
 inline void (*entry)(void*) = nullptr;
 inline void* entry_argument = nullptr;
 
+// A thread waits, and the scheduler goes on.
 inline void wait(State state) {
     current->state = state;
-    swapcontext(&current->context, &scheduler);
+    if (_setjmp(current->place) == 0) {
+        _longjmp(scheduler, 1);
+    }
 }
 
 inline void run_thread() {
-    entry(entry_argument);
-    wait(State::Done);
+    for (;;) {
+        entry(entry_argument);
+        wait(State::Done);
+    }
+}
+
+// Lets a thread go on until it waits.
+inline void go_on(Thread* thread) {
+    current = thread;
+    if (_setjmp(scheduler) == 0) {
+        if (thread->begun) {
+            _longjmp(thread->place, 1);
+        }
+        thread->begun = true;
+        setcontext(&thread->beginning);
+    }
+}
+
+inline void add_thread() {
+    threads.push_back(std::make_unique<Thread>());
+    Thread& thread = *threads.back();
+    thread.stack.resize(64 * 1024);
+    getcontext(&thread.beginning);
+    thread.beginning.uc_stack.ss_sp = thread.stack.data();
+    thread.beginning.uc_stack.ss_size = thread.stack.size();
+    thread.beginning.uc_link = nullptr;
+    makecontext(&thread.beginning, run_thread, 0);
 }
 
 // A stream of numbers: xorshift.
@@ -84,36 +118,31 @@ struct Chance {
 inline bool release(State state, std::size_t first, std::size_t end) {
     bool some = false;
     for (std::size_t i = first; i < end; i++) {
-        if (threads[i].state == state) {
+        if (threads[i]->state == state) {
             some = true;
-        } else if (threads[i].state == State::Done && state == State::AtBlockBarrier) {
+        } else if (threads[i]->state == State::Done && state == State::AtBlockBarrier) {
             continue;
         } else {
             return false;
         }
     }
     for (std::size_t i = first; some && i < end; i++) {
-        if (threads[i].state == state) {
-            threads[i].state = State::Ready;
+        if (threads[i]->state == state) {
+            threads[i]->state = State::Ready;
         }
     }
     return some;
 }
 
 inline void run_block(unsigned count, Chance& chance) {
-    threads.resize(count);
+    while (threads.size() < count) {
+        add_thread();
+    }
     mailboxes.resize((count + 31) / 32);
     for (unsigned i = 0; i < count; i++) {
-        Thread& thread = threads[i];
-        thread.stack.resize(32 * 1024);
-        thread.state = State::Ready;
-        thread.index = {i, 0, 0};
-        thread.shuffles = 0;
-        getcontext(&thread.context);
-        thread.context.uc_stack.ss_sp = thread.stack.data();
-        thread.context.uc_stack.ss_size = thread.stack.size();
-        thread.context.uc_link = nullptr;
-        makecontext(&thread.context, run_thread, 0);
+        threads[i]->state = State::Ready;
+        threads[i]->index = {i, 0, 0};
+        threads[i]->shuffles = 0;
     }
     std::vector<unsigned> order(count);
     for (unsigned i = 0; i < count; i++) {
@@ -123,10 +152,9 @@ inline void run_block(unsigned count, Chance& chance) {
         chance.shuffle(order);
         bool ran = false;
         for (unsigned i : order) {
-            if (threads[i].state == State::Ready) {
+            if (threads[i]->state == State::Ready) {
                 ran = true;
-                current = &threads[i];
-                swapcontext(&scheduler, &threads[i].context);
+                go_on(threads[i].get());
             }
         }
         bool released = release(State::AtBlockBarrier, 0, count);
@@ -137,8 +165,8 @@ inline void run_block(unsigned count, Chance& chance) {
             break;
         }
     }
-    for (const Thread& thread : threads) {
-        if (thread.state != State::Done) {
+    for (unsigned i = 0; i < count; i++) {
+        if (threads[i]->state != State::Done) {
             throw Failure{"threads wait for ever at a barrier that others do not reach"};
         }
     }
