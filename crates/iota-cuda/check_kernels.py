@@ -5,8 +5,8 @@ takes. Fails if one does not compile or spills registers.
     pip install nvidia-cuda-nvrtc          # CUDA's run-time compiler alone, 90 MB
     python crates/iota-cuda/check_kernels.py [--save FOLDER]
 
-With --save it leaves sm_80.cubin and sm_90.cubin in the folder. A program that is built with IOTA_CUDA_CUBINS=FOLDER
-carries them, and runs on machines that have a driver and cuBLAS but no NVRTC.
+With --save it leaves the compiled kernels in the folder. A miner that is given the folder (--cuda-kernels FOLDER) needs no
+NVRTC, only the driver and cuBLAS.
 """
 
 import argparse
@@ -24,6 +24,14 @@ def source():
     """The sources in the order in which the crate joins them."""
     names = re.findall(r'include_str!\("(kernels/.*?)"\)', (FOLDER / "kernels.rs").read_text())
     return "".join((FOLDER / name).read_text() for name in names)
+
+
+def digest(data):
+    """FNV-1a, as in src/card/kernels.rs: kernels are found by the sources that they were made from."""
+    value = 0xCBF29CE484222325
+    for byte in data:
+        value = (value ^ byte) * 0x100000001B3 % 2**64
+    return value
 
 
 def find_nvrtc():
@@ -92,7 +100,8 @@ def main():
         spilling += report(architecture, cubin, log)
         if arguments.save:
             arguments.save.mkdir(parents=True, exist_ok=True)
-            (arguments.save / f"{architecture}.cubin").write_bytes(cubin)
+            name = f"iota-{digest(source().encode()):016x}-{architecture}.cubin"
+            (arguments.save / name).write_bytes(cubin)
     sys.exit(f"these spill registers: {', '.join(spilling)}" if spilling else 0)
 
 

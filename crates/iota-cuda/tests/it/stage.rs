@@ -6,13 +6,13 @@ use iota_model::{Boundary, ModelConfig, Precision, StagePlan, preset};
 
 use crate::emulator::Emulator;
 
-const STEPS: usize = 4;
+const STEPS: usize = 3;
 
 fn model(boundary: Boundary) -> ModelConfig {
     ModelConfig {
         vocabulary: 61,
         width: 36,
-        blocks: 4,
+        blocks: 2,
         heads: 6,
         key_value_heads: 2,
         feed_forward: 50,
@@ -43,8 +43,8 @@ fn losses<B: Backend>(
             let input = Input::Activation(&activation);
             let (loss, gradient) = tail.forward_backward_loss(input, targets).unwrap();
             head.backward(saved, &gradient.unwrap()).unwrap();
-            head.step(0.01, 1).unwrap();
-            tail.step(0.01, 1).unwrap();
+            head.step(0.003, 1).unwrap();
+            tail.step(0.003, 1).unwrap();
             loss
         })
         .collect()
