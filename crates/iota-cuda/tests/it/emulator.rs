@@ -247,30 +247,13 @@ type Emulate = unsafe extern "C" fn(
 impl Kernels {
     fn get() -> Option<&'static Self> {
         static KERNELS: OnceLock<Option<Kernels>> = OnceLock::new();
-        KERNELS.get_or_init(Self::compile).as_ref()
-    }
-
-    /// Compiles, unless it was done before: every test is a process of its own.
-    fn compile() -> Option<Self> {
-        let entries: String = kernels::NAMES
-            .iter()
-            .map(|name| format!("X({name}) "))
-            .collect();
-        let source = format!(
-            "{}\n{}\n#define KERNELS(X) {entries}\n{}",
-            include_str!("emulator/emulator.hpp"),
-            kernels::SOURCE,
-            include_str!("emulator/launch.hpp")
-        );
-        let digest = blake3::hash(source.as_bytes()).to_hex();
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let path = folder.join(format!("kernels-{}.so", &digest[..16]));
-        if !path.exists() {
-            compile(&source, &path)?;
-        }
-        // SAFETY: it was made from the sources here, and does nothing when it is loaded.
-        let library = unsafe { libloading::Library::new(&path) }.unwrap();
-        Some(Self { library })
+        let load = || {
+            let path = compiled("kernels", "")?;
+            // SAFETY: it was made from the sources here, and does nothing when it is loaded.
+            let library = unsafe { libloading::Library::new(path) }.unwrap();
+            Some(Self { library })
+        };
+        KERNELS.get_or_init(load).as_ref()
     }
 
     /// # Safety
@@ -323,31 +306,75 @@ fn kind(argument: &Argument) -> char {
     }
 }
 
-/// None, with the reason printed, where there is no compiler.
-fn compile(source: &str, to: &Path) -> Option<()> {
+/// Makes NVIDIA's libraries those of `emulator/driver.hpp`, for the rest of this process. False, with the reason printed,
+/// where there is no C++ compiler.
+#[cfg(feature = "cuda")]
+pub(crate) fn stand_in_for_nvidia() -> bool {
+    use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+    static LOADED: OnceLock<bool> = OnceLock::new();
+    *LOADED.get_or_init(|| {
+        // Whoever then asks for a library of such a name is given the one that is loaded already.
+        ["libcuda.so", "libcublas.so", "libnvrtc.so"].iter().all(|name| {
+            let Some(path) = compiled(name, include_str!("emulator/driver.hpp")) else {
+                return false;
+            };
+            // SAFETY: as for the kernels.
+            let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
+            std::mem::forget(library.unwrap());
+            true
+        })
+    })
+}
+
+/// A library of this name, of the kernels, their emulator and what is added. It is made once: every test is a process of its
+/// own. None, with the reason printed, where there is no C++ compiler.
+fn compiled(name: &str, added: &str) -> Option<PathBuf> {
+    let entries: String = kernels::NAMES
+        .iter()
+        .map(|name| format!("X({name}) "))
+        .collect();
+    let source = format!(
+        "{}\n{}\n#define KERNELS(X) {entries}\n{}\n{added}",
+        include_str!("emulator/emulator.hpp"),
+        kernels::SOURCE,
+        include_str!("emulator/launch.hpp")
+    );
+    let digest = blake3::hash(source.as_bytes()).to_hex();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let path = folder.join(format!("{name}-{}", &digest[..16]));
+    if !path.exists() {
+        compile(&source, name, &path)?;
+    }
+    Some(path)
+}
+
+/// As [`compiled`].
+fn compile(source: &str, soname: &str, to: &Path) -> Option<()> {
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".to_owned());
-    let name = |ending: &str| -> PathBuf {
+    let own = |ending: &str| -> PathBuf {
         let mut name = to.as_os_str().to_owned();
         name.push(format!(".{}.{ending}", std::process::id()));
         name.into()
     };
-    let (source_path, library_path) = (name("cpp"), name("so"));
+    let (source_path, library_path) = (own("cpp"), own("so"));
     std::fs::write(&source_path, source).unwrap();
     let output = Command::new(&compiler)
-        .args(["-std=c++17", "-O2", "-fPIC", "-shared"])
-        .args(["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-o"])
+        .args(["-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Wextra"])
+        .args(["-Werror", "-Wno-unknown-pragmas", "-Wno-clobbered"])
+        .arg(format!("-Wl,-soname,{soname}"))
+        .arg("-o")
         .args([&library_path, &source_path])
         .output();
+    std::fs::remove_file(&source_path).unwrap();
     let output = match output {
         Ok(output) => output,
         Err(error) => {
-            println!("skipped: there is no C++ compiler to run the kernels with, {compiler}: {error}");
+            println!("skipped: {compiler}, which would make kernels for the CPU: {error}");
             return None;
         }
     };
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{compiler}: {errors}");
-    std::fs::remove_file(&source_path).unwrap();
     // Whoever compiles it at the same time makes the same file.
     std::fs::rename(&library_path, to).unwrap();
     Some(())

@@ -4,6 +4,9 @@
     reason = "a test fails by panicking, in helpers too"
 )]
 
+/// The code that calls NVIDIA's driver and libraries, with stand-ins for them.
+#[cfg(feature = "cuda")]
+mod card;
 /// A driver whose card is the C++ compiler.
 mod emulator;
 /// Every operation is what its definition says, in f32 and in bf16.

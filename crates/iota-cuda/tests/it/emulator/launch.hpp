@@ -2,7 +2,7 @@
 
 #include <mutex>
 
-// Runs a kernel. kinds: a letter for each argument. Returns 0, or 1 with the reason in `message`.
+// Runs a kernel. kinds: a letter for each argument, or null. Returns 0, or 1 with the reason in `message`.
 extern "C" int emulate(const char* name, const unsigned* grid, unsigned threads, void** arguments, const char* kinds,
                        std::uint64_t seed, char* message, std::size_t message_bytes) {
     static std::mutex one_at_a_time;
