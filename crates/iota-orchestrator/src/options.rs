@@ -1,5 +1,6 @@
 //! What an operator can set about a run.
 
+mod merging;
 mod optimizer;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use iota_protocol::settings::{Decay, LearningRate, Timing};
 use iota_run::{Codec, Wire};
 use serde::{Deserialize, Serialize};
 
+pub use self::merging::MergingOptions;
 pub use self::optimizer::{MuonOptions, NAdamOptions, OptimizerName};
 
 /// A run as an operator describes it; every value has a default that trains a small model on the bundled text.
@@ -28,6 +30,8 @@ pub struct RunOptions {
     pub seed: u64,
     /// How it trains.
     pub training: TrainingOptions,
+    /// How a stage's miners become of one mind again.
+    pub merging: MergingOptions,
     /// How stages send tensors to each other: `f32`, `bf16`, `int8` or `int4`, for activations and for gradients. Training
     /// with `int8` ends at the loss of `f32` (docs/experiments), with a quarter of the bytes.
     pub wire: Wire,
@@ -165,6 +169,7 @@ impl Default for RunOptions {
             corpus: BUNDLED.to_owned(),
             seed: 1,
             training: TrainingOptions::default(),
+            merging: MergingOptions::default(),
             wire: Wire {
                 activations: Codec::Int8,
                 gradients: Codec::Int8,

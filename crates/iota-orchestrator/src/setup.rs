@@ -157,6 +157,7 @@ impl Setup {
             validators: participants.validators,
             audit_every_epochs: training.audit_every_epochs,
             learning_rate: training.schedule(),
+            merging: options.merging.rules(),
             timing: options.timing.into(),
         };
         settings.validate()?;

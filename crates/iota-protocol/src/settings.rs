@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cells::{CELLS_MAX, Cells, OWNERS_MAX};
 use crate::id::{PeerId, RunId, StageIndex};
 
 /// Everything that the rules need to know of a run. Sizes come in as numbers: the rules know nothing of tensors.
@@ -50,6 +51,9 @@ pub struct RunSettings {
     pub audit_every_epochs: u32,
     /// The learning rate over the run.
     pub learning_rate: LearningRate,
+    /// How a stage's miners become of one mind again.
+    #[serde(default)]
+    pub merging: Merging,
     /// How long things may take.
     pub timing: Timing,
 }
@@ -106,6 +110,14 @@ impl LearningRate {
             tail_samples: 0,
         }
     }
+}
+
+/// How a stage's miners become of one mind again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Merging {
+    /// How its parameters are cut into cells, and how many miners merge each.
+    pub cells: Cells,
 }
 
 /// How long things may take. Lease deadlines follow measured durations; these are the edges.
@@ -217,6 +229,20 @@ impl RunSettings {
         }
         if self.miners_per_stage_max < self.miners_to_start {
             return invalid("miners_per_stage_max", "must not be below miners_to_start");
+        }
+        if let Cells::Grid { cells, owners } = self.merging.cells {
+            if !(1..=CELLS_MAX).contains(&cells) {
+                return invalid(
+                    "merging.cells",
+                    &format!("must be between 1 and {CELLS_MAX}"),
+                );
+            }
+            if !(2..=OWNERS_MAX).contains(&owners) {
+                return invalid(
+                    "merging.owners",
+                    &format!("must be between 2 and {OWNERS_MAX}: nobody's word is taken alone"),
+                );
+            }
         }
         let LearningRate {
             peak,

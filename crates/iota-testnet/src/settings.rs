@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use iota_orchestrator::{ModelOptions, RunOptions, TimingOptions, TrainingOptions, Wire};
+use iota_orchestrator::{
+    MergingOptions, ModelOptions, RunOptions, TimingOptions, TrainingOptions, Wire,
+};
 use serde::{Deserialize, Serialize};
 
 /// A testnet as a person describes it.
@@ -39,6 +41,8 @@ pub struct TestnetSettings {
     pub store_url: String,
     /// How it trains.
     pub training: TrainingOptions,
+    /// How a stage's miners become of one mind again.
+    pub merging: MergingOptions,
     /// How stages send tensors to each other.
     pub wire: Wire,
     /// How long things may take.
@@ -54,6 +58,7 @@ impl Default for TestnetSettings {
             corpus,
             seed,
             training,
+            merging,
             wire,
             timing,
         } = RunOptions::default();
@@ -74,6 +79,7 @@ impl Default for TestnetSettings {
             store_listen: loopback,
             store_url: String::new(),
             training,
+            merging,
             wire,
             timing: on_one_machine(timing),
         }
@@ -150,6 +156,7 @@ impl TestnetSettings {
             corpus: self.corpus.clone(),
             seed: self.seed,
             training: self.training.clone(),
+            merging: self.merging,
             wire: self.wire,
             timing: self.timing,
         }

@@ -7,10 +7,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::world::{World, peer, seal, settings};
+use crate::cells::Cells;
 use crate::command::{Command, Role};
 use crate::event::{Event, Phase};
 use crate::id::{LeaseId, Session};
-use crate::settings::RunSettings;
+use crate::settings::{Merging, RunSettings};
 use crate::state::State;
 use crate::time::Timestamp;
 use crate::work::{Difference, Failure, Lease, ObjectName, Outcome, Verdict, Work};
@@ -346,7 +347,7 @@ fn input_of(work: &Work) -> Option<ObjectName> {
     }
 }
 
-fn small(stages: u16, validated: bool, miners_to_start: u32) -> RunSettings {
+fn small(stages: u16, validated: bool, miners_to_start: u32, cells: Cells) -> RunSettings {
     RunSettings {
         validators: if validated {
             vec![peer(99)]
@@ -357,8 +358,14 @@ fn small(stages: u16, validated: bool, miners_to_start: u32) -> RunSettings {
         miners_to_start,
         epochs: 3,
         samples_per_epoch: 3,
+        merging: Merging { cells },
         ..settings(stages)
     }
+}
+
+fn cells() -> impl Strategy<Value = Cells> {
+    let grid = (1..20_u32, 2..5_u32).prop_map(|(cells, owners)| Cells::Grid { cells, owners });
+    prop_oneof![Just(Cells::Butterfly), grid]
 }
 
 proptest! {
@@ -370,9 +377,10 @@ proptest! {
         stages in 1_u16..4,
         validated in any::<bool>(),
         miners_to_start in 1_u32..3,
+        cells in cells(),
         steps in prop::collection::vec(step(), 0..160),
     ) {
-        let mut chaos = Chaos::new(small(stages, validated, miners_to_start));
+        let mut chaos = Chaos::new(small(stages, validated, miners_to_start, cells));
         for step in &steps {
             chaos.run(step);
         }
@@ -381,7 +389,7 @@ proptest! {
 
         // Every event survives being written down, and what was written down replays to the same bytes.
         let written: Vec<String> = chaos.world.log.iter().map(|entry| serde_json::to_string(entry).unwrap()).collect();
-        let mut replayed = State::new(small(stages, validated, miners_to_start), World::START).unwrap();
+        let mut replayed = State::new(small(stages, validated, miners_to_start, cells), World::START).unwrap();
         for line in &written {
             let (at, event): (Timestamp, Event) = serde_json::from_str(line).unwrap();
             replayed.apply(at, &event);
