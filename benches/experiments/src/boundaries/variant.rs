@@ -19,10 +19,11 @@ pub(crate) struct Variant {
 const RATIOS: [usize; 3] = [8, 64, 128];
 
 /// Where a bottleneck and an encoding are combined, they are to send so many times fewer bytes than all channels as bf16.
-const COMBINED_RATIO: usize = 128;
+const COMBINED_RATIOS: [usize; 3] = [32, 64, 128];
 
 /// All that are compared, for a model of this width: the uncut model; all channels in every encoding; bottlenecks in
-/// bf16; and in every encoding that is smaller than bf16 the widest bottlenecks that fit into 128 times fewer bytes.
+/// bf16; and in every encoding that is smaller than bf16 the widest bottlenecks that fit into 32, 64 and 128 times fewer
+/// bytes.
 pub(crate) fn variants(width: usize) -> Vec<Variant> {
     let both = |wire| {
         Some(Wires {
@@ -48,8 +49,11 @@ pub(crate) fn variants(width: usize) -> Vec<Variant> {
         })
     });
     let smaller = |wire: &Wire| wire.bytes_per_token(width) < Wire::BF16.bytes_per_token(width);
-    let bytes = Wire::BF16.bytes_per_token(width) / COMBINED_RATIO as f64;
-    let combined = kinds.into_iter().flat_map(|kind| {
+    let pairs = COMBINED_RATIOS
+        .into_iter()
+        .flat_map(|ratio| kinds.map(|kind| (ratio, kind)));
+    let combined = pairs.flat_map(|(ratio, kind)| {
+        let bytes = Wire::BF16.bytes_per_token(width) / ratio as f64;
         let wires = Wire::ALL.into_iter().filter(smaller);
         wires.filter_map(move |wire| {
             let channels = widest(width, bytes, |channels| wire.bytes_per_token(channels))?;
