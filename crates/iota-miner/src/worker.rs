@@ -113,7 +113,8 @@ impl MinerWorker {
         activation: Option<&ObjectRef>,
         leased: &LeasedWork,
     ) -> Result<OperationInput, Failure> {
-        let reads_tokens = stage.get() == 0 || stage.get() + 1 == self.description.stages;
+        let reads_tokens =
+            stage.get() == 0 || usize::from(stage.get()) + 1 == self.description.stages();
         let tokens = async {
             if reads_tokens {
                 self.transfer.tokens(sample, leased).await.map(Some)

@@ -1,5 +1,6 @@
 //! What an operator can set about a run.
 
+mod cut;
 mod optimizer;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use iota_protocol::settings::{Decay, LearningRate, Timing};
 use iota_run::{Codec, Wire};
 use serde::{Deserialize, Serialize};
 
+pub use self::cut::{CutError, CutOptions, CutRule, Cuts};
 pub use self::optimizer::{MuonOptions, NAdamOptions, OptimizerName};
 
 /// A run as an operator describes it; every value has a default that trains a small model on the bundled text.
@@ -22,6 +24,8 @@ pub struct RunOptions {
     pub model: ModelOptions,
     /// Into how many stages it is cut.
     pub stages: u16,
+    /// Where it is cut.
+    pub cut: CutOptions,
     /// A UTF-8 file, or a folder of such; `bundled` is the text that comes with the program.
     pub corpus: String,
     /// Initial weights and the order of the data derive from it.
@@ -162,6 +166,7 @@ impl Default for RunOptions {
             preset: "testnet".to_owned(),
             model: ModelOptions::default(),
             stages: 3,
+            cut: CutOptions::default(),
             corpus: BUNDLED.to_owned(),
             seed: 1,
             training: TrainingOptions::default(),

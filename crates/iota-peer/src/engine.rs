@@ -128,7 +128,7 @@ impl Engine {
 
     /// Whether it computes the loss.
     pub fn is_tail(&self) -> bool {
-        self.index.get() + 1 == self.description.stages
+        usize::from(self.index.get()) + 1 == self.description.stages()
     }
 
     /// Takes over a checkpoint, for which `cells` holds every merged cell that it names, and starts counting operations

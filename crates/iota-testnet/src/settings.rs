@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use iota_orchestrator::{ModelOptions, RunOptions, TimingOptions, TrainingOptions, Wire};
+use iota_orchestrator::{
+    CutOptions, ModelOptions, RunOptions, TimingOptions, TrainingOptions, Wire,
+};
 use serde::{Deserialize, Serialize};
 
 /// A testnet as a person describes it.
@@ -11,6 +13,8 @@ use serde::{Deserialize, Serialize};
 pub struct TestnetSettings {
     /// Into how many stages the model is cut.
     pub stages: u16,
+    /// Where it is cut.
+    pub cut: CutOptions,
     /// Miners of each stage.
     pub miners_per_stage: u32,
     /// Validators.
@@ -51,6 +55,7 @@ impl Default for TestnetSettings {
             preset,
             model,
             stages,
+            cut,
             corpus,
             seed,
             training,
@@ -60,6 +65,7 @@ impl Default for TestnetSettings {
         let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         Self {
             stages,
+            cut,
             miners_per_stage: 2,
             validators: 1,
             cheaters: 0,
@@ -147,6 +153,7 @@ impl TestnetSettings {
             preset: self.preset.clone(),
             model: self.model,
             stages: self.stages,
+            cut: self.cut.clone(),
             corpus: self.corpus.clone(),
             seed: self.seed,
             training: self.training.clone(),
