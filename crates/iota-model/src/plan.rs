@@ -251,6 +251,15 @@ impl StagePlan {
         self.config.boundary_width()
     }
 
+    /// Whether a stage takes the tokens of a sample: the first does, and those behind a boundary that is anchored. The last
+    /// takes the targets besides.
+    ///
+    /// # Panics
+    /// If there is no stage of this index.
+    pub fn takes_tokens(&self, stage: usize) -> bool {
+        self.stages[stage].role.takes_tokens() || self.config.boundary.is_anchored()
+    }
+
     /// Whether this block takes fewer than all channels and decodes them.
     pub fn receives_bottleneck(&self, block: usize) -> bool {
         self.boundaries.contains(&block)
@@ -271,7 +280,8 @@ impl StagePlan {
 
     /// Parameters of all stages together.
     pub fn parameters(&self) -> usize {
-        let boundary_modules = self.config.boundary.parameters(self.config.width);
+        let config = &self.config;
+        let boundary_modules = config.boundary.parameters(config.width, config.vocabulary);
         self.config.parameters() + boundary_modules * self.boundaries.len()
     }
 }

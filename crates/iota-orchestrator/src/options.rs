@@ -43,7 +43,8 @@ pub struct RunOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelOptions {
-    /// What crosses from a stage to the next: `none` sends all channels, `iota` and `resbm` are bottlenecks.
+    /// What crosses from a stage to the next: `none` sends all channels, `iota`, `resbm` and `anchored` are
+    /// bottlenecks.
     pub boundary: BoundaryChoice,
     /// Channels that cross a bottleneck; 0: as many as the preset's.
     pub boundary_channels: usize,
@@ -62,6 +63,8 @@ pub enum BoundaryChoice {
     Iota,
     /// [`Boundary::ResBm`].
     ResBm,
+    /// [`Boundary::Anchored`].
+    Anchored,
 }
 
 impl ModelOptions {
@@ -72,6 +75,7 @@ impl ModelOptions {
             BoundaryChoice::None => BoundaryKind::None,
             BoundaryChoice::Iota => BoundaryKind::Iota,
             BoundaryChoice::ResBm => BoundaryKind::ResBm,
+            BoundaryChoice::Anchored => BoundaryKind::Anchored,
         };
         let channels = match self.boundary_channels {
             0 => preset.boundary.channels().unwrap_or_default(),

@@ -37,7 +37,7 @@ mod optimizer;
 
 use iota_data::{Batch, BatchShape, DataManifest, Sampler};
 use iota_model::{ModelConfig, PlanError, Precision, StagePlan};
-use iota_protocol::RunId;
+use iota_protocol::{RunId, StageIndex};
 use serde::{Deserialize, Serialize};
 
 pub use boundary::{BoundaryError, Wire};
@@ -136,6 +136,13 @@ impl Description {
     /// If the model cannot be cut there.
     pub fn plan(&self) -> Result<StagePlan, Error> {
         Ok(StagePlan::cut_at(&self.model, &self.cuts)?)
+    }
+
+    /// Whether whoever works on a stage needs a sample's tokens: the first takes them in, the last compares with them, and
+    /// behind an anchored boundary every stage embeds them.
+    pub const fn needs_tokens(&self, stage: StageIndex) -> bool {
+        let stage = stage.get() as usize;
+        stage == 0 || stage + 1 == self.stages() || self.model.boundary.is_anchored()
     }
 
     /// Into how many stages the model is cut.

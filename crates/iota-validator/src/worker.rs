@@ -130,9 +130,8 @@ impl ValidatorWorker {
         else {
             return Err(Failure::Internal);
         };
-        let reads_tokens =
-            stage.get() == 0 || usize::from(stage.get()) + 1 == self.description.stages();
-        let tokens = if reads_tokens {
+        let needs_tokens = self.description.needs_tokens(stage);
+        let tokens = if needs_tokens {
             Some(self.transfer.tokens(*sample, leased).await?)
         } else {
             None

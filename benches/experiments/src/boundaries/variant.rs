@@ -39,7 +39,11 @@ pub(crate) fn variants(width: usize) -> Vec<Variant> {
         boundary: Boundary::None,
         wires: both(wire),
     });
-    let kinds = [BoundaryKind::Iota, BoundaryKind::ResBm];
+    let kinds = [
+        BoundaryKind::Iota,
+        BoundaryKind::ResBm,
+        BoundaryKind::Anchored,
+    ];
     let bottlenecks = kinds.into_iter().flat_map(|kind| {
         let channels = RATIOS.map(|ratio| width / ratio);
         let possible = channels.into_iter().filter(|channels| *channels > 0);
@@ -114,6 +118,7 @@ impl Variant {
             (BoundaryKind::None, _) => "all channels".to_owned(),
             (BoundaryKind::Iota, Some(wires)) => format!("iota, {}", wires.forward),
             (BoundaryKind::ResBm, Some(wires)) => format!("resbm, {}", wires.forward),
+            (BoundaryKind::Anchored, Some(wires)) => format!("anchored, {}", wires.forward),
         }
     }
 }
@@ -127,6 +132,7 @@ impl fmt::Display for Variant {
             Boundary::None => formatter.write_str("all channels")?,
             Boundary::Iota { channels } => write!(formatter, "iota {channels}")?,
             Boundary::ResBm { channels } => write!(formatter, "resbm {channels}")?,
+            Boundary::Anchored { channels } => write!(formatter, "anchored {channels}")?,
         }
         write!(formatter, ", {}", wires.forward)?;
         if wires.backward != wires.forward {
@@ -152,13 +158,13 @@ mod tests {
     }
 
     #[test]
-    fn one_is_uncut_one_is_the_reference_and_both_bottlenecks_are_compared_at_every_ratio() {
+    fn one_is_uncut_one_is_the_reference_and_all_bottlenecks_are_compared_at_every_ratio() {
         let variants = variants(256);
         let names: Vec<String> = variants.iter().map(Variant::to_string).collect();
         assert_eq!(variants.iter().filter(|v| v.is_uncut()).count(), 1);
         assert_eq!(variants.iter().filter(|v| v.is_reference()).count(), 1);
         for channels in [32, 4, 2] {
-            for kind in ["iota", "resbm"] {
+            for kind in ["iota", "resbm", "anchored"] {
                 let name = format!("{kind} {channels}, bf16");
                 assert!(names.contains(&name), "{name} in {names:?}");
             }
