@@ -5,6 +5,7 @@
 
 pub(crate) mod audits;
 pub(crate) mod merging;
+pub(crate) mod places;
 pub(crate) mod samples;
 pub(crate) mod sessions;
 mod stored;
@@ -42,6 +43,7 @@ pub struct State {
     pub(crate) phase_since: Timestamp,
     pub(crate) phase_deadline: Option<Timestamp>,
     pub(crate) sessions: Sessions,
+    pub(crate) places: places::Places,
     pub(crate) leases: Leases,
     pub(crate) samples: samples::Samples,
     pub(crate) checkpoints: Vec<Checkpoint>,
@@ -92,6 +94,7 @@ impl State {
             })
             .collect();
         let mut state = Self {
+            places: places::Places::new(&settings.registration, now),
             settings,
             clock: now,
             phase: Phase::Gathering,
