@@ -114,6 +114,7 @@ impl State {
             }
             Event::SampleDropped { sample } => {
                 self.unwait(*sample);
+                self.note_undone(*sample);
                 self.samples.flying.remove(sample);
                 self.samples.counts.lost += 1;
             }

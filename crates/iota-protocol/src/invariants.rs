@@ -32,13 +32,14 @@ pub struct Violation {
 pub type Invariant = (&'static str, fn(&State) -> Result<(), String>);
 
 /// Every invariant of one state.
-pub const ALL: [Invariant; 16] = [
+pub const ALL: [Invariant; 17] = [
     ("P1", a_piece_waits_or_is_leased_once_or_is_done),
     ("P2", only_live_sessions_hold_anything),
     ("P3", a_deadline_moves_the_phase),
     ("P5", answers_are_remembered_once),
     ("A1", samples_are_in_flight_or_completed_never_both),
     ("A2", credit_equals_what_was_done),
+    ("A4", finished_work_is_of_use_or_wasted),
     ("B1", everything_is_bounded),
     ("L1", leases_and_holders_know_each_other),
     ("M1", cells_and_checkpoints_cover_their_stage),
@@ -263,6 +264,17 @@ pub fn credit_equals_what_was_done(state: &State) -> Result<(), String> {
     let least = state.samples.counts.completed * u64::from(state.settings.stages());
     require(backwards >= least, || {
         format!("{backwards} backward passes for {least} sample stages")
+    })
+}
+
+/// A4: every pass that was finished is one of a sample's that is completed or on its way, or is counted as wasted.
+pub fn finished_work_is_of_use_or_wasted(state: &State) -> Result<(), String> {
+    let passes = 2 * u64::from(state.settings.stages()) - 1;
+    let flying: u64 = state.samples.flying.values().map(|it| it.done()).sum();
+    let useful = state.samples.counts.completed * passes + flying;
+    let work = state.work_counts();
+    require(work.finished == useful + work.wasted(), || {
+        format!("{work:?}, and {useful} passes are of use")
     })
 }
 

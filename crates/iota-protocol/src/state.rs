@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use audits::{Audit, Coverage};
 pub use merging::MergeRecord;
-pub use samples::{CompletedSample, SampleCounts};
+pub use samples::{CompletedSample, SampleCounts, WorkCounts};
 pub use sessions::{CAPACITY_MAX, Installation, PeerRecord, SessionState};
 
 use crate::checkpoint;
@@ -226,6 +226,11 @@ impl State {
     /// How many samples went which way, over the whole run.
     pub const fn sample_counts(&self) -> SampleCounts {
         self.samples.counts
+    }
+
+    /// How much work was finished, and how much of it was wasted, over the whole run.
+    pub const fn work_counts(&self) -> WorkCounts {
+        self.samples.work
     }
 
     /// Samples on their way.

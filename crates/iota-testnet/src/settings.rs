@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use iota_orchestrator::{ModelOptions, RunOptions, TimingOptions, TrainingOptions, Wire};
+use iota_orchestrator::{
+    ModelOptions, RegistrationOptions, RunOptions, TimingOptions, TrainingOptions, Wire,
+};
 use serde::{Deserialize, Serialize};
 
 /// A testnet as a person describes it.
@@ -41,6 +43,8 @@ pub struct TestnetSettings {
     pub training: TrainingOptions,
     /// How stages send tensors to each other.
     pub wire: Wire,
+    /// Who may become a miner, and when.
+    pub registration: RegistrationOptions,
     /// How long things may take.
     pub timing: TimingOptions,
 }
@@ -55,6 +59,7 @@ impl Default for TestnetSettings {
             seed,
             training,
             wire,
+            registration,
             timing,
         } = RunOptions::default();
         let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
@@ -75,6 +80,7 @@ impl Default for TestnetSettings {
             store_url: String::new(),
             training,
             wire,
+            registration,
             timing: on_one_machine(timing),
         }
     }
@@ -151,6 +157,7 @@ impl TestnetSettings {
             seed: self.seed,
             training: self.training.clone(),
             wire: self.wire,
+            registration: self.registration,
             timing: self.timing,
         }
     }
