@@ -79,7 +79,7 @@ pub use error::Error;
 pub use iota_run::{Codec, Wire};
 pub use options::{
     BoundaryChoice, CutError, CutOptions, CutRule, Cuts, ModelOptions, MuonOptions, NAdamOptions,
-    OptimizerName, RunOptions, TimingOptions, TrainingOptions,
+    OpensChoice, OptimizerName, RegistrationOptions, RunOptions, TimingOptions, TrainingOptions,
 };
 pub use run_file::JOURNAL;
 pub use setup::{Participants, Setup, SetupError};

@@ -2,6 +2,7 @@
 
 mod cut;
 mod optimizer;
+mod registration;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::cut::{CutError, CutOptions, CutRule, Cuts};
 pub use self::optimizer::{MuonOptions, NAdamOptions, OptimizerName};
+pub use self::registration::{OpensChoice, RegistrationOptions};
 
 /// A run as an operator describes it; every value has a default that trains a small model on the bundled text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +37,8 @@ pub struct RunOptions {
     /// How stages send tensors to each other: `f32`, `bf16`, `int8` or `int4`, for activations and for gradients. Training
     /// with `int8` ends at the loss of `f32` (docs/experiments), with a quarter of the bytes.
     pub wire: Wire,
+    /// Who may become a miner, and when.
+    pub registration: RegistrationOptions,
     /// How long things may take, in milliseconds.
     pub timing: TimingOptions,
 }
@@ -178,6 +182,7 @@ impl Default for RunOptions {
                 activations: Codec::Int8,
                 gradients: Codec::Int8,
             },
+            registration: RegistrationOptions::default(),
             timing: TimingOptions::default(),
         }
     }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use iota_orchestrator::{
-    CutOptions, ModelOptions, RunOptions, TimingOptions, TrainingOptions, Wire,
+    CutOptions, ModelOptions, RegistrationOptions, RunOptions, TimingOptions, TrainingOptions, Wire,
 };
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +45,8 @@ pub struct TestnetSettings {
     pub training: TrainingOptions,
     /// How stages send tensors to each other.
     pub wire: Wire,
+    /// Who may become a miner, and when.
+    pub registration: RegistrationOptions,
     /// How long things may take.
     pub timing: TimingOptions,
 }
@@ -60,6 +62,7 @@ impl Default for TestnetSettings {
             seed,
             training,
             wire,
+            registration,
             timing,
         } = RunOptions::default();
         let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
@@ -81,6 +84,7 @@ impl Default for TestnetSettings {
             store_url: String::new(),
             training,
             wire,
+            registration,
             timing: on_one_machine(timing),
         }
     }
@@ -158,6 +162,7 @@ impl TestnetSettings {
             seed: self.seed,
             training: self.training.clone(),
             wire: self.wire,
+            registration: self.registration,
             timing: self.timing,
         }
     }
