@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use iota_protocol::settings::{LearningRate, Merging, Timing};
+use iota_protocol::settings::{LearningRate, Merging, Registration, Timing};
 use iota_protocol::state::MergeRecord;
 use iota_protocol::work::{Lease, Outcome, Seal, Work};
 use iota_protocol::{
@@ -269,6 +269,7 @@ fn settings(stages: u16, miners_per_stage: u32, samples_in_flight: u32) -> RunSe
         backwards_per_step: 1,
         miners_to_start: miners_per_stage,
         miners_per_stage_max: miners_per_stage,
+        registration: Registration::default(),
         validators: Vec::new(),
         audit_every_epochs: 1,
         learning_rate: LearningRate::cosine(1e-3, 100, 0.1),

@@ -514,6 +514,11 @@ impl State {
             // is waited for.
             Event::PhaseChanged { .. } | Event::Resumed { .. } => self.index = Index::of(self),
             Event::SampleOpened { .. }
+            | Event::WaitBegan { .. }
+            | Event::WaiterHeard { .. }
+            | Event::WaitEnded { .. }
+            | Event::PlaceLapsed { .. }
+            | Event::RegistrationChanged { .. }
             | Event::PreferenceLapsed { .. }
             | Event::PieceUndone { .. }
             | Event::SampleCompleted { .. }

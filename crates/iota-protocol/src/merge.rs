@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 
 use crate::event::{BanReason, CellResult, Event, ExclusionReason, LeaseEnd, Phase, SessionEnd};
 use crate::id::{CellIndex, PeerId, Session, StageIndex};
+use crate::registration::PlaceEnd;
 use crate::state::State;
 use crate::state::merging::{Cell, MergedCell, Slot, StageMerge};
 use crate::time::Timestamp;
@@ -49,6 +50,7 @@ impl State {
             return Vec::new();
         }
         let mut events = vec![Event::PeerBanned { peer, why }];
+        events.extend(self.end_place(peer, PlaceEnd::Banned));
         if let Some(session) = self.session_of(peer) {
             events.extend(self.end_session(session, SessionEnd::Banned));
         }

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use iota_orchestrator::{
-    MergingOptions, ModelOptions, RunOptions, TimingOptions, TrainingOptions, Wire,
+    CutOptions, MergingOptions, ModelOptions, RegistrationOptions, RunOptions, TimingOptions,
+    TrainingOptions, Wire,
 };
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub struct TestnetSettings {
     /// Into how many stages the model is cut.
     pub stages: u16,
+    /// Where it is cut.
+    pub cut: CutOptions,
     /// Miners of each stage.
     pub miners_per_stage: u32,
     /// Validators.
@@ -45,6 +48,8 @@ pub struct TestnetSettings {
     pub merging: MergingOptions,
     /// How stages send tensors to each other.
     pub wire: Wire,
+    /// Who may become a miner, and when.
+    pub registration: RegistrationOptions,
     /// How long things may take.
     pub timing: TimingOptions,
 }
@@ -55,16 +60,19 @@ impl Default for TestnetSettings {
             preset,
             model,
             stages,
+            cut,
             corpus,
             seed,
             training,
             merging,
             wire,
+            registration,
             timing,
         } = RunOptions::default();
         let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         Self {
             stages,
+            cut,
             miners_per_stage: 2,
             validators: 1,
             cheaters: 0,
@@ -81,6 +89,7 @@ impl Default for TestnetSettings {
             training,
             merging,
             wire,
+            registration,
             timing: on_one_machine(timing),
         }
     }
@@ -153,11 +162,13 @@ impl TestnetSettings {
             preset: self.preset.clone(),
             model: self.model,
             stages: self.stages,
+            cut: self.cut.clone(),
             corpus: self.corpus.clone(),
             seed: self.seed,
             training: self.training.clone(),
             merging: self.merging,
             wire: self.wire,
+            registration: self.registration,
             timing: self.timing,
         }
     }

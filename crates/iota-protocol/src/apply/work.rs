@@ -212,6 +212,14 @@ impl State {
                 },
             );
         }
+        match outcome {
+            Outcome::Forward { .. } => self.samples.work.finish(false, credited),
+            Outcome::Backward { recomputed, .. } => {
+                let redone = *recomputed && lease.stage != self.settings.tail();
+                self.samples.work.finish(redone, credited);
+            }
+            _ => {}
+        }
         if !credited {
             return;
         }
@@ -421,7 +429,9 @@ impl State {
         let Some(state) = self.samples.flying.get_mut(&sample) else {
             return;
         };
+        let done = state.done();
         state.undo(piece, tail);
+        self.samples.work.undone += done - state.done();
         state.failed_by.insert(producer);
         let avoid = state.failed_by.clone();
         self.wait(sample, Preference { only: None, avoid }, at);
@@ -434,9 +444,20 @@ impl State {
         at: Timestamp,
     ) {
         self.unwait(sample);
+        self.note_undone(sample);
         self.samples.flying.insert(sample, SampleState::fresh());
         self.samples.counts.restarted += u64::from(why == RestartReason::TooManyAttempts);
         self.wait(sample, Preference::default(), at);
+    }
+
+    /// All that was done for a sample is of no use.
+    pub(super) fn note_undone(&mut self, sample: SampleId) {
+        let done = self
+            .samples
+            .flying
+            .get(&sample)
+            .map_or(0, SampleState::done);
+        self.samples.work.undone += done;
     }
 
     /// Notes when the epoch's last sample is opened: from then on the rest is waited for.
