@@ -45,9 +45,13 @@ pub(crate) fn measure(card: &Arc<Card>, small: bool, findings: &mut Findings) ->
         device.upload(device.view_mut(&mut source, part.clone()), &values)
     })?;
     let to_host_s = repeated(card, 5, || {
-        device.download(device.view(&source, part.clone())).map(drop)
+        device
+            .download(device.view(&source, part.clone()))
+            .map(drop)
     })?;
-    let copy_s = repeated(card, 9, || device.copy(device.all_mut(&mut copy), device.all(&source)))?;
+    let copy_s = repeated(card, 9, || {
+        device.copy(device.all_mut(&mut copy), device.all(&source))
+    })?;
     drop((source, copy));
     let memory_bytes_per_s = (8 * elements) as f64 / copy_s;
 

@@ -42,7 +42,9 @@ pub(crate) fn compare(card: &Arc<Card>, small: bool, findings: &mut Findings) ->
         let first = losses([device(), device()], &plan, steps)?;
         let second = losses([device(), device()], &plan, steps)?;
         if first.digests != second.digests {
-            findings.failure(format!("{steps} steps in {precision:?} have other bits the second time"));
+            findings.failure(format!(
+                "{steps} steps in {precision:?} have other bits the second time"
+            ));
         }
         on_card.push(first);
     }

@@ -60,7 +60,7 @@ impl Findings {
 
 fn main() -> ExitCode {
     match run() {
-        Ok(failures) if failures == 0 => ExitCode::SUCCESS,
+        Ok(0) => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("cuda_check: {error}");
@@ -99,7 +99,10 @@ fn run() -> Result<usize> {
         "failures": findings.failures,
     });
     write(&arguments.out, &report)?;
-    println!("\n--- after {elapsed_s:.0} s; all numbers are in {}", arguments.out.display());
+    println!(
+        "\n--- after {elapsed_s:.0} s; all numbers are in {}",
+        arguments.out.display()
+    );
     for line in &findings.table {
         println!("{line}");
     }
@@ -128,7 +131,7 @@ fn arguments() -> Result<Arguments> {
     };
     let mut given = std::env::args().skip(1);
     while let Some(flag) = given.next() {
-        let mut value = || given.next().ok_or(format!("{flag} needs a value"));
+        let mut value = || given.next().ok_or_else(|| format!("{flag} needs a value"));
         match flag.as_str() {
             "--out" => arguments.out = value()?.into(),
             "--kernels" => arguments.kernels = Some(value()?.into()),

@@ -26,8 +26,13 @@ pub(crate) fn check(card: &Arc<Card>, only_small: bool, findings: &mut Findings)
     let cpu = Cpu::new(std::thread::available_parallelism().map_or(1, usize::from))?;
     let mut entries = Vec::new();
     let mut worst = [0.0_f64; 2];
-    println!("\nlargest relative distance from the definition in f64, of all results of an operation");
-    println!("  {:>9} {:>9} {:>9}  operation", "card f32", "card bf16", "CPU f32");
+    println!(
+        "\nlargest relative distance from the definition in f64, of all results of an operation"
+    );
+    println!(
+        "  {:>9} {:>9} {:>9}  operation",
+        "card f32", "card bf16", "CPU f32"
+    );
     for (index, operation) in operations.iter().enumerate() {
         let seed = 1000 + index as u64;
         let mut errors = [0.0; 2];

@@ -64,7 +64,10 @@ pub(crate) fn time(
     let mut entries = Vec::new();
     for case in CASES {
         if Instant::now() > deadline {
-            findings.line(format!("{:<4} T={:<5} left out: no time", case.model, case.tokens));
+            findings.line(format!(
+                "{:<4} T={:<5} left out: no time",
+                case.model, case.tokens
+            ));
             continue;
         }
         match time_case(card, ceilings, case, small, findings) {
@@ -91,11 +94,16 @@ fn plan(case: Case, small: bool) -> Result<StagePlan> {
 }
 
 /// As many sequences as the card has room for.
-fn batch(card: &Card, plan: &StagePlan, options: &StageOptions) -> Result<(usize, MemoryPlan)> {
+fn batch(
+    card: &Card,
+    plan: &StagePlan,
+    options: &StageOptions,
+    tokens_max: usize,
+) -> Result<(usize, MemoryPlan)> {
     let free = card.free_bytes()?.saturating_sub(RESERVE_BYTES);
     let tokens = plan.config().context;
     let mut fitting = None;
-    for sequences in 1..=(TOKENS_MAX / tokens).max(1) {
+    for sequences in 1..=(tokens_max / tokens).max(1) {
         let memory = memory_plan(plan, 1, options, sequences * tokens, 1)?;
         if memory.total_bytes() > free {
             break;
@@ -118,13 +126,14 @@ fn time_case(
         recompute: case.recompute,
         ..StageOptions::default()
     };
-    let (sequences, memory) = batch(card, &plan, &options)?;
+    let tokens_max = if small { 64 } else { TOKENS_MAX };
+    let (sequences, memory) = batch(card, &plan, &options, tokens_max)?;
     let free_before = card.free_bytes()?;
     println!("\n{case:?}, {sequences} sequences, planned:\n{memory}");
     let patient = Arc::new(Patient::new(card.clone()));
     let timed = Timed::new(Cuda::on(patient.clone(), options.precision));
-    let mut stage = Stage::on(timed.clone(), &plan, 1, options.optimizer)?
-        .with_recompute(options.recompute);
+    let mut stage =
+        Stage::on(timed.clone(), &plan, 1, options.optimizer)?.with_recompute(options.recompute);
     fill(&mut stage)?;
     let tokens = sequences * plan.config().context;
     let input = noise(tokens * plan.boundary_width(), 3);
@@ -147,10 +156,7 @@ fn time_case(
     let operations = timed.take();
     let floors = print_operations(&operations, ceilings, step_s);
     let work = arithmetic(&plan, tokens);
-    let (tokens_per_s, mfu) = (
-        tokens as f64 / step_s,
-        work / step_s / ceilings.peak_per_s,
-    );
+    let (tokens_per_s, mfu) = (tokens as f64 / step_s, work / step_s / ceilings.peak_per_s);
     findings.line(format!(
         "{:<4} T={:<5} {:?}, batch {sequences}: {tokens_per_s:.0} tokens/s, MFU {:.1} % ({:.1} % of the measured product), {:.0} ms a step (forward {:.0}, backward {:.0}, optimizer {:.0}), {:.1} GiB of {:.1} planned",
         case.model,
@@ -192,7 +198,11 @@ fn fill(stage: &mut Stage<Timed<Cuda>>) -> Result<()> {
     let weights: Vec<f32> = noise(1 << 22, 5).iter().map(|x| 0.02 * x).collect();
     let (zeros, ones) = (vec![0.0; weights.len()], vec![1.0; weights.len()]);
     for tensor in stage.layout().clone().tensors() {
-        let values = if tensor.shape.len() == 1 { &ones } else { &weights };
+        let values = if tensor.shape.len() == 1 {
+            &ones
+        } else {
+            &weights
+        };
         for start in (0..tensor.elements()).step_by(values.len()) {
             let length = values.len().min(tensor.elements() - start);
             let planes = [&values[..length], &zeros[..length], &zeros[..length]];
