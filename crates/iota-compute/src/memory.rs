@@ -90,8 +90,8 @@ impl MemoryPlan {
         sample_tokens: usize,
         waiting: u64,
     ) -> Result<Self> {
-        let mut stage = Stage::on(device, plan, index, options.optimizer)?
-            .with_recompute(options.recompute);
+        let mut stage =
+            Stage::on(device, plan, index, options.optimizer)?.with_recompute(options.recompute);
         let at_rest = count.held_bytes();
         let role = stage.role();
         let saved_bytes = one_pass(&mut stage, sample_tokens)?;

@@ -227,14 +227,7 @@ impl Cuda {
             sizes.scores() * bytes,
             queries * size_of::<f32>(),
         ])?;
-        let [
-            q,
-            k,
-            v,
-            scores,
-            probabilities,
-            gathered_out,
-        ] = room.parts;
+        let [q, k, v, scores, probabilities, gathered_out] = room.parts;
         for (factor, part) in [(q, Part::Queries), (k, Part::Keys), (v, Part::Values)] {
             self.gather(
                 factor,
@@ -299,11 +292,8 @@ impl Cuda {
             "shapes of an attention's gradients"
         );
         let sizes = Sizes::new(shape, self);
-        let (queries, keys, all_scores) = (
-            sizes.query_elements(),
-            sizes.key_elements(),
-            sizes.scores(),
-        );
+        let (queries, keys, all_scores) =
+            (sizes.query_elements(), sizes.key_elements(), sizes.scores());
         let bytes = self.factors().bytes();
         let f32_bytes = size_of::<f32>();
         let room = self.scratch.take([
@@ -369,7 +359,13 @@ impl Cuda {
             let [of_q, of_dout] = [q, dout].map(|at| sizes.of_queries(at, bytes, &block));
             let [of_k, of_v] = [k, v].map(|at| sizes.of_keys(at, bytes, &block));
             let [of_p, of_ds] = [p, ds].map(|at| sizes.of_scores(at, &block));
-            multiply(to_scores, sizes.of_scores(scores, &block), of_q, of_k, false)?;
+            multiply(
+                to_scores,
+                sizes.of_scores(scores, &block),
+                of_q,
+                of_k,
+                false,
+            )?;
             multiply(to_scores, sizes.of_scores(dp, &block), of_dout, of_v, false)?;
             let mut arguments = vec![
                 p.into(),

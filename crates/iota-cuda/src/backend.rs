@@ -5,9 +5,7 @@
 use std::ops::Range;
 
 use iota_compute::Backend;
-use iota_compute::backend::{
-    AdamUpdate, AttentionShape, MomentumUpdate, Product, Turn, Write,
-};
+use iota_compute::backend::{AdamUpdate, AttentionShape, MomentumUpdate, Product, Turn, Write};
 
 use crate::device::{Cuda, element_blocks, to_u32};
 use crate::kernels::THREADS;
@@ -298,11 +296,7 @@ impl Backend for Cuda {
 
     fn silu_backward(&self, x: ViewMut<'_>, gradient: ViewMut<'_>) -> Result<()> {
         assert_eq!(gradient.len(), x.len(), "shapes of a SiLU's gradient");
-        let arguments = [
-            (&x).into(),
-            (&gradient).into(),
-            (x.len() as u64).into(),
-        ];
+        let arguments = [(&x).into(), (&gradient).into(), (x.len() as u64).into()];
         Ok(self.launch_elements("silu_backward", x.len(), &arguments)?)
     }
 
@@ -426,11 +420,7 @@ impl Backend for Cuda {
         Ok(self.launch_elements("momentum", elements, &arguments)?)
     }
 
-    fn blend(
-        &self,
-        (out, keep): (ViewMut<'_>, f32),
-        (x, weight): (View<'_>, f32),
-    ) -> Result<()> {
+    fn blend(&self, (out, keep): (ViewMut<'_>, f32), (x, weight): (View<'_>, f32)) -> Result<()> {
         assert_eq!(out.len(), x.len(), "lengths of what is blended");
         let arguments = [
             (&out).into(),

@@ -138,7 +138,8 @@ impl Card {
         // SAFETY: the context is there; the image is one that the compiler made; what is made here belongs to the context.
         unsafe {
             driver::ctx::set_current(context).call("cuCtxSetCurrent")?;
-            let module = driver::module::load_data(image.as_ptr().cast()).call("cuModuleLoadData")?;
+            let module =
+                driver::module::load_data(image.as_ptr().cast()).call("cuModuleLoadData")?;
             let mut kernels = HashMap::new();
             for name in NAMES {
                 let c_name = CString::new(*name).expect("names have no zeros");
@@ -327,7 +328,10 @@ unsafe impl Driver for Card {
 
 impl Drop for Card {
     fn drop(&mut self) {
-        let staging = self.staging.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let staging = self
+            .staging
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
         // Errors would be those of earlier calls, and nobody is left to hear of them.
         // SAFETY: buffers and operations hold the card, so nothing of it is in use any more.
         unsafe {

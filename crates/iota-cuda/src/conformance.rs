@@ -340,7 +340,12 @@ impl Operation {
             Self::SquaredNorm { elements } => bench.squared_norm(drawn(elements, 1)),
             Self::Adam { elements } => {
                 let squares = drawn(elements, 3).iter().map(|x| x * x).collect();
-                bench.adam([drawn(elements, 1), drawn(elements, 2), squares, drawn(elements, 4)])
+                bench.adam([
+                    drawn(elements, 1),
+                    drawn(elements, 2),
+                    squares,
+                    drawn(elements, 4),
+                ])
             }
             Self::Momentum { elements } => {
                 bench.momentum([drawn(elements, 1), drawn(elements, 2), drawn(elements, 3)])

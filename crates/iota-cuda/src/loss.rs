@@ -258,10 +258,7 @@ pub(crate) fn assert_tokens(tokens: &Indices, vocabulary: usize) {
         .host()
         .iter()
         .all(|token| (*token as usize) < vocabulary);
-    assert!(
-        known,
-        "a token is not below the vocabulary of {vocabulary}"
-    );
+    assert!(known, "a token is not below the vocabulary of {vocabulary}");
 }
 
 #[cfg(test)]

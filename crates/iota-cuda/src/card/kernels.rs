@@ -13,14 +13,18 @@ use crate::kernels::SOURCE;
 /// itself.
 pub(super) fn image((major, minor): (u32, u32), compiled: Option<&Path>) -> Result<Vec<u8>> {
     let architecture = format!("sm_{major}{minor}");
-    let from_file = compiled.and_then(|folder| std::fs::read(folder.join(file_name(&architecture))).ok());
+    let from_file =
+        compiled.and_then(|folder| std::fs::read(folder.join(file_name(&architecture))).ok());
     from_file.map_or_else(|| compile(&architecture), Ok)
 }
 
 /// As `check_kernels.py` names it. Other sources have another name, so that kernels never go with a program that they were
 /// not made for.
 fn file_name(architecture: &str) -> String {
-    format!("iota-{:016x}-{architecture}.cubin", digest(SOURCE.as_bytes()))
+    format!(
+        "iota-{:016x}-{architecture}.cubin",
+        digest(SOURCE.as_bytes())
+    )
 }
 
 /// FNV-1a: it has to tell versions apart, not to withstand anybody.

@@ -11,8 +11,8 @@
 use std::ffi::c_void;
 use std::ptr::null_mut;
 
-use cudarc::driver::sys::{CUdeviceptr, CUevent, CUevent_flags, CUstream};
 use cudarc::driver::result as driver;
+use cudarc::driver::sys::{CUdeviceptr, CUevent, CUevent_flags, CUstream};
 
 use super::Call;
 use crate::error::Result;
@@ -45,8 +45,7 @@ impl Staging {
         };
         for piece in &mut staging.pieces {
             // SAFETY: a context is current.
-            piece.memory =
-                unsafe { driver::malloc_host(PIECE_BYTES, 0) }.call("cuMemHostAlloc")?;
+            piece.memory = unsafe { driver::malloc_host(PIECE_BYTES, 0) }.call("cuMemHostAlloc")?;
             piece.copied = driver::event::create(CUevent_flags::CU_EVENT_DISABLE_TIMING)
                 .call("cuEventCreate")?;
         }
@@ -84,8 +83,7 @@ impl Staging {
                     let pinned: &mut [u8] =
                         std::slice::from_raw_parts_mut(piece.memory.cast(), bytes.len());
                     let at = from + (index * PIECE_BYTES) as u64;
-                    driver::memcpy_dtoh_async(pinned, at, self.stream)
-                        .call("cuMemcpyDtoHAsync")?;
+                    driver::memcpy_dtoh_async(pinned, at, self.stream).call("cuMemcpyDtoHAsync")?;
                     driver::event::record(piece.copied, self.stream).call("cuEventRecord")?;
                 }
             }

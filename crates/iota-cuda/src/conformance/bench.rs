@@ -70,7 +70,10 @@ impl<B: Backend> Bench<'_, B> {
         exact[part.clone()].fill(0.5);
         let source = self.put(&values)?;
         let mut copied = self.put(&unwritten(part.len()))?;
-        device.copy(device.all_mut(&mut copied), device.view(&source, part.clone()))?;
+        device.copy(
+            device.all_mut(&mut copied),
+            device.view(&source, part.clone()),
+        )?;
         let of_part = values[part].iter().map(|x| f64::from(*x)).collect();
         let zeros = device.allocate(values.len())?;
         Ok(vec![

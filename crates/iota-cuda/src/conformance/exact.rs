@@ -43,9 +43,8 @@ pub(super) fn multiply(product: Product, precision: Precision, a: &[f32], b: &[f
         columns,
         inner,
     } = product;
-    let factors = |values: &[f32]| -> Vec<f64> {
-        values.iter().map(|x| factor(precision, *x)).collect()
-    };
+    let factors =
+        |values: &[f32]| -> Vec<f64> { values.iter().map(|x| factor(precision, *x)).collect() };
     let (a, b) = (factors(a), factors(b));
     let mut out = vec![0.0; rows * columns];
     for row in 0..rows {
@@ -133,11 +132,7 @@ pub(super) struct Attention {
     pub(super) packed_gradient: Vec<f64>,
 }
 
-pub(super) fn attention(
-    shape: AttentionShape,
-    packed: &[f32],
-    out_gradient: &[f32],
-) -> Attention {
+pub(super) fn attention(shape: AttentionShape, packed: &[f32], out_gradient: &[f32]) -> Attention {
     let (packed, dout) = (wide(packed), wide(out_gradient));
     let AttentionShape {
         tokens,
@@ -172,8 +167,7 @@ pub(super) fn attention(
                 result.log_sums[(sequence * heads + head) * tokens + query] = log_sum;
                 let probabilities: Vec<f64> =
                     scores.iter().map(|score| (score - log_sum).exp()).collect();
-                let out_at =
-                    (sequence * tokens + query) * shape.width() + head * head_width;
+                let out_at = (sequence * tokens + query) * shape.width() + head * head_width;
                 let dy = &dout[out_at..][..head_width];
                 for (key, probability) in probabilities.iter().enumerate() {
                     let value = &packed[value_at(key)..][..head_width];
@@ -242,9 +236,7 @@ pub(super) fn activations(x: &[f32], gradient: &[f32]) -> Activations {
         silu: x.iter().map(|x| x * sigmoid(*x)).collect(),
         silu_gradient: both.clone().map(|(x, g)| g * silu_slope(*x)).collect(),
         relu: x.iter().map(|x| x.max(0.0)).collect(),
-        relu_gradient: both
-            .map(|(x, g)| if *x > 0.0 { *g } else { 0.0 })
-            .collect(),
+        relu_gradient: both.map(|(x, g)| if *x > 0.0 { *g } else { 0.0 }).collect(),
     }
 }
 
@@ -283,9 +275,8 @@ pub(super) fn cross_entropy(
     targets: &[u32],
     before: &[f32],
 ) -> CrossEntropy {
-    let factors = |values: &[f32]| -> Vec<f64> {
-        values.iter().map(|x| factor(precision, *x)).collect()
-    };
+    let factors =
+        |values: &[f32]| -> Vec<f64> { values.iter().map(|x| factor(precision, *x)).collect() };
     let (x, projection) = (factors(x), factors(projection));
     let share = 1.0 / targets.len() as f64;
     let mut result = CrossEntropy {
@@ -364,8 +355,6 @@ pub(super) fn momentum(
 pub(super) fn blend(out: &[f32], keep: f32, x: &[f32], weight: f32) -> Vec<f64> {
     let pairs = out.iter().zip(x);
     pairs
-        .map(|(out, x)| {
-            f64::from(keep) * f64::from(*out) + f64::from(weight) * f64::from(*x)
-        })
+        .map(|(out, x)| f64::from(keep) * f64::from(*out) + f64::from(weight) * f64::from(*x))
         .collect()
 }

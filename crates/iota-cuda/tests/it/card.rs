@@ -85,5 +85,11 @@ fn a_card_that_is_not_there_is_refused() {
     };
     assert_eq!(card.info().capability, (9, 0));
     let refused = Card::open(1, None).unwrap_err();
-    assert!(matches!(refused, Error::NoSuchCard { ordinal: 1, cards: 1 }));
+    assert!(matches!(
+        refused,
+        Error::NoSuchCard {
+            ordinal: 1,
+            cards: 1
+        }
+    ));
 }

@@ -314,15 +314,17 @@ pub(crate) fn stand_in_for_nvidia() -> bool {
     static LOADED: OnceLock<bool> = OnceLock::new();
     *LOADED.get_or_init(|| {
         // Whoever then asks for a library of such a name is given the one that is loaded already.
-        ["libcuda.so", "libcublas.so", "libnvrtc.so"].iter().all(|name| {
-            let Some(path) = compiled(name, include_str!("emulator/driver.hpp")) else {
-                return false;
-            };
-            // SAFETY: as for the kernels.
-            let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
-            std::mem::forget(library.unwrap());
-            true
-        })
+        ["libcuda.so", "libcublas.so", "libnvrtc.so"]
+            .iter()
+            .all(|name| {
+                let Some(path) = compiled(name, include_str!("emulator/driver.hpp")) else {
+                    return false;
+                };
+                // SAFETY: as for the kernels.
+                let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
+                std::mem::forget(library.unwrap());
+                true
+            })
     })
 }
 

@@ -9,9 +9,9 @@
 mod card;
 /// A driver whose card is the C++ compiler.
 mod emulator;
-/// Every operation is what its definition says, in f32 and in bf16.
-mod operations;
 /// Memory is planned, and what does not fit is an error.
 mod memory;
+/// Every operation is what its definition says, in f32 and in bf16.
+mod operations;
 /// A whole stage learns as it does on the CPU.
 mod stage;

@@ -13,13 +13,14 @@ fn pass(room_bytes: usize) -> Option<Result<(), Error>> {
     let emulator = Emulator::with_room(1, room_bytes)?;
     let device = Cuda::on(emulator, Precision::Bf16);
     let tokens: Vec<u32> = (0..32).collect();
-    let result = Stage::on(device, &plan(), 1, OptimizerSettings::default()).and_then(|mut stage| {
-        let activation = vec![0.1; 32 * stage.plan().boundary_width()];
-        stage.initialise(1)?;
-        stage.forward_backward_loss(Input::Activation(&activation), &tokens)?;
-        stage.step(0.01, 1)?;
-        Ok(())
-    });
+    let result =
+        Stage::on(device, &plan(), 1, OptimizerSettings::default()).and_then(|mut stage| {
+            let activation = vec![0.1; 32 * stage.plan().boundary_width()];
+            stage.initialise(1)?;
+            stage.forward_backward_loss(Input::Activation(&activation), &tokens)?;
+            stage.step(0.01, 1)?;
+            Ok(())
+        });
     Some(result)
 }
 
