@@ -74,9 +74,14 @@ fn an_upload_that_was_begun_in_time_may_finish_and_one_begun_late_is_not_waited_
     // Four take 20 s, so that the fifth may take 80. They are enough after 30 s + 2 * 90 s / 5.
     let four_upload = |begins_in_time: bool| {
         let (mut world, sessions) = at(Phase::Uploading, 5, settings(1));
-        let in_time = if begins_in_time { 5 } else { 4 };
-        for session in &sessions[..in_time] {
+        for session in &sessions {
             world.offer(*session, 1);
+        }
+        if !begins_in_time {
+            let given_back = world.lease(sessions[4]);
+            world.offer(sessions[4], 0);
+            let failure = Failure::StoreUnavailable;
+            world.fail(sessions[4], given_back.id, failure).unwrap();
         }
         world.pass(seconds(20), &sessions);
         for session in &sessions[..4] {
