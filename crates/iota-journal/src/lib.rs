@@ -15,7 +15,7 @@
 //! ```
 //! use iota_journal::{Entry, Genesis, Journal, MemoryDisk, recover};
 //! use iota_protocol::{Command, State, Timestamp};
-//! # use iota_protocol::settings::{LearningRate, Registration, Timing};
+//! # use iota_protocol::settings::{LearningRate, Merging, Registration, Timing};
 //! # use iota_protocol::{RunId, RunSettings};
 //! # let settings = RunSettings {
 //! #     run: RunId::from_bytes([1; 16]), secret: [2; 32], stage_parameters: vec![1_000], activation_bytes: 4_096,
@@ -24,6 +24,7 @@
 //! #     registration: Registration::default(),
 //! #     audit_every_epochs: 1, timing: Timing::default(),
 //! #     learning_rate: LearningRate::cosine(1e-3, 0, 0.1),
+//! #     merging: Merging::default(),
 //! # };
 //!
 //! let genesis = Genesis { settings, began: Timestamp::from_millis(5) };

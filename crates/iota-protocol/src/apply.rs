@@ -132,7 +132,8 @@ impl State {
             }
             Event::RosterFixed { stage, roster } => {
                 let elements = self.settings.stage_parameters[index(*stage)];
-                let plan = cells::plan(&self.settings.secret, *stage, self.epoch, roster, elements);
+                let seed = cells::seed(&self.settings.secret, *stage, self.epoch);
+                let plan = cells::plan(self.settings.merging.cells, &seed, roster, elements);
                 self.merging[index(*stage)] = StageMerge {
                     roster: roster.iter().copied().collect(),
                     cells: plan.into_iter().map(Cell::planned).collect(),

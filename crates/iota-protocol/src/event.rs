@@ -82,7 +82,7 @@ pub enum LeaseEnd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CellResult {
-    /// Both owners came to the same bits.
+    /// All owners that delivered came to the same bits.
     Agreed,
     /// Owners differed and another decided; `liar` names who was wrong.
     Arbitrated {

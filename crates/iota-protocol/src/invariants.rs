@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::cells::Cells;
 use crate::checkpoint::covers;
 use crate::event::{CellResult, Phase};
 use crate::id::{LeaseId, PeerId, SampleId};
@@ -43,7 +44,7 @@ pub const ALL: [Invariant; 17] = [
     ("B1", everything_is_bounded),
     ("L1", leases_and_holders_know_each_other),
     ("M1", cells_and_checkpoints_cover_their_stage),
-    ("M2", a_cell_has_two_distinct_owners),
+    ("M2", a_cell_has_distinct_owners),
     ("M5", a_settled_cell_is_explained),
     ("V2", the_banned_are_out),
     ("V3", audits_wait_only_for_logs_that_may_grow),
@@ -403,10 +404,14 @@ pub fn cells_and_checkpoints_cover_their_stage(state: &State) -> Result<(), Stri
     Ok(())
 }
 
-/// M2: each cell is planned for two distinct members of the roster, one if the miner is alone.
-pub fn a_cell_has_two_distinct_owners(state: &State) -> Result<(), String> {
+/// M2: each cell is planned for distinct members of the roster: two, or as many as the settings say, or all there are.
+pub fn a_cell_has_distinct_owners(state: &State) -> Result<(), String> {
+    let wanted = match state.settings.merging.cells {
+        Cells::Butterfly => 2,
+        Cells::Grid { owners, .. } => owners as usize,
+    };
     for merge in &state.merging {
-        let owners = merge.roster.len().min(2);
+        let owners = merge.roster.len().min(wanted);
         for cell in &merge.cells {
             let distinct: BTreeSet<_> = cell
                 .planned

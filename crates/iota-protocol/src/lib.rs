@@ -25,7 +25,7 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use iota_protocol::settings::{LearningRate, Registration, Timing};
+//! use iota_protocol::settings::{LearningRate, Merging, Registration, Timing};
 //! use iota_protocol::work::{Outcome, Seal, Work};
 //! use iota_protocol::{Command, Digest, PeerId, Phase, Role, RunId, RunSettings, State, Timestamp};
 //!
@@ -49,6 +49,7 @@
 //!     validators: vec![],
 //!     audit_every_epochs: 1,
 //!     learning_rate: LearningRate::cosine(1e-3, 0, 0.1),
+//!     merging: Merging::default(),
 //!     timing: Timing::default(),
 //! };
 //! let mut now = Timestamp::from_millis(0);

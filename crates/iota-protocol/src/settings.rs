@@ -1,9 +1,11 @@
 //! What is fixed when a run is created.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cells::{CELLS_MAX, Cells, OWNERS_MAX};
 use crate::id::{PeerId, RunId, StageIndex};
 use crate::registration::COME_BACK_MAX;
 
@@ -54,6 +56,9 @@ pub struct RunSettings {
     pub audit_every_epochs: u32,
     /// The learning rate over the run.
     pub learning_rate: LearningRate,
+    /// How a stage's miners become of one mind again.
+    #[serde(default)]
+    pub merging: Merging,
     /// How long things may take.
     pub timing: Timing,
 }
@@ -154,6 +159,34 @@ impl LearningRate {
             final_fraction,
             tail_samples: 0,
         }
+    }
+}
+
+/// How a stage's miners become of one mind again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Merging {
+    /// How its parameters are cut into cells, and how many miners merge each.
+    pub cells: Cells,
+}
+
+impl Merging {
+    /// Checks what the rules rely on.
+    fn validate(&self) -> Result<(), InvalidSetting> {
+        let within = |setting, value: u32, range: RangeInclusive<u32>, why: &str| {
+            if range.contains(&value) {
+                return Ok(());
+            }
+            let (least, most) = range.into_inner();
+            let problem = format!("must be between {least} and {most}{why}");
+            Err(InvalidSetting { setting, problem })
+        };
+        if let Cells::Grid { cells, owners } = self.cells {
+            within("merging.cells", cells, 1..=CELLS_MAX, "")?;
+            let why = ": nobody's word is taken alone";
+            within("merging.owners", owners, 2..=OWNERS_MAX, why)?;
+        }
+        Ok(())
     }
 }
 
@@ -294,6 +327,7 @@ impl RunSettings {
                 "neither closed_mean nor open_for may be zero",
             );
         }
+        self.merging.validate()?;
         let LearningRate {
             peak,
             final_fraction,

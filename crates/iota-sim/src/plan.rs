@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use iota_protocol::settings::{LearningRate, Opens, Registration, Timing};
+use iota_protocol::cells::Cells;
+use iota_protocol::settings::{LearningRate, Merging, Opens, Registration, Timing};
 use iota_protocol::{PeerId, Role, RunId, RunSettings};
 
 use crate::chance::Chance;
@@ -217,6 +218,16 @@ fn settings(chance: &mut Chance, stages: u16, validated: bool) -> RunSettings {
         },
         audit_every_epochs: chance.pick(&[1, 2]),
         learning_rate: LearningRate::cosine(0.001, 2, 0.1),
+        merging: Merging {
+            cells: if secret[2].is_multiple_of(2) {
+                Cells::Butterfly
+            } else {
+                Cells::Grid {
+                    cells: 1 + u32::from(secret[3] % 12),
+                    owners: 2 + u32::from(secret[4] % 3),
+                }
+            },
+        },
         timing: Timing {
             lease_initial: Duration::from_secs(20),
             lease_min: Duration::from_secs(5),

@@ -56,10 +56,12 @@ impl State {
                 self.refile_all(waited_for);
             }
             Work::Merge { cell, .. } => {
-                if let Some(cell) = self.merging[index(lease.stage)].cell_mut(*cell) {
-                    cell.slots
+                if let Some(state) = self.merging[index(lease.stage)].cell_mut(*cell) {
+                    state
+                        .slots
                         .insert(lease.session, Slot::Leased { lease: lease.id });
                 }
+                self.refile_cell(lease.stage, *cell);
             }
             Work::Replay { .. } | Work::Inspect { .. } => {
                 let waiting = |audit: &Audit| audit.lease.is_none() && audit.work == lease.work;
@@ -135,12 +137,13 @@ impl State {
                 }
             }
             Work::Merge { cell, .. } => {
-                if let Some(cell) = self.merging[index(lease.stage)].cell_mut(*cell)
-                    && cell.slots.get(&session) == Some(&Slot::Leased { lease: id })
+                if let Some(state) = self.merging[index(lease.stage)].cell_mut(*cell)
+                    && state.slots.get(&session) == Some(&Slot::Leased { lease: id })
                 {
-                    cell.slots.remove(&session);
-                    *cell.failures.entry(session).or_default() += 1;
+                    state.slots.remove(&session);
+                    *state.failures.entry(session).or_default() += 1;
                 }
+                self.refile_cell(lease.stage, *cell);
             }
             Work::Replay { .. } | Work::Inspect { .. } => {
                 let leased = |audit: &Audit| audit.lease == Some(id);
@@ -308,9 +311,10 @@ impl State {
                     object,
                     quarantined: quarantined.clone(),
                 };
-                if let Some(cell) = self.merging[index(lease.stage)].cell_mut(*cell) {
-                    cell.slots.insert(session, Slot::Done { merged });
+                if let Some(state) = self.merging[index(lease.stage)].cell_mut(*cell) {
+                    state.slots.insert(session, Slot::Done { merged });
                 }
+                self.refile_cell(lease.stage, *cell);
             }
             (Work::Install { checkpoint }, Outcome::Install { state }) => {
                 self.forget_lapsed_samples(session);

@@ -7,10 +7,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::world::{World, peer, seal, settings};
+use crate::cells::Cells;
 use crate::command::{Command, Role};
 use crate::event::{Event, Phase};
 use crate::id::{LeaseId, Session};
-use crate::settings::{Opens, Registration, RunSettings};
+use crate::settings::{Merging, Opens, Registration, RunSettings};
 use crate::state::State;
 use crate::time::Timestamp;
 use crate::work::{Difference, Failure, Lease, ObjectName, Outcome, Verdict, Work};
@@ -355,6 +356,7 @@ fn small(
     validated: bool,
     miners_to_start: u32,
     registration: Registration,
+    cells: Cells,
 ) -> RunSettings {
     RunSettings {
         registration,
@@ -367,6 +369,7 @@ fn small(
         miners_to_start,
         epochs: 3,
         samples_per_epoch: 3,
+        merging: Merging { cells },
         ..settings(stages)
     }
 }
@@ -391,6 +394,11 @@ fn registration(kind: u8, stages: u16, miners_to_start: u32) -> Registration {
     }
 }
 
+fn cells() -> impl Strategy<Value = Cells> {
+    let grid = (1..20_u32, 2..5_u32).prop_map(|(cells, owners)| Cells::Grid { cells, owners });
+    prop_oneof![Just(Cells::Butterfly), grid]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 600, max_shrink_iters: 4_000, ..ProptestConfig::default() })]
 
@@ -401,10 +409,11 @@ proptest! {
         validated in any::<bool>(),
         miners_to_start in 1_u32..3,
         kind in 0_u8..8,
+        cells in cells(),
         steps in prop::collection::vec(step(), 0..160),
     ) {
         let registration = registration(kind, stages, miners_to_start);
-        let small = || small(stages, validated, miners_to_start, registration);
+        let small = || small(stages, validated, miners_to_start, registration, cells);
         let mut chaos = Chaos::new(small());
         for step in &steps {
             chaos.run(step);

@@ -8,7 +8,7 @@ use crate::event::{Event, Phase};
 use crate::id::{Digest, Epoch, LeaseId, PeerId, RunId, Session, StageIndex};
 use crate::invariants::{a_place_never_gets_worse, check_all};
 use crate::rejection::Rejection;
-use crate::settings::{LearningRate, Registration, RunSettings, Timing};
+use crate::settings::{LearningRate, Merging, Registration, RunSettings, Timing};
 use crate::state::State;
 use crate::time::Timestamp;
 use crate::work::{Checkpoint, Failure, Lease, Outcome, Seal, Verdict, Work, WorkKind};
@@ -35,6 +35,7 @@ pub(crate) fn settings(stages: u16) -> RunSettings {
         validators: Vec::new(),
         audit_every_epochs: 1,
         learning_rate: LearningRate::cosine(0.001, 2, 0.1),
+        merging: Merging::default(),
         timing: Timing {
             lease_initial: Duration::from_secs(20),
             lease_min: Duration::from_secs(5),
