@@ -38,7 +38,7 @@
 //! | `options`, `setup` | from what an operator wants to what the rules, the peers and the store are given |
 //! | `start` | from a setup, or from the folder of a run that goes on, to a run that is served |
 //! | `run_file` | what a run folder holds so that the run can be resumed |
-//! | `owner` | the task that owns the state, and polls that wait for work |
+//! | `owner`, `parked` | the task that owns the state, and polls that wait for work |
 //! | `api` | what peers can call, as commands |
 //! | `grants` | the presigned requests that go with a lease |
 //! | `writer` | the thread that writes the journal |
@@ -55,6 +55,7 @@ mod grants;
 mod keeper;
 mod options;
 mod owner;
+mod parked;
 mod run_file;
 mod setup;
 mod start;

@@ -16,6 +16,7 @@ const ROWS: &[&[&str]] = &[
         "iota-examples",
         "iota-benches",
         "iota-experiments",
+        "iota-load",
         "iota-sim",
         "iota-tidy",
     ],
@@ -106,6 +107,7 @@ const OWNED: &[(&[&str], &[&str])] = &[
             "iota-validator-cli",
             "iota-examples",
             "iota-experiments",
+            "iota-load",
         ],
     ),
 ];
