@@ -77,11 +77,11 @@ use tracing::{info, warn};
 
 pub use course::Course;
 pub use error::Error;
-pub use iota_run::{Codec, Wire};
+pub use iota_run::{Codec, OptimizerState, Wire};
 pub use options::{
-    BoundaryChoice, CutError, CutOptions, CutRule, Cuts, MergingOptions, ModelOptions, MuonOptions,
-    NAdamOptions, OpensChoice, OptimizerName, RegistrationOptions, RunOptions, TimingOptions,
-    TrainingOptions,
+    BoundaryChoice, CodecName, CutError, CutOptions, CutRule, Cuts, DeltaChoice, MergingOptions,
+    ModelOptions, MuonOptions, NAdamOptions, OpensChoice, OptimizerName, OuterName,
+    RegistrationOptions, RuleName, RunOptions, TimingOptions, TrainingOptions,
 };
 pub use run_file::JOURNAL;
 pub use setup::{Participants, Setup, SetupError};

@@ -165,6 +165,11 @@ impl DeviceStage {
         on_any!(self, stage => stage.zero_gradients())
     }
 
+    /// As if the optimizer had never stepped.
+    pub(crate) fn forget_moments(&mut self) -> Result<()> {
+        on_any!(self, stage => stage.forget_moments())
+    }
+
     pub(crate) fn upload_state(&mut self, start: usize, planes: [&[f32]; 3]) -> Result<()> {
         on_any!(self, stage => stage.upload_state(start, planes))
     }

@@ -6,13 +6,15 @@ use iota_run::Description;
 
 use crate::Error;
 use crate::device::Device;
-use crate::engine::{KEPT_MAX, stage_options};
+use crate::engine::{KEPT_MAX, merging_bytes, stage_options};
 
 /// Memory of a miner of one stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerMemory {
     /// Of the stage itself.
     pub stage: MemoryPlan,
+    /// The checkpoint that what is learned is relative to, and what is made up for.
+    pub merging_bytes: u64,
     /// A stage's parameters and moments once more: encoded for an upload, or fetched for an install.
     pub transfer_bytes: u64,
 }
@@ -33,8 +35,10 @@ impl PeerMemory {
         let waiting = KEPT_MAX as u64 + 1;
         let index = usize::from(index.get());
         let stage = MemoryPlan::new(&description.plan()?, index, &options, tokens, waiting)?;
+        let elements = stage.parameters_bytes / size_of::<f32>() as u64;
         Ok(Self {
             stage,
+            merging_bytes: merging_bytes(&description.merge, elements),
             transfer_bytes: stage.parameters_bytes + stage.optimizer_bytes,
         })
     }
@@ -89,6 +93,7 @@ impl PeerMemory {
         )?;
         let on_card = Self {
             stage,
+            merging_bytes: 0,
             transfer_bytes: 0,
         };
         let free_bytes = card.free_bytes().map_err(iota_compute::Error::from)?;
@@ -96,11 +101,13 @@ impl PeerMemory {
             .within(free_bytes)
             .ok_or_else(|| too_little(on_card.least().total_bytes(), free_bytes))?;
         let transfer_bytes = stage.parameters_bytes + stage.optimizer_bytes;
+        let elements = stage.parameters_bytes / size_of::<f32>() as u64;
+        let merging_bytes = merging_bytes(&description.merge, elements);
+        let on_host = merging_bytes + transfer_bytes;
         match host_limit_bytes {
-            Some(limit_bytes) if limit_bytes < transfer_bytes => {
-                Err(too_little(transfer_bytes, limit_bytes))
-            }
+            Some(limit_bytes) if limit_bytes < on_host => Err(too_little(on_host, limit_bytes)),
             _ => Ok(Self {
+                merging_bytes,
                 transfer_bytes,
                 ..planned
             }),
@@ -109,13 +116,13 @@ impl PeerMemory {
 
     /// All of it.
     pub const fn total_bytes(&self) -> u64 {
-        self.stage.total_bytes() + self.transfer_bytes
+        self.stage.total_bytes() + self.merging_bytes + self.transfer_bytes
     }
 
     /// The most that fits: with fewer kept forward passes, if need be. None if not even one fits.
     #[must_use]
     pub fn within(self, limit_bytes: u64) -> Option<Self> {
-        let room = limit_bytes.checked_sub(self.transfer_bytes)?;
+        let room = limit_bytes.checked_sub(self.merging_bytes + self.transfer_bytes)?;
         let waiting = self.stage.waiting_within(room)?;
         Some(Self {
             stage: MemoryPlan {

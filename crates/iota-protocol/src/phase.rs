@@ -185,12 +185,7 @@ impl State {
         let cells: Vec<_> = merge
             .cells
             .iter()
-            .map(|cell| {
-                (
-                    cell.range.clone(),
-                    cell.settled.and_then(|settled| settled.merged),
-                )
-            })
+            .map(|cell| (cell.range.clone(), cell.merged()))
             .collect();
         if cells.iter().all(|(_, merged)| merged.is_none()) {
             let everything = 0..self.settings.stage_parameters[usize::from(stage.get())];

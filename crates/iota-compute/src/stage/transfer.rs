@@ -40,7 +40,19 @@ impl<B: Backend> Stage<B> {
         ])
     }
 
-    /// Replaces parameters, first and second moment from `start` on, by as many of each.
+    /// Makes the optimizer's moments what they are before its first step.
+    ///
+    /// # Errors
+    /// [`Error::Device`](crate::Error::Device).
+    pub fn forget_moments(&mut self) -> Result<()> {
+        for moment in [&mut self.moments.0, &mut self.moments.1] {
+            self.backend.fill(self.backend.all_mut(moment), 0.0)?;
+        }
+        self.optimizer_steps = 0;
+        Ok(())
+    }
+
+    /// Replaces parameters, first and second moment from `start` on, by as many of each; none are left as they are.
     ///
     /// # Errors
     /// [`Error::Device`](crate::Error::Device).
@@ -54,6 +66,9 @@ impl<B: Backend> Stage<B> {
             &mut self.moments.1,
         ];
         for (buffer, values) in buffers.into_iter().zip(planes) {
+            if values.is_empty() {
+                continue;
+            }
             let part = self.backend.view_mut(buffer, start..start + values.len());
             self.backend.upload(part, values)?;
         }

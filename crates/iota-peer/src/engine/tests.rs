@@ -1,8 +1,11 @@
+mod merging;
+
 use iota_data::{Corpus, Document, Preparation, Split, Tokenizer};
 use iota_model::preset;
 use iota_protocol::work::{ObjectRef, Purpose, Seal, Segment};
 use iota_protocol::{ObjectId, RunId};
-use iota_run::{Codec, Optimizer, Wire};
+use iota_run::{Codec, Merge, Optimizer, Wire};
+use iota_store::tensor;
 
 use super::*;
 
@@ -15,6 +18,10 @@ pub(crate) fn description() -> Arc<Description> {
 }
 
 fn described(wire: Wire) -> Arc<Description> {
+    described_with(wire, Merge::default())
+}
+
+fn described_with(wire: Wire, merge: Merge) -> Arc<Description> {
     let documents = vec![Document {
         name: "song".to_owned(),
         text: "Row, row, row your boat, gently down the stream. ".repeat(20),
@@ -35,6 +42,7 @@ fn described(wire: Wire) -> Arc<Description> {
         precision: iota_model::Precision::F32,
         recompute: false,
         wire,
+        merge,
         data: shards.finish(),
     };
     description.sampler().unwrap();
@@ -64,7 +72,9 @@ fn engine(stage: u16, threads: usize) -> Engine {
 fn engine_of(description: Arc<Description>, stage: u16, threads: usize) -> Engine {
     let mut engine = Engine::new(description, StageIndex::new(stage), threads).unwrap();
     let checkpoint = genesis(engine.elements() as u64);
-    engine.install(&checkpoint, &BTreeMap::new()).unwrap();
+    engine
+        .install(&checkpoint, &BTreeMap::new(), Start::Anew)
+        .unwrap();
     engine
 }
 
@@ -350,13 +360,15 @@ fn merged(
         digest: Digest::of(bytes),
         length: bytes.len() as u64,
     };
-    let elements = iota_run::cell_elements(seal.length).unwrap();
-    let planes = tensor::decode(bytes, &cell_spec(elements)).unwrap();
-    cells.insert(name, planes.try_into().unwrap());
+    let merge = Merge::default();
+    let elements = merge.cell_elements(seal.length).unwrap();
+    let planes = tensor::decode(bytes, &merge.cell_spec(elements)).unwrap();
+    cells.insert(name, planes);
     move |offset| SegmentSource::Merged {
         object: ObjectRef { name, seal },
         offset,
         cell_elements: elements as u64,
+        delta: None,
     }
 }
 
@@ -377,12 +389,12 @@ fn a_checkpoint_of_all_cells_is_the_state_that_they_were_taken_from() {
     ];
     let mut fresh = engine(1, 1);
     let checkpoint = checkpoint(trained.optimizer_steps(), segments);
-    let digest = fresh.install(&checkpoint, &cells).unwrap();
+    let digest = fresh.install(&checkpoint, &cells, Start::Anew).unwrap();
     assert_eq!(digest, Digest::from_bytes(trained.stage.digest().unwrap()));
     assert_eq!(fresh.epoch(), Some(checkpoint.epoch));
     // From here on the two go the same way.
     let log = mine(&mut fresh, &script(1));
-    trained.install(&checkpoint, &cells).unwrap();
+    trained.install(&checkpoint, &cells, Start::Anew).unwrap();
     assert_eq!(replay(&mut trained, &log), log);
 }
 
@@ -402,8 +414,10 @@ fn what_nobody_has_merged_yet_starts_from_genesis() {
     // On a stage that has been trained: nothing of that may shine through.
     let mut mixed = engine(1, 1);
     mine(&mut mixed, &script(1));
-    mixed.install(&checkpoint(3, segments), &cells).unwrap();
-    let untrained = engine(1, 1);
+    mixed
+        .install(&checkpoint(3, segments), &cells, Start::Anew)
+        .unwrap();
+    let mut untrained = engine(1, 1);
     assert!(mixed.cell(&start).unwrap() == untrained.cell(&start).unwrap());
     assert!(mixed.cell(&middle).unwrap() == trained.cell(&middle).unwrap());
     assert!(mixed.cell(&end).unwrap() == untrained.cell(&end).unwrap());
@@ -428,8 +442,10 @@ fn a_checkpoint_that_does_not_cover_the_stage_leaves_it_without_an_epoch() {
             &BTreeMap::new(),
         ),
     ] {
-        engine.install(&genesis(elements), &cells).unwrap();
-        let refused = engine.install(&checkpoint(0, segments), known);
+        engine
+            .install(&genesis(elements), &cells, Start::Anew)
+            .unwrap();
+        let refused = engine.install(&checkpoint(0, segments), known, Start::Anew);
         assert!(matches!(refused, Err(Error::Checkpoint(_))), "{refused:?}");
         assert_eq!(engine.epoch(), None);
     }

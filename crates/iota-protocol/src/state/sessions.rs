@@ -8,7 +8,7 @@ use crate::command::Role;
 use crate::id::{Digest, Epoch, LeaseId, PeerId, Session, StageIndex};
 use crate::score::Ledger;
 use crate::time::Timestamp;
-use crate::work::{LogEntry, Outcome, WorkKind};
+use crate::work::{LogEntry, ObjectRef, Outcome, WorkKind};
 
 /// Leases that a session may hold at a time, at most.
 pub const CAPACITY_MAX: u32 = 64;
@@ -83,6 +83,12 @@ pub struct SessionState {
     pub(crate) installs: u32,
     /// Credited backward passes since it installed its checkpoint: the weight of its upload.
     pub backwards: u64,
+    /// What it keeps for itself since it uploaded; none from its next installation on.
+    #[serde(default)]
+    pub(crate) keeps: Option<Kept>,
+    /// What it had kept when it began the epoch, if validators start from it.
+    #[serde(default)]
+    pub(crate) began_with: Option<ObjectRef>,
     /// What its stage has done since it installed its checkpoint, in the order in which it reported it.
     pub(crate) log: Vec<LogEntry>,
     pub(crate) ordinals: BTreeSet<u32>,
@@ -96,6 +102,13 @@ pub struct SessionState {
     pub(crate) vain: u32,
     /// Moving average of its measured durations, in microseconds.
     pub(crate) pace_us: BTreeMap<WorkKind, u64>,
+}
+
+/// What a session keeps for itself from one epoch to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    /// What it committed to, if it was asked for.
+    pub(crate) object: Option<ObjectRef>,
 }
 
 impl SessionState {
@@ -116,6 +129,8 @@ impl SessionState {
             installation: None,
             installs: 0,
             backwards: 0,
+            keeps: None,
+            began_with: None,
             log: Vec::new(),
             ordinals: BTreeSet::new(),
             held: BTreeSet::new(),
@@ -168,7 +183,9 @@ impl SessionState {
     }
 
     /// A new epoch, or a second start of one: what was done before is not in these weights.
-    pub(crate) fn begin_epoch(&mut self) {
+    pub(crate) fn begin_epoch(&mut self, goes_on: bool) {
+        let kept = self.keeps.take().filter(|_| goes_on);
+        self.began_with = kept.and_then(|kept| kept.object);
         self.backwards = 0;
         self.log.clear();
         self.ordinals.clear();
