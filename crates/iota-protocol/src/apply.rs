@@ -1,6 +1,7 @@
 //! How each event changes the state. Nothing is decided here, and nothing else changes a state.
 
 mod epoch;
+mod restored;
 mod resumed;
 mod work;
 
@@ -32,6 +33,7 @@ impl State {
     fn change(&mut self, at: Timestamp, event: &Event) {
         match event {
             Event::Resumed { away } => self.apply_resumed(*away),
+            Event::Restored { away } => self.apply_restored(*away),
             Event::SessionJoined {
                 session,
                 role,

@@ -50,6 +50,8 @@ pub enum SessionEnd {
     CannotInstall,
     /// The run is over.
     RunOver,
+    /// What it did since is lost, and so is what its weights contain: it has to join again.
+    Restored,
 }
 
 /// Why a lease ended without a result that counts.
@@ -142,6 +144,8 @@ pub enum PhaseReason {
     AuditsSettled,
     /// The operator said so.
     Stopped,
+    /// What the epoch had learned is lost.
+    Restored,
 }
 
 /// Why a peer is banned.
@@ -213,6 +217,8 @@ pub enum AbandonReason {
     NothingToRedo,
     /// The run is over.
     RunOver,
+    /// What it would look at may have been deleted in the part of the run's history that is lost.
+    Restored,
 }
 
 /// One change of a run's state, with its reason.
@@ -225,6 +231,12 @@ pub enum Event {
     /// The orchestrator is back: every deadline has moved by the time that it was away.
     Resumed {
         /// Since the last event.
+        away: Duration,
+    },
+    /// What happened after this state is lost: the numbers of leases and stays leap over those that may have been given out
+    /// meanwhile, and while the epoch trains, uploads or merges its samples count as not begun.
+    Restored {
+        /// Since the last event that is known; as much may be lost.
         away: Duration,
     },
     /// A peer is there.

@@ -475,7 +475,9 @@ impl State {
             Event::PeerBanned { peer, .. } => self.refile_audits_of_peer(*peer),
             // What may be done and what is moot depends on phase and epoch; a run that was resumed has moved everything that
             // is waited for.
-            Event::PhaseChanged { .. } | Event::Resumed { .. } => self.index = Index::of(self),
+            Event::PhaseChanged { .. } | Event::Resumed { .. } | Event::Restored { .. } => {
+                self.index = Index::of(self);
+            }
             Event::SampleOpened { .. }
             | Event::PreferenceLapsed { .. }
             | Event::PieceUndone { .. }

@@ -5,6 +5,7 @@ mod chaos;
 mod happy_path;
 mod merging;
 mod repairing;
+mod restoring;
 mod sessions;
 mod training;
 mod world;

@@ -110,6 +110,14 @@ pub struct SampleCounts {
     pub lost: u64,
 }
 
+/// How far the samples had come when an epoch began to train: all before `next` but the carried ones were completed, so
+/// this is what the checkpoint that it trains from has learned.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Found {
+    pub(crate) next: SampleId,
+    pub(crate) carried: BTreeSet<SampleId>,
+}
+
 /// All samples of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Samples {
@@ -125,6 +133,9 @@ pub(crate) struct Samples {
     pub(crate) next: SampleId,
     /// Opened in this epoch or carried into it.
     pub(crate) opened_in_epoch: u64,
+    /// What the epoch found when it began to train.
+    #[serde(default)]
+    pub(crate) found: Found,
     /// Completed in this epoch.
     pub(crate) completed: BTreeMap<SampleId, CompletedSample>,
     /// Since when the epoch's last samples are being waited for.
@@ -163,6 +174,37 @@ impl Samples {
             preference,
             lapses_at,
         };
+    }
+
+    /// An epoch begins to train with the samples that are on their way.
+    pub(crate) fn begin_epoch(&mut self) {
+        self.completed.clear();
+        self.opened_in_epoch = self.flying.len() as u64;
+        self.drains_since = None;
+        self.found = Found {
+            next: self.next,
+            carried: self.flying.keys().copied().collect(),
+        };
+    }
+
+    /// Goes back to how things were when the epoch began to train. Returns the samples that wait to begin anew.
+    ///
+    /// Nothing is lost before the run ends (A1), so the counts of then follow from what was found.
+    pub(crate) fn rewind(&mut self) -> BTreeSet<SampleId> {
+        let Found { next, carried } = self.found.clone();
+        self.open.clear();
+        self.bound.clear();
+        self.lapses.clear();
+        self.completed.clear();
+        self.flying = carried
+            .iter()
+            .map(|sample| (*sample, SampleState::fresh()))
+            .collect();
+        self.counts.opened = next.get();
+        self.counts.completed = next.get() - carried.len() as u64;
+        self.counts.lost = 0;
+        self.next = next;
+        carried
     }
 
     /// Takes a sample's piece from the waiting ones: it is leased now.
