@@ -11,7 +11,7 @@
 //!                   timer ──────►   owner ──────┼──► journal
 //!                              (iota-protocol)  │
 //!                                      │        ▼
-//!                                      └──► keeper: metrics, manifests, retention
+//!                                      └──► keeper: metrics, manifests, backups, retention
 //! ```
 //!
 //! One task owns the state; everybody else sends it commands. What it has decided is written to the
@@ -43,18 +43,21 @@
 //! | `grants` | the presigned requests that go with a lease |
 //! | `writer` | the thread that writes the journal |
 //! | `keeper`, `course` | metrics, manifests, retention; the run in a few numbers |
+//! | `backup`, `restore` | what it takes to go on with the run, in the store; and back into a folder |
 //! | `status` | how the run is doing, for people who watch |
 //!
 //! It does *not* know what a tensor is: sizes come in with the [`Setup`]. It takes no decision of a run (those are
 //! `iota-protocol`'s) and never links the compute engine.
 
 mod api;
+mod backup;
 mod course;
 mod error;
 mod grants;
 mod keeper;
 mod options;
 mod owner;
+mod restore;
 mod run_file;
 mod setup;
 mod start;
@@ -81,6 +84,7 @@ pub use options::{
     BoundaryChoice, ModelOptions, MuonOptions, NAdamOptions, OptimizerName, RunOptions,
     TimingOptions, TrainingOptions,
 };
+pub use restore::{RestoreOptions, Restored};
 pub use run_file::JOURNAL;
 pub use setup::{Participants, Setup, SetupError};
 pub use start::OrchestratorBuilder;

@@ -4,6 +4,7 @@
 
 mod cheating;
 mod refusing;
+mod restoring;
 mod resuming;
 mod training;
 mod vanishing;
