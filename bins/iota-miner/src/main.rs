@@ -1,5 +1,7 @@
 //! The iota-miner program: mines in a run.
 
+mod costs;
+
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -24,6 +26,8 @@ struct Arguments {
 enum Command {
     /// Take part in a run until it is over.
     Run(Run),
+    /// Measure what the pieces of a model cost this machine: settings for whoever cuts the model into stages.
+    Costs(costs::Options),
 }
 
 #[derive(Debug, Args)]
@@ -71,7 +75,21 @@ struct Run {
 }
 
 fn main() -> Exit {
-    let Command::Run(run) = Arguments::parse().command;
+    let run = match Arguments::parse().command {
+        Command::Run(run) => run,
+        Command::Costs(options) => {
+            return match costs::measure(&options) {
+                Ok(settings) => {
+                    println!("{settings}");
+                    Exit::Done
+                }
+                Err(error) => {
+                    eprintln!("iota-miner: {error:#}");
+                    Exit::Unusable
+                }
+            };
+        }
+    };
     match start(run) {
         Ok(Stop::RunOver | Stop::Shutdown) => Exit::Done,
         Ok(Stop::Refused) => {

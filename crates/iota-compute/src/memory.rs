@@ -112,14 +112,11 @@ impl MemoryPlan {
 
 /// A forward pass, a backward pass and a step. Returns what was saved in between, in bytes.
 fn one_pass(stage: &mut Stage<Counting>, sample_tokens: usize) -> Result<u64> {
-    let (tokens, activation);
-    let input = if stage.role().takes_tokens() {
-        tokens = vec![0; sample_tokens];
-        Input::Tokens(&tokens)
-    } else {
-        activation = vec![0.0; sample_tokens * stage.plan().boundary_width()];
-        Input::Activation(&activation)
-    };
+    let tokens = vec![0; sample_tokens];
+    let activation = vec![0.0; sample_tokens * stage.plan().boundary_width()];
+    let activation = (!stage.role().takes_tokens()).then_some(activation.as_slice());
+    let plan = stage.plan().clone();
+    let input = Input::of(&plan, &tokens, activation);
     let saved_bytes = if stage.role().computes_loss() {
         stage.forward_backward_loss(input, &vec![0; sample_tokens])?;
         stage.saved_bytes(sample_tokens)

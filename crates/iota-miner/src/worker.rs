@@ -113,9 +113,9 @@ impl MinerWorker {
         activation: Option<&ObjectRef>,
         leased: &LeasedWork,
     ) -> Result<OperationInput, Failure> {
-        let reads_tokens = stage.get() == 0 || stage.get() + 1 == self.description.stages;
+        let needs_tokens = self.description.needs_tokens(stage);
         let tokens = async {
-            if reads_tokens {
+            if needs_tokens {
                 self.transfer.tokens(sample, leased).await.map(Some)
             } else {
                 Ok(None)

@@ -81,8 +81,9 @@ pub use course::Course;
 pub use error::Error;
 pub use iota_run::{Codec, Wire};
 pub use options::{
-    BoundaryChoice, ModelOptions, MuonOptions, NAdamOptions, OptimizerName, RunOptions,
-    TimingOptions, TrainingOptions,
+    BoundaryChoice, CutError, CutOptions, CutRule, Cuts, MergingOptions, ModelOptions, MuonOptions,
+    NAdamOptions, OpensChoice, OptimizerName, RegistrationOptions, RunOptions, TimingOptions,
+    TrainingOptions,
 };
 pub use restore::{RestoreOptions, Restored};
 pub use run_file::JOURNAL;

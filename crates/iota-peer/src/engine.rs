@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use iota_compute::{Input, Recompute, Saved, Stage, StageOptions};
+use iota_model::StagePlan;
 use iota_protocol::event::{Direction, Piece};
 use iota_protocol::work::{Checkpoint, ObjectName, SegmentSource};
 use iota_protocol::{Digest, Epoch, SampleId, StageIndex};
@@ -128,7 +129,7 @@ impl Engine {
 
     /// Whether it computes the loss.
     pub fn is_tail(&self) -> bool {
-        self.index.get() + 1 == self.description.stages
+        usize::from(self.index.get()) + 1 == self.description.stages()
     }
 
     /// Takes over a checkpoint, for which `cells` holds every merged cell that it names, and starts counting operations
@@ -208,7 +209,8 @@ impl Engine {
         sample: SampleId,
         input: &OperationInput,
     ) -> Result<(u32, Bytes), Error> {
-        let (output, saved) = self.stage.forward(stage_input(self.is_head(), input)?)?;
+        let plan = self.stage.plan().clone();
+        let (output, saved) = self.stage.forward(stage_input(&plan, self.index, input)?)?;
         let encoded = match self.encode(sample, Direction::Forward, &output) {
             Ok(encoded) => encoded,
             Err(error) => {
@@ -250,7 +252,7 @@ impl Engine {
         learning_rate: f32,
         recompute: bool,
     ) -> Result<BackwardResult, Error> {
-        let is_head = self.is_head();
+        let plan = self.stage.plan().clone();
         let digest = input.activation.as_ref().map(|(digest, _)| *digest);
         let kept = match self.kept.remove(&sample) {
             Some(kept) if recompute || kept.input != digest => {
@@ -266,15 +268,20 @@ impl Engine {
                     .tokens
                     .as_ref()
                     .ok_or(Error::Input("the tail needs the sample's tokens"))?;
-                let (loss, gradient) = self
-                    .stage
-                    .forward_backward_loss(stage_input(is_head, input)?, &tokens.targets)?;
+                let (loss, gradient) = self.stage.forward_backward_loss(
+                    stage_input(&plan, self.index, input)?,
+                    &tokens.targets,
+                )?;
                 (Some(loss), gradient)
             }
             Some(output_gradient) if !self.is_tail() => {
                 let saved = match kept {
                     Some(kept) => kept.saved,
-                    None => self.stage.forward(stage_input(is_head, input)?)?.1,
+                    None => {
+                        self.stage
+                            .forward(stage_input(&plan, self.index, input)?)?
+                            .1
+                    }
                 };
                 (None, self.stage.backward(saved, output_gradient)?)
             }
@@ -393,20 +400,26 @@ pub(crate) fn stage_options(description: &Description, threads: usize) -> StageO
     }
 }
 
-fn stage_input(is_head: bool, input: &OperationInput) -> Result<Input<'_>, Error> {
-    if is_head {
-        let tokens = input
-            .tokens
-            .as_ref()
-            .ok_or(Error::Input("the head needs the sample's tokens"))?;
-        Ok(Input::Tokens(&tokens.inputs))
-    } else {
-        let (_, activation) = input
-            .activation
-            .as_ref()
-            .ok_or(Error::Input("the stage needs an activation"))?;
-        Ok(Input::Activation(activation))
+fn stage_input<'a>(
+    plan: &StagePlan,
+    index: StageIndex,
+    input: &'a OperationInput,
+) -> Result<Input<'a>, Error> {
+    let index = usize::from(index.get());
+    let tokens = input.tokens.as_ref().map(|tokens| tokens.inputs.as_slice());
+    let activation = input
+        .activation
+        .as_ref()
+        .map(|(_, activation)| &activation[..]);
+    if plan.takes_tokens(index) && tokens.is_none() {
+        return Err(Error::Input("the stage needs the sample's tokens"));
     }
+    if index > 0 && activation.is_none() {
+        return Err(Error::Input("the stage needs an activation"));
+    }
+    // The head has no use for an activation, nor a body for tokens that it does not embed.
+    let activation = activation.filter(|_| index > 0);
+    Ok(Input::of(plan, tokens.unwrap_or_default(), activation))
 }
 
 #[cfg(test)]

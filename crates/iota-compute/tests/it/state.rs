@@ -149,24 +149,27 @@ fn the_plan_of_saved_memory_is_exact() {
         boundary: Boundary::ResBm { channels: 3 },
         ..preset("tiny").unwrap()
     };
+    let anchored = ModelConfig {
+        boundary: Boundary::Anchored { channels: 3 },
+        ..resbm.clone()
+    };
     for recompute in [Recompute::Nothing, Recompute::Blocks] {
         let options = StageOptions {
             recompute,
             ..StageOptions::default()
         };
-        let plans =
-            (2..=4).flat_map(|stages| [tiny(stages), StagePlan::new(&resbm, stages).unwrap()]);
+        let plans = (2..=4).flat_map(|stages| {
+            let cut = |model| StagePlan::new(model, stages).unwrap();
+            [tiny(stages), cut(&resbm), cut(&anchored)]
+        });
         for plan in plans {
             let stages_in_plan = plan.stages().len();
             let mut stages = stages(&plan, options);
             stages.pop();
             for (index, stage) in stages.iter_mut().enumerate() {
                 let (text, activation) = (tokens(64, 256, 1), noise(64 * plan.boundary_width(), 2));
-                let input = if stage.role().takes_tokens() {
-                    Input::Tokens(&text)
-                } else {
-                    Input::Activation(&activation)
-                };
+                let activation = (!stage.role().takes_tokens()).then_some(activation.as_slice());
+                let input = Input::of(&plan, &text, activation);
                 let (_, saved) = stage.forward(input).unwrap();
                 let planned = MemoryPlan::new(&plan, index, &options, 64, 1).unwrap();
                 assert_eq!(

@@ -28,7 +28,7 @@ fn described(wire: Wire) -> Arc<Description> {
         run: RunId::from_bytes([3; 16]),
         seed: 5,
         model: preset("tiny").unwrap(),
-        stages: STAGES,
+        cuts: (1..usize::from(STAGES)).collect(),
         sequences: 1,
         backwards_per_step: 2,
         optimizer: Optimizer::default(),

@@ -23,8 +23,8 @@ impl State {
     pub(super) fn apply_restored(&mut self, away: Duration) {
         let leap_s = (away + MARGIN).as_secs() + 1;
         let lease = self.leases.next.get();
-        self.leases.next =
-            LeaseId::new(lease.saturating_add(leap_s.saturating_mul(LEASES_PER_SECOND_MAX)));
+        let leap = leap_s.saturating_mul(LEASES_PER_SECOND_MAX);
+        self.leases.next = LeaseId::new(lease.saturating_add(leap));
         self.leases.stale_below = self.leases.next;
         let latest = self
             .sessions
@@ -42,7 +42,7 @@ impl State {
             self.merging.fill(StageMerge::default());
         }
         let at = self.clock;
-        for sample in self.samples.rewind() {
+        for sample in self.samples.rewind(self.settings.tail()) {
             self.wait(sample, Preference::default(), at);
         }
     }
