@@ -29,6 +29,8 @@ use crate::Error;
 const KEPT: u64 = 3;
 /// What has happened is in the store after this at the latest.
 const EVERY: Duration = Duration::from_secs(5 * 60);
+/// After a backup that could not be made, the next try is not before this.
+const AGAIN_AFTER: Duration = Duration::from_secs(20);
 /// A page that is as full as this is written at once, so that it never takes much memory. Packed it is a few hundred KiB.
 const PAGE_BYTES: usize = 4 << 20;
 /// While the store cannot be written, entries wait for it; not more than this.
@@ -102,7 +104,9 @@ pub(crate) struct Backups {
     pager: Pager,
     /// How far the newest backup goes; none if there is none.
     backed_up: Option<Head>,
-    tried_at: Instant,
+    due_at: Instant,
+    /// The last one could not be made.
+    has_failed: bool,
 }
 
 impl Backups {
@@ -115,6 +119,7 @@ impl Backups {
         shipped: Option<Shipped>,
     ) -> Self {
         let backed_up = shipped.as_ref().map(|shipped| shipped.head);
+        let wait = backed_up.map_or(Duration::ZERO, |_| EVERY);
         let shipped = shipped.unwrap_or_else(|| Shipped {
             head: Head::of(&sources.genesis),
             pages: Vec::new(),
@@ -127,7 +132,8 @@ impl Backups {
             sources,
             shipped,
             backed_up,
-            tried_at: Instant::now(),
+            due_at: Instant::now() + wait,
+            has_failed: false,
         }
     }
 
@@ -145,15 +151,12 @@ impl Backups {
 
     /// When the next backup is to be made; none if there is nothing new. A run's first is made at once.
     pub(crate) fn due(&self) -> Option<Instant> {
-        let Some(backed_up) = self.backed_up else {
-            return Some(self.tried_at);
-        };
-        (backed_up != self.pager.head()).then(|| self.tried_at + EVERY)
+        (self.backed_up != Some(self.pager.head())).then_some(self.due_at)
     }
 
-    /// Whether to make one now, whatever the time.
+    /// Whether to make one now, though it is not due.
     pub(crate) const fn is_full(&self) -> bool {
-        self.pager.length_bytes() >= PAGE_BYTES
+        self.pager.length_bytes() >= PAGE_BYTES && !self.has_failed
     }
 
     /// Makes a backup of everything that it was shown, if there is anything new. Returns whether it is in the store.
@@ -165,8 +168,11 @@ impl Backups {
         if self.backed_up == Some(self.pager.head()) {
             return Ok(false);
         }
-        self.tried_at = Instant::now();
-        match self.write().await {
+        let written = self.write().await;
+        self.has_failed = written.is_err();
+        let wait = if self.has_failed { AGAIN_AFTER } else { EVERY };
+        self.due_at = Instant::now() + wait;
+        match written {
             Ok(()) => Ok(true),
             Err(error) if self.pager.length_bytes() < WAITING_BYTES_MAX => {
                 warn!(%error, "could not make a backup; it is tried again");

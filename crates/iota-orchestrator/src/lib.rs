@@ -37,6 +37,7 @@
 //! |---|---|
 //! | `options`, `setup` | from what an operator wants to what the rules, the peers and the store are given |
 //! | `start` | from a setup, or from the folder of a run that goes on, to a run that is served |
+//! | `sockets` | what a run listens on |
 //! | `run_file` | what a run folder holds so that the run can be resumed |
 //! | `owner` | the task that owns the state, and polls that wait for work |
 //! | `api` | what peers can call, as commands |
@@ -60,6 +61,7 @@ mod owner;
 mod restore;
 mod run_file;
 mod setup;
+mod sockets;
 mod start;
 mod status;
 mod writer;

@@ -1,7 +1,7 @@
 //! From a setup, or from the folder of a run that goes on, to a run that is served.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use iota_data::DataManifest;
@@ -11,8 +11,8 @@ use iota_node::clock::{Clock, SystemClock};
 use iota_node::shutdown::Shutdown;
 use iota_protocol::{RunSettings, State, Timestamp};
 use iota_run::Description;
-use iota_store::server::{S3Server, ServerSettings};
-use iota_store::{Credentials, Grants, Store};
+use iota_store::server::S3Server;
+use iota_store::{Grants, Store};
 use iota_wire::{AuthSettings, Authenticator, RunInfo, RunStatus};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -25,6 +25,7 @@ use crate::grants::Granter;
 use crate::keeper::Keeper;
 use crate::owner::{Owner, Start};
 use crate::run_file::{self, Addresses, JOURNAL, RunFile, STORE};
+use crate::sockets::Sockets;
 use crate::writer::Writer;
 use crate::{Error, Orchestrator, Setup, SetupError, StatusTracker};
 
@@ -188,7 +189,6 @@ impl OrchestratorBuilder {
     /// # Errors
     /// If the folder, the journal, an address or the setup cannot be used; nothing is left running then.
     pub async fn start(mut self, shutdown: &Shutdown) -> Result<Orchestrator, Error> {
-        let started_at = self.clock.now();
         let (keypair, key_file) = match &self.origin {
             Origin::New(_) => self.key.load_or_create()?,
             Origin::Resumed(_) => self.key.load()?,
@@ -211,10 +211,12 @@ impl OrchestratorBuilder {
         let journal = self.journal.take();
         let run = match self.origin {
             Origin::New(setup) => {
-                begin(*setup, journal, self.folder, files, addresses, started_at).await?
+                let began = self.clock.now();
+                begin(*setup, journal, self.folder, files, addresses, began).await?
             }
             Origin::Resumed(file) => {
-                go_on(*file, journal, self.folder, files, addresses, started_at).await?
+                let (clock, folder) = (&self.clock, self.folder);
+                go_on(*file, journal, folder, files, addresses, clock, shutdown).await?
             }
         };
         run.serve(keypair, self.clock, shutdown.child()).await
@@ -266,17 +268,16 @@ async fn begin(
     folder: PathBuf,
     files: Vec<String>,
     addresses: Addresses,
-    now: Timestamp,
+    began: Timestamp,
 ) -> Result<Run, Error> {
     let Sockets {
         listener,
         store_server,
         signer,
         addresses,
-    } = Sockets::open(addresses, folder.join(STORE), &setup.settings().secret).await?;
+    } = Sockets::open(&addresses, &folder.join(STORE), &setup.settings().secret).await?;
     let store = store_server.store()?;
     let (settings, description, held_out) = setup.publish(&store).await?;
-    let began = now;
     let genesis = Genesis { settings, began };
     let state = genesis.state().map_err(SetupError::from)?;
     let path = folder.join(JOURNAL);
@@ -321,8 +322,10 @@ async fn go_on(
     folder: PathBuf,
     files: Vec<String>,
     addresses: Addresses,
-    now: Timestamp,
+    clock: &Arc<dyn Clock>,
+    shutdown: &Shutdown,
 ) -> Result<Run, Error> {
+    let resumed_at = clock.now();
     if addresses.orchestrator != file.orchestrator {
         return Err(Error::AnotherKey {
             expected: file.orchestrator,
@@ -331,13 +334,16 @@ async fn go_on(
     }
     // Before anything is listened on: if the run is being served already, the journal says so and not a port.
     let path = folder.join(JOURNAL);
-    let (journal, recovered) = blocking(move || {
+    let time = Arc::clone(clock);
+    let (journal, alone_at, recovered) = blocking(move || {
         let journal = match journal {
             Some(journal) => journal,
             None => Box::new(SqliteJournal::open(path)?),
         };
+        // Whoever has the journal is the only one: the process before has ended.
+        let alone_at = time.now();
         let recovered = recover(journal.as_ref())?;
-        Ok((journal, recovered))
+        Ok((journal, alone_at, recovered))
     })
     .await?;
     let Some(Recovered {
@@ -353,10 +359,12 @@ async fn go_on(
         store_server,
         signer,
         addresses: _,
-    } = Sockets::open(
-        addresses,
-        file.store_folder(&folder),
+    } = Sockets::open_again(
+        &addresses,
+        &file.store_folder(&folder),
         &genesis.settings.secret,
+        clock.as_ref(),
+        shutdown,
     )
     .await?;
     let store = store_server.store()?;
@@ -371,18 +379,23 @@ async fn go_on(
         let place = journal.place();
         return Err(iota_journal::Error::Damaged { place, what }.into());
     }
-    let elapsed_ms = now.since(state.clock()).as_millis();
+    // The process before this one knew which requests it had seen, and took that knowledge with it. Peers sign again what
+    // is refused for its age, and set their clocks by the refusal.
+    let auth = AuthSettings::new(file.run, file.orchestrator);
+    let floor = Authenticator::floor_after(&auth, alone_at.max(state.clock()));
+    if floor.since(alone_at) <= auth.ahead {
+        clock.sleep_until(floor).await;
+    }
+    let elapsed_ms = resumed_at.since(state.clock()).as_millis();
     info!(run = %file.run, sequence, epoch = %state.epoch(), phase = ?state.phase(), elapsed_ms, "the run goes on");
     Ok(Run {
         description: file.description,
         began,
-        // The process before this one knew which requests it had seen, and took that knowledge with it. Peers sign again
-        // what is refused for its age, and set their clocks by the refusal.
-        floor: now.max(state.clock()),
+        floor,
         start: Start {
             state,
             sequence,
-            resumed_at: Some(now),
+            resumed_at: Some(resumed_at),
         },
         journal,
         keeper,
@@ -390,62 +403,6 @@ async fn go_on(
         store_server,
         signer,
         listener,
-    })
-}
-
-/// Everything that a run listens on.
-struct Sockets {
-    listener: TcpListener,
-    store_server: S3Server,
-    signer: Grants,
-    /// With the ports that were given.
-    addresses: Addresses,
-}
-
-impl Sockets {
-    async fn open(
-        mut addresses: Addresses,
-        store_folder: PathBuf,
-        secret: &[u8; 32],
-    ) -> Result<Self, Error> {
-        make_private(&store_folder)?;
-        // The run's own secret: whoever reads the folder can do without the store's credentials anyway. It is the same
-        // after a restart, so that grants stay good.
-        let credentials = Credentials::new("iota", hex(secret));
-        let store_server = S3Server::bind(
-            addresses.store_listen,
-            store_folder,
-            credentials,
-            ServerSettings::default(),
-        )
-        .await?;
-        addresses.store_listen = store_server.local_address();
-        let signer = match &addresses.store_url {
-            Some(url) => store_server.grants_at(url)?,
-            None => store_server.grants(),
-        };
-        let address = addresses.listen;
-        let cannot_listen = |source| Error::Listen { address, source };
-        let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
-        addresses.listen = listener.local_addr().map_err(cannot_listen)?;
-        Ok(Self {
-            listener,
-            store_server,
-            signer,
-            addresses,
-        })
-    }
-}
-
-/// Makes a folder that only its owner may look into: a store's backups have the run's secret.
-fn make_private(folder: &Path) -> Result<(), Error> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(folder).map_err(|source| Error::Folder {
-        path: folder.to_owned(),
-        source,
     })
 }
 
@@ -575,14 +532,6 @@ fn follow_status(
         }
     });
     receiver
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-        text
-    })
 }
 
 #[cfg(test)]

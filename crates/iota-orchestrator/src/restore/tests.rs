@@ -217,6 +217,28 @@ async fn what_cannot_be_restored_is_named_and_nothing_is_written() {
     assert!(matches!(occupied, Err(Error::Occupied { .. })));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_cannot_be_made_stops_nothing_and_is_made_later() {
+    let parent = tempfile::tempdir().unwrap();
+    let [first, left, second] = ["first", "left", "second"].map(|name| parent.path().join(name));
+    let orchestrator = started(Orchestrator::builder(setup(), &first)).await;
+    // Where pages would be there is a file, so none can be written.
+    let store = first.join(run_file::STORE);
+    let pages = store.join(orchestrator.run().to_string()).join("journal");
+    std::fs::write(&pages, "in the way").unwrap();
+    join(&orchestrator, 1).await;
+    suspended(orchestrator).await;
+
+    std::fs::remove_file(&pages).unwrap();
+    suspended(started(Orchestrator::resume(&first).unwrap()).await).await;
+    let options = copy_store(&first, &left);
+    restored(&options, &second).await.unwrap();
+    let orchestrator = started(Orchestrator::resume(&second).unwrap()).await;
+    let state = orchestrator.state().borrow().clone();
+    assert_eq!(known(&state), [peer(1)]);
+    suspended(orchestrator).await;
+}
+
 /// Whoever names a key of their own may use it elsewhere too.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_lies_elsewhere_is_not_in_the_store() {
