@@ -178,3 +178,6 @@ impl From<Gone> for ApiError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,7 +39,7 @@
 //! | `start` | from a setup, or from the folder of a run that goes on, to a run that is served |
 //! | `sockets` | what a run listens on |
 //! | `run_file` | what a run folder holds so that the run can be resumed |
-//! | `owner` | the task that owns the state, and polls that wait for work |
+//! | `owner`, `parked` | the task that owns the state, and polls that wait for work |
 //! | `api` | what peers can call, as commands |
 //! | `grants` | the presigned requests that go with a lease |
 //! | `writer` | the thread that writes the journal |
@@ -58,6 +58,7 @@ mod grants;
 mod keeper;
 mod options;
 mod owner;
+mod parked;
 mod restore;
 mod run_file;
 mod setup;

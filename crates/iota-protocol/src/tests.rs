@@ -9,6 +9,7 @@ mod repairing;
 mod restoring;
 mod sessions;
 mod training;
+mod wasting;
 mod world;
 
 pub(crate) use world::settings;
