@@ -60,18 +60,20 @@ impl Pipeline {
             .stages
             .split_last_mut()
             .context("a plan has at least one stage")?;
+        let plan = tail.plan().clone();
         let mut waiting = Vec::with_capacity(before.len());
         let mut activation: Option<Vec<f32>> = None;
         for (hop, stage) in before.iter_mut().enumerate() {
-            let (mut output, saved) = stage.forward(input(activation.as_deref(), batch))?;
+            let input = Input::of(&plan, &batch.inputs, activation.as_deref());
+            let (mut output, saved) = stage.forward(input)?;
             wires
                 .forward
                 .cross(&mut output, channels, crossing(hop, FORWARD))?;
             waiting.push(saved);
             activation = Some(output);
         }
-        let (loss, mut gradient) =
-            tail.forward_backward_loss(input(activation.as_deref(), batch), &batch.targets)?;
+        let input = Input::of(&plan, &batch.inputs, activation.as_deref());
+        let (loss, mut gradient) = tail.forward_backward_loss(input, &batch.targets)?;
         for (hop, (stage, saved)) in before.iter_mut().zip(waiting).enumerate().rev() {
             let mut received =
                 gradient.context("every stage but the first has an input gradient")?;
@@ -94,14 +96,16 @@ impl Pipeline {
                 .stages
                 .split_last_mut()
                 .context("a plan has at least one stage")?;
+            let plan = tail.plan().clone();
             let mut activation: Option<Vec<f32>> = None;
             for (hop, stage) in before.iter_mut().enumerate() {
-                let mut output = stage.forward_only(input(activation.as_deref(), batch))?;
+                let input = Input::of(&plan, &batch.inputs, activation.as_deref());
+                let mut output = stage.forward_only(input)?;
                 let seed = crossing_seed(self.seed, index as u64, hop, EVALUATION);
                 self.wires.forward.cross(&mut output, self.channels, seed)?;
                 activation = Some(output);
             }
-            let input = input(activation.as_deref(), batch);
+            let input = Input::of(&plan, &batch.inputs, activation.as_deref());
             sum += f64::from(tail.evaluate(input, &batch.targets)?);
             count += 1;
         }
@@ -124,10 +128,6 @@ fn crossing_seed(seed: u64, step: u64, hop: usize, direction: u64) -> u64 {
             let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
             mixed ^ (mixed >> 31)
         })
-}
-
-fn input<'a>(activation: Option<&'a [f32]>, batch: &'a Batch) -> Input<'a> {
-    activation.map_or(Input::Tokens(&batch.inputs), Input::Activation)
 }
 
 #[cfg(test)]

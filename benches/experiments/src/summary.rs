@@ -82,7 +82,9 @@ pub(crate) fn summarise(variants: &[Variant], outcomes: &[Outcome], width: usize
                 channels: variant.channels(width),
                 bytes,
                 times_fewer_bytes: bytes
-                    .map(|(forward, backward)| 4.0 * width as f64 / (forward + backward)),
+                    .map(|(forward, backward)| forward + backward)
+                    .filter(|bytes| *bytes > 0.0)
+                    .map(|bytes| 4.0 * width as f64 / bytes),
                 loss: Spread::of(&losses),
                 difference_percent: Spread::of(&differences),
                 runs: losses.len(),

@@ -14,7 +14,7 @@ mod adamw;
 mod muon;
 mod nadam;
 
-use iota_model::{StageLayout, TensorId, TensorLayout};
+use iota_model::{BlockTensor, StageLayout, TensorId, TensorLayout};
 
 pub use self::adamw::AdamW;
 pub(crate) use self::muon::{MatrixUpdate, Workspace};
@@ -171,10 +171,17 @@ impl Step {
     }
 }
 
-/// Rows and columns of a matrix inside a block, which maps hidden states to hidden states. Embedding and output
+/// Rows and columns of a matrix inside a block, which maps hidden states to hidden states. Embeddings and the output
 /// projection are tables with a row for each token, and norm scales are vectors.
 fn hidden_matrix(tensor: &TensorLayout) -> Option<[usize; 2]> {
     match (tensor.id, tensor.shape.as_slice()) {
+        (
+            TensorId::Block {
+                tensor: BlockTensor::Anchor,
+                ..
+            },
+            _,
+        ) => None,
         (TensorId::Block { .. }, &[rows, columns]) => Some([rows, columns]),
         _ => None,
     }

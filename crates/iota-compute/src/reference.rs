@@ -11,11 +11,21 @@ use iota_model::{BlockTensor, Boundary, StageLayout, StagePlan, TensorId};
 use crate::error::{Error, Result};
 use crate::stage::Input;
 
+/// What a stage is given, as tensors; [`Reference::input`] makes it.
+#[derive(Debug)]
+pub struct ReferenceInput {
+    /// `[sequences, tokens]`.
+    tokens: Option<Tensor>,
+    /// A variable, `[sequences, tokens, boundary_width]`.
+    activation: Option<Tensor>,
+}
+
 /// A stage as candle variables.
 #[derive(Debug)]
 pub struct Reference {
     plan: StagePlan,
     layout: StageLayout,
+    index: usize,
     blocks: std::ops::Range<usize>,
     variables: BTreeMap<TensorId, Var>,
     dtype: DType,
@@ -55,6 +65,7 @@ impl Reference {
             .collect::<Result<_>>()?;
         Ok(Self {
             plan: plan.clone(),
+            index: stage,
             blocks: span.blocks.clone(),
             layout,
             variables,
@@ -62,34 +73,38 @@ impl Reference {
         })
     }
 
-    /// What the stage sends on, `[sequences, tokens, boundary_width]`. An activation comes in as a [`Var`] if its
-    /// gradient is wanted.
+    /// What the stage sends on, `[sequences, tokens, boundary_width]`.
     ///
     /// # Errors
-    /// [`Error::Reference`].
-    pub fn output(&self, input: &Tensor) -> Result<Tensor> {
-        let mut x = match self.variables.get(&TensorId::Embedding) {
-            Some(embedding) => {
-                let (sequences, tokens) = input.dims2()?;
-                embedding.index_select(&input.flatten_all()?, 0)?.reshape((
-                    sequences,
-                    tokens,
-                    (),
-                ))?
-            }
-            None => input.clone(),
+    /// [`Error::Reference`]; [`Error::InputKind`] if tokens or activation are missing.
+    pub fn output(&self, input: &ReferenceInput) -> Result<Tensor> {
+        let mut x = match &input.activation {
+            Some(activation) => activation.clone(),
+            None => self.embed(TensorId::Embedding, input)?,
         };
         for block in self.blocks.clone() {
-            x = self.block(block, &x)?;
+            x = self.block(block, &x, input)?;
         }
         Ok(x)
+    }
+
+    /// The rows of a table that the input's tokens stand for.
+    fn embed(&self, table: TensorId, input: &ReferenceInput) -> Result<Tensor> {
+        let tokens = input.tokens.as_ref().ok_or(Error::InputKind {
+            role: self.plan.stages()[self.index].role,
+            expected: "tokens",
+            given: "an activation",
+        })?;
+        let (sequences, count) = tokens.dims2()?;
+        let rows = self.variables[&table].index_select(&tokens.flatten_all()?, 0)?;
+        Ok(rows.reshape((sequences, count, ()))?)
     }
 
     /// The last stage's mean loss in nats per token. `targets`: `[sequences, tokens]`.
     ///
     /// # Errors
     /// [`Error::Reference`].
-    pub fn loss(&self, input: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    pub fn loss(&self, input: &ReferenceInput, targets: &Tensor) -> Result<Tensor> {
         let x = self.norm(&self.output(input)?, TensorId::FinalNorm)?;
         let logits = self.linear(&x, TensorId::Projection)?.flatten_to(1)?;
         let targets = targets.flatten_all()?.unsqueeze(1)?;
@@ -97,28 +112,31 @@ impl Reference {
         Ok(log_shares.gather(&targets, 1)?.mean_all()?.neg()?)
     }
 
-    /// The input as a tensor: tokens as `[sequences, tokens]`, an activation as a variable
-    /// `[sequences, tokens, boundary_width]`.
+    /// The input as tensors.
     ///
     /// # Errors
     /// [`Error::Reference`].
-    pub fn input(&self, input: Input<'_>) -> Result<Tensor> {
+    pub fn input(&self, input: Input<'_>) -> Result<ReferenceInput> {
+        let (tokens, activation) = match input {
+            Input::Tokens(tokens) => (Some(tokens), None),
+            Input::Activation(activation) => (None, Some(activation)),
+            Input::Anchored { activation, tokens } => (Some(tokens), Some(activation)),
+        };
         let context = self.plan.config().context;
-        match input {
-            Input::Tokens(tokens) => Ok(Tensor::from_slice(
-                tokens,
-                (tokens.len().div_ceil(context), tokens.len().min(context)),
-                &Device::Cpu,
-            )?),
-            Input::Activation(values) => {
+        let grid = |rows: usize| (rows.div_ceil(context), rows.min(context));
+        let tokens = tokens
+            .map(|tokens| Tensor::from_slice(tokens, grid(tokens.len()), &Device::Cpu))
+            .transpose()?;
+        let activation = activation
+            .map(|values| {
                 let width = self.plan.boundary_width();
-                let rows = values.len() / width;
-                let shape = (rows.div_ceil(context), rows.min(context), width);
-                let values =
-                    Tensor::from_slice(values, shape, &Device::Cpu)?.to_dtype(self.dtype)?;
-                Ok(Var::from_tensor(&values)?.into_inner())
-            }
-        }
+                let (sequences, count) = grid(values.len() / width);
+                let values = Tensor::from_slice(values, (sequences, count, width), &Device::Cpu)?
+                    .to_dtype(self.dtype)?;
+                Var::from_tensor(&values).map(Var::into_inner)
+            })
+            .transpose()?;
+        Ok(ReferenceInput { tokens, activation })
     }
 
     /// The gradients of all parameters as a stage lays them out, and that of the input if it is a variable.
@@ -128,7 +146,7 @@ impl Reference {
     pub fn gradients(
         &self,
         objective: &Tensor,
-        input: &Tensor,
+        input: &ReferenceInput,
     ) -> Result<(Vec<f32>, Option<Vec<f32>>)> {
         let store = objective.backward()?;
         let flat = |gradient: &Tensor| {
@@ -147,15 +165,19 @@ impl Reference {
                     })?;
             gradients.extend(flat(gradient)?);
         }
-        let input_gradient = store.get(input).map(flat).transpose()?;
+        let activation = input.activation.as_ref();
+        let input_gradient = activation
+            .and_then(|activation| store.get(activation))
+            .map(flat)
+            .transpose()?;
         Ok((gradients, input_gradient))
     }
 
-    fn block(&self, block: usize, received: &Tensor) -> Result<Tensor> {
+    fn block(&self, block: usize, received: &Tensor, input: &ReferenceInput) -> Result<Tensor> {
         let id = |tensor| TensorId::Block { block, tensor };
         let (width, channels) = (self.plan.config().width, self.plan.boundary_width());
         let iota = matches!(self.plan.config().boundary, Boundary::Iota { .. });
-        let resbm = matches!(self.plan.config().boundary, Boundary::ResBm { .. });
+        let resbm = self.plan.config().boundary.hidden_channels().is_some();
         let behind_boundary = self.plan.receives_bottleneck(block);
         let before_boundary = self.plan.sends_bottleneck(block);
 
@@ -164,7 +186,12 @@ impl Reference {
         } else if resbm && behind_boundary {
             let hidden = self.linear(received, id(BlockTensor::DecoderHidden))?;
             let decoded = self.linear(&hidden.silu()?, id(BlockTensor::DecoderOutput))?;
-            (decoded + received.pad_with_zeros(2, 0, width - channels)?)?
+            let decoded = (decoded + received.pad_with_zeros(2, 0, width - channels)?)?;
+            if self.plan.config().boundary.is_anchored() {
+                (decoded + self.embed(id(BlockTensor::Anchor), input)?)?
+            } else {
+                decoded
+            }
         } else {
             received.clone()
         };

@@ -6,6 +6,7 @@ mod checks;
 mod parts;
 mod run;
 mod step;
+mod transfer;
 
 use std::ops::Range;
 
@@ -72,6 +73,26 @@ pub enum Input<'a> {
     Tokens(&'a [u32]),
     /// For every other stage: what the stage before gave, `[tokens, boundary_width]`.
     Activation(&'a [f32]),
+    /// For every stage but the first of a model whose boundaries are [anchored](iota_model::Boundary::Anchored).
+    Anchored {
+        /// What the stage before gave, `[tokens, boundary_width]`.
+        activation: &'a [f32],
+        /// Tokens below the vocabulary.
+        tokens: &'a [u32],
+    },
+}
+
+impl<'a> Input<'a> {
+    /// What a stage of this plan takes of a sample: `activation` is what the stage before gave, none at the first.
+    pub fn of(plan: &StagePlan, tokens: &'a [u32], activation: Option<&'a [f32]>) -> Self {
+        match activation {
+            None => Self::Tokens(tokens),
+            Some(activation) if plan.config().boundary.is_anchored() => {
+                Self::Anchored { activation, tokens }
+            }
+            Some(activation) => Self::Activation(activation),
+        }
+    }
 }
 
 /// What a backward pass needs from its forward pass. It is large (see [`crate::MemoryPlan`]).
@@ -291,12 +312,12 @@ impl<B: Backend> Stage<B> {
         let backend = self.backend.clone();
         backend.scope(|| {
             let mut parts = self.parts(attention);
-            let (x, tokens) = parts.enter(input)?;
+            let x = parts.enter(input)?;
             let (output, blocks) = parts.forward(x)?;
             Ok((
                 parts.run.leave(output)?,
                 Saved {
-                    tokens,
+                    tokens: parts.run.tokens,
                     attention,
                     blocks,
                     optimizer_steps,
@@ -315,7 +336,7 @@ impl<B: Backend> Stage<B> {
         let backend = self.backend.clone();
         backend.scope(|| {
             let mut parts = self.parts(attention);
-            let (x, _) = parts.enter(input)?;
+            let x = parts.enter(input)?;
             let output = parts.forward_only(x)?;
             parts.run.leave(output)
         })
@@ -339,9 +360,10 @@ impl<B: Backend> Stage<B> {
         let backend = self.backend.clone();
         backend.scope(|| {
             let mut parts = self.parts(saved.attention);
+            parts.run.tokens = saved.tokens;
             let gradient = parts.run.upload(output_gradient)?;
             let gradient = parts.backward(saved.blocks, gradient)?;
-            parts.exit(saved.tokens, gradient)
+            parts.exit(gradient)
         })
     }
 
@@ -363,11 +385,11 @@ impl<B: Backend> Stage<B> {
         backend.scope(|| {
             let mut parts = self.parts(attention);
             let targets = backend.upload_indices(targets)?;
-            let (x, tokens) = parts.enter(input)?;
+            let x = parts.enter(input)?;
             let (x, blocks) = parts.forward(x)?;
             let (loss, gradient) = parts.loss_backward(x, &targets)?;
             let gradient = parts.backward(blocks, gradient)?;
-            let input_gradient = parts.exit(tokens, gradient)?;
+            let input_gradient = parts.exit(gradient)?;
             if loss.is_finite() {
                 Ok((loss, input_gradient))
             } else {
@@ -386,7 +408,7 @@ impl<B: Backend> Stage<B> {
         backend.scope(|| {
             let mut parts = self.parts(attention);
             let targets = backend.upload_indices(targets)?;
-            let (x, _) = parts.enter(input)?;
+            let x = parts.enter(input)?;
             let x = parts.forward_only(x)?;
             let loss = parts.loss(x, &targets)?;
             if loss.is_finite() {

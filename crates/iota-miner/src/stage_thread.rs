@@ -292,7 +292,7 @@ mod tests {
             run: RunId::from_bytes([3; 16]),
             seed: 5,
             model: preset("tiny").unwrap(),
-            stages: 3,
+            cuts: vec![1, 2],
             sequences: 1,
             backwards_per_step: 2,
             optimizer: Optimizer::default(),

@@ -3,7 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iota_peer::{
-    Engine, Error, Gate, OperationInput, PeerMemory, Transfer, Undone, Worker, fetch_cells, merge,
+    Device, Engine, Error, Gate, OperationInput, PeerMemory, Transfer, Undone, Worker, fetch_cells,
+    merge,
 };
 use iota_protocol::work::{CellUpload, Checkpoint, Failure, Lease, ObjectRef, Outcome, Seal, Work};
 use iota_protocol::{Epoch, SampleId, Session, StageIndex};
@@ -23,6 +24,7 @@ pub(crate) struct MinerWorker {
     transfer: Transfer,
     stage: StageThread,
     gate: Gate,
+    device: Device,
     threads: usize,
     memory_limit_bytes: Option<u64>,
     behaviour: Behaviour,
@@ -50,7 +52,7 @@ impl MinerWorker {
         description: Arc<Description>,
         stage: StageThread,
         gate: Gate,
-        threads: usize,
+        (device, threads): (Device, usize),
         memory_limit_bytes: Option<u64>,
         behaviour: Behaviour,
     ) -> Result<Self, Error> {
@@ -60,6 +62,7 @@ impl MinerWorker {
             transfer,
             stage,
             gate,
+            device,
             threads,
             memory_limit_bytes,
             behaviour,
@@ -69,15 +72,13 @@ impl MinerWorker {
 
     /// What the stage will take; with as many kept forwards as there is room for.
     fn planned_memory(&self, stage: StageIndex) -> Result<PeerMemory, Error> {
-        let all = PeerMemory::new(&self.description, stage, self.threads)?;
-        let planned = match self.memory_limit_bytes {
-            None => all,
-            Some(limit_bytes) => all.within(limit_bytes).ok_or_else(|| Error::Memory {
-                stage,
-                needed_bytes: all.least().total_bytes(),
-                limit_bytes,
-            })?,
-        };
+        let planned = PeerMemory::planned(
+            &self.device,
+            &self.description,
+            stage,
+            self.threads,
+            self.memory_limit_bytes,
+        )?;
         info!(
             %stage,
             total_bytes = planned.total_bytes(),
@@ -113,9 +114,9 @@ impl MinerWorker {
         activation: Option<&ObjectRef>,
         leased: &LeasedWork,
     ) -> Result<OperationInput, Failure> {
-        let reads_tokens = stage.get() == 0 || stage.get() + 1 == self.description.stages;
+        let needs_tokens = self.description.needs_tokens(stage);
         let tokens = async {
-            if reads_tokens {
+            if needs_tokens {
                 self.transfer.tokens(sample, leased).await.map(Some)
             } else {
                 Ok(None)
@@ -220,8 +221,8 @@ impl MinerWorker {
         };
         let result = match done {
             Ok(result) => result,
-            // Gradients or weights have blown up, and the pass is in them.
-            Err(error) if error.is_not_finite() => {
+            // Gradients or weights have blown up, or the device gave up in the middle; the pass, or a part of it, is in them.
+            Err(error) if error.spoils_gradients() => {
                 failure(&error);
                 return Err(tainted());
             }
@@ -318,8 +319,9 @@ impl Worker for MinerWorker {
         self.stage.vacate().await?;
         let memory = self.planned_memory(stage)?;
         let (description, threads) = (Arc::clone(&self.description), self.threads);
+        let device = self.device.clone();
         let engine = tokio::task::spawn_blocking(move || {
-            let engine = Engine::new(description, stage, threads)?;
+            let engine = Engine::on(&device, description, stage, threads)?;
             Ok::<_, Error>(engine.with_kept_max(memory.kept_max()))
         })
         .await

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 /// How the residual stream, `d` channels, crosses a boundary.
 ///
 /// A model that has been trained with one of them can only be used with the same one: except for [`Boundary::None`] they
-/// have parameters of their own. In JSON: `"none"`, `{"iota": {"channels": 80}}`, `{"resbm": {"channels": 80}}`.
+/// have parameters of their own. In JSON: `"none"`, `{"iota": {"channels": 80}}`, `{"resbm": {"channels": 80}}`,
+/// `{"anchored": {"channels": 80}}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub enum Boundary {
@@ -31,6 +32,17 @@ pub enum Boundary {
         /// `b`: at least 1, less than `d`.
         channels: usize,
     },
+    /// [`ResBm`](Self::ResBm), and the receiver adds an embedding of its own of each token: `h = D(z) + I z + A[t]`. Which
+    /// token is at a position follows from the sample's number, so it crosses no boundary; what crosses has room for what
+    /// the stages before have made of the context. Costs each stage behind a boundary the parameters of an embedding, and
+    /// next to no time.
+    ///
+    /// That the tokens' own part of the residual stream is what a narrow boundary cannot carry, and need not, is in
+    /// "Protocol Models", arXiv 2506.01260, where that part is fixed and the same in all stages; here each stage trains one.
+    Anchored {
+        /// `b`: at least 1, less than `d`.
+        channels: usize,
+    },
 }
 
 /// Which [`Boundary`], without its number of channels.
@@ -43,6 +55,8 @@ pub enum BoundaryKind {
     Iota,
     /// [`Boundary::ResBm`].
     ResBm,
+    /// [`Boundary::Anchored`].
+    Anchored,
 }
 
 /// Channels between the two layers of ResBM's encoders and decoders, at least.
@@ -55,6 +69,7 @@ impl Boundary {
             BoundaryKind::None => Self::None,
             BoundaryKind::Iota => Self::Iota { channels },
             BoundaryKind::ResBm => Self::ResBm { channels },
+            BoundaryKind::Anchored => Self::Anchored { channels },
         }
     }
 
@@ -64,6 +79,7 @@ impl Boundary {
             Self::None => BoundaryKind::None,
             Self::Iota { .. } => BoundaryKind::Iota,
             Self::ResBm { .. } => BoundaryKind::ResBm,
+            Self::Anchored { .. } => BoundaryKind::Anchored,
         }
     }
 
@@ -71,7 +87,9 @@ impl Boundary {
     pub const fn channels(self) -> Option<usize> {
         match self {
             Self::None => None,
-            Self::Iota { channels } | Self::ResBm { channels } => Some(channels),
+            Self::Iota { channels } | Self::ResBm { channels } | Self::Anchored { channels } => {
+                Some(channels)
+            }
         }
     }
 
@@ -80,19 +98,33 @@ impl Boundary {
         self.channels().is_some()
     }
 
+    /// Whether a stage behind it takes the tokens too, and embeds them.
+    pub const fn is_anchored(self) -> bool {
+        matches!(self, Self::Anchored { .. })
+    }
+
     /// Channels between the two layers of an encoder, and of a decoder, if these have two layers: `max(4 b, 64)`.
     pub const fn hidden_channels(self) -> Option<usize> {
         match self {
-            Self::ResBm { channels } if 4 * channels > RESBM_HIDDEN_MIN => Some(4 * channels),
-            Self::ResBm { .. } => Some(RESBM_HIDDEN_MIN),
+            Self::ResBm { channels } | Self::Anchored { channels } => {
+                if 4 * channels > RESBM_HIDDEN_MIN {
+                    Some(4 * channels)
+                } else {
+                    Some(RESBM_HIDDEN_MIN)
+                }
+            }
             Self::None | Self::Iota { .. } => None,
         }
     }
 
-    /// Parameters of an encoder and a decoder together, between stages of `width` channels.
-    pub const fn parameters(self, width: usize) -> usize {
+    /// Parameters of an encoder and a decoder together, and of an embedding if there is one, between stages of `width`
+    /// channels.
+    pub const fn parameters(self, width: usize, vocabulary: usize) -> usize {
         match (self, self.hidden_channels()) {
             (Self::ResBm { channels }, Some(hidden)) => 2 * hidden * (width + channels),
+            (Self::Anchored { channels }, Some(hidden)) => {
+                2 * hidden * (width + channels) + vocabulary * width
+            }
             (Self::Iota { channels }, _) => 2 * channels * width,
             _ => 0,
         }
@@ -114,6 +146,10 @@ mod tests {
             (
                 Boundary::ResBm { channels: 4 },
                 r#"{"resbm":{"channels":4}}"#,
+            ),
+            (
+                Boundary::Anchored { channels: 2 },
+                r#"{"anchored":{"channels":2}}"#,
             ),
         ] {
             assert_eq!(serde_json::to_string(&boundary).unwrap(), json);

@@ -33,10 +33,12 @@ pub enum TensorId {
 pub enum BlockTensor {
     /// `[width, channels]`, only behind a boundary of [`Boundary::Iota`].
     Decoder,
-    /// `[hidden_channels, channels]`, only behind a boundary of [`Boundary::ResBm`]: the first layer of `D`.
+    /// `[hidden_channels, channels]`, only behind a boundary of [`Boundary::ResBm`] or [`Boundary::Anchored`]: the first layer of `D`.
     DecoderHidden,
-    /// `[width, hidden_channels]`, only behind a boundary of [`Boundary::ResBm`]: the second layer of `D`.
+    /// `[width, hidden_channels]`, only behind a boundary of [`Boundary::ResBm`] or [`Boundary::Anchored`]: the second layer of `D`.
     DecoderOutput,
+    /// `[vocabulary, width]`, only behind a boundary of [`Boundary::Anchored`]: the embedding that is added.
+    Anchor,
     /// Scale of the RMSNorm before attention, `[width]`.
     AttentionNorm,
     /// `[width, width]`.
@@ -57,17 +59,18 @@ pub enum BlockTensor {
     Down,
     /// `[channels, width]`, only before a boundary of [`Boundary::Iota`].
     Encoder,
-    /// `[hidden_channels, width]`, only before a boundary of [`Boundary::ResBm`]: the first layer of `E`.
+    /// `[hidden_channels, width]`, only before a boundary of [`Boundary::ResBm`] or [`Boundary::Anchored`]: the first layer of `E`.
     EncoderHidden,
-    /// `[channels, hidden_channels]`, only before a boundary of [`Boundary::ResBm`]: the second layer of `E`.
+    /// `[channels, hidden_channels]`, only before a boundary of [`Boundary::ResBm`] or [`Boundary::Anchored`]: the second layer of `E`.
     EncoderOutput,
 }
 
 impl BlockTensor {
-    const ORDER: [Self; 15] = [
+    const ORDER: [Self; 16] = [
         Self::Decoder,
         Self::DecoderHidden,
         Self::DecoderOutput,
+        Self::Anchor,
         Self::AttentionNorm,
         Self::Query,
         Self::Key,
@@ -87,6 +90,7 @@ impl BlockTensor {
             Self::Decoder => "decoder",
             Self::DecoderHidden => "decoder_hidden",
             Self::DecoderOutput => "decoder_output",
+            Self::Anchor => "anchor",
             Self::AttentionNorm => "attention_norm",
             Self::Query => "query",
             Self::Key => "key",
@@ -265,6 +269,10 @@ fn block_shape(plan: &StagePlan, block: usize, tensor: BlockTensor) -> Option<Ve
         BlockTensor::Decoder => (iota && receives).then(|| vec![width, channels])?,
         BlockTensor::DecoderHidden => vec![hidden.filter(|_| receives)?, channels],
         BlockTensor::DecoderOutput => vec![width, hidden.filter(|_| receives)?],
+        BlockTensor::Anchor => {
+            let anchored = receives && config.boundary.is_anchored();
+            anchored.then(|| vec![config.vocabulary, width])?
+        }
         BlockTensor::AttentionNorm | BlockTensor::FeedForwardNorm => vec![width],
         BlockTensor::Query | BlockTensor::AttentionOutput => vec![width, width],
         BlockTensor::Key | BlockTensor::Value => vec![key_value, width],
@@ -378,6 +386,7 @@ mod tests {
             Just(Boundary::None),
             (1..8_usize).prop_map(|channels| Boundary::Iota { channels }),
             (1..32_usize).prop_map(|channels| Boundary::ResBm { channels }),
+            (1..32_usize).prop_map(|channels| Boundary::Anchored { channels }),
         ]
     }
 

@@ -109,7 +109,7 @@ impl StagePlan {
 
     /// As [`new`](Self::new), with costs that were measured: `iota_compute::measure_costs` does that. All who take part
     /// in a run have to cut alike, so one measures, and the others are told where the cuts came to lie
-    /// ([`cuts`](Self::cuts), [`with_cuts`](Self::with_cuts)).
+    /// ([`cuts`](Self::cuts), [`cut_at`](Self::cut_at)).
     ///
     /// # Errors
     /// [`PlanError::Costs`]; and as [`new`](Self::new).
@@ -127,12 +127,21 @@ impl StagePlan {
                 pieces: config.blocks,
                 piece: "blocks",
             })?;
+        Self::cut_at(config, &cuts)
+    }
+
+    /// Cut exactly there, as [`with_cuts`](Self::with_cuts). If the model has a bottleneck, its boundaries are where it is
+    /// cut.
+    ///
+    /// # Errors
+    /// As [`with_cuts`](Self::with_cuts).
+    pub fn cut_at(config: &ModelConfig, cuts: &[usize]) -> Result<Self, PlanError> {
         let boundaries = if config.boundary.is_bottleneck() {
-            cuts.clone()
+            cuts.to_vec()
         } else {
             Vec::new()
         };
-        Self::with_cuts(config, boundaries, &cuts)
+        Self::with_cuts(config, boundaries, cuts)
     }
 
     /// A model with these boundaries, cut exactly there: a position `i` is between blocks `i - 1` and `i`.
@@ -242,6 +251,15 @@ impl StagePlan {
         self.config.boundary_width()
     }
 
+    /// Whether a stage takes the tokens of a sample: the first does, and those behind a boundary that is anchored. The last
+    /// takes the targets besides.
+    ///
+    /// # Panics
+    /// If there is no stage of this index.
+    pub fn takes_tokens(&self, stage: usize) -> bool {
+        self.stages[stage].role.takes_tokens() || self.config.boundary.is_anchored()
+    }
+
     /// Whether this block takes fewer than all channels and decodes them.
     pub fn receives_bottleneck(&self, block: usize) -> bool {
         self.boundaries.contains(&block)
@@ -262,7 +280,8 @@ impl StagePlan {
 
     /// Parameters of all stages together.
     pub fn parameters(&self) -> usize {
-        let boundary_modules = self.config.boundary.parameters(self.config.width);
+        let config = &self.config;
+        let boundary_modules = config.boundary.parameters(config.width, config.vocabulary);
         self.config.parameters() + boundary_modules * self.boundaries.len()
     }
 }
@@ -315,7 +334,7 @@ mod tests {
         assert_eq!(lengths(&plan), [2, 3, 1]);
         assert_eq!(plan.cuts().collect::<Vec<_>>(), [2, 5]);
         assert_eq!(plan.boundaries(), [2, 5]);
-        let told = StagePlan::with_cuts(&model, vec![2, 5], &[2, 5]).unwrap();
+        let told = StagePlan::cut_at(&model, &[2, 5]).unwrap();
         assert_eq!(plan, told, "whoever is told the cuts has the same plan");
         let costs = Costs {
             block: 0.0,

@@ -17,7 +17,8 @@ const GRACE: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub(crate) struct Granter {
     run: RunId,
-    tail: StageIndex,
+    /// Of each stage.
+    needs_tokens: Vec<bool>,
     settings: RunSettings,
     shards: Vec<Seal>,
     sampler: Sampler,
@@ -51,7 +52,9 @@ impl Granter {
         let sampler = description.sampler()?;
         Ok(Self {
             run: settings.run,
-            tail: settings.tail(),
+            needs_tokens: (0..settings.stages())
+                .map(|stage| description.needs_tokens(StageIndex::new(stage)))
+                .collect(),
             settings,
             shards,
             sampler,
@@ -163,7 +166,7 @@ impl Collector<'_> {
         for object in input.into_iter().chain(output_gradient) {
             self.read(object);
         }
-        if stage.get() == 0 || stage == self.granter.tail {
+        if self.granter.needs_tokens[usize::from(stage.get())] {
             let shard = self.granter.sampler.slice(sample).shard;
             let target = GrantTarget::Shard {
                 index: u32::try_from(shard).expect("a manifest has fewer shards"),

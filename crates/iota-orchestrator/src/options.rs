@@ -1,6 +1,9 @@
 //! What an operator can set about a run.
 
+mod cut;
+mod merging;
 mod optimizer;
+mod registration;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +13,10 @@ use iota_protocol::settings::{Decay, LearningRate, Timing};
 use iota_run::{Codec, Wire};
 use serde::{Deserialize, Serialize};
 
+pub use self::cut::{CutError, CutOptions, CutRule, Cuts};
+pub use self::merging::MergingOptions;
 pub use self::optimizer::{MuonOptions, NAdamOptions, OptimizerName};
+pub use self::registration::{OpensChoice, RegistrationOptions};
 
 /// A run as an operator describes it; every value has a default that trains a small model on the bundled text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -22,15 +28,21 @@ pub struct RunOptions {
     pub model: ModelOptions,
     /// Into how many stages it is cut.
     pub stages: u16,
+    /// Where it is cut.
+    pub cut: CutOptions,
     /// A UTF-8 file, or a folder of such; `bundled` is the text that comes with the program.
     pub corpus: String,
     /// Initial weights and the order of the data derive from it.
     pub seed: u64,
     /// How it trains.
     pub training: TrainingOptions,
+    /// How a stage's miners become of one mind again.
+    pub merging: MergingOptions,
     /// How stages send tensors to each other: `f32`, `bf16`, `int8` or `int4`, for activations and for gradients. Training
     /// with `int8` ends at the loss of `f32` (docs/experiments), with a quarter of the bytes.
     pub wire: Wire,
+    /// Who may become a miner, and when.
+    pub registration: RegistrationOptions,
     /// How long things may take, in milliseconds.
     pub timing: TimingOptions,
 }
@@ -39,7 +51,8 @@ pub struct RunOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelOptions {
-    /// What crosses from a stage to the next: `none` sends all channels, `iota` and `resbm` are bottlenecks.
+    /// What crosses from a stage to the next: `none` sends all channels, `iota`, `resbm` and `anchored` are
+    /// bottlenecks.
     pub boundary: BoundaryChoice,
     /// Channels that cross a bottleneck; 0: as many as the preset's.
     pub boundary_channels: usize,
@@ -58,6 +71,8 @@ pub enum BoundaryChoice {
     Iota,
     /// [`Boundary::ResBm`].
     ResBm,
+    /// [`Boundary::Anchored`].
+    Anchored,
 }
 
 impl ModelOptions {
@@ -68,6 +83,7 @@ impl ModelOptions {
             BoundaryChoice::None => BoundaryKind::None,
             BoundaryChoice::Iota => BoundaryKind::Iota,
             BoundaryChoice::ResBm => BoundaryKind::ResBm,
+            BoundaryChoice::Anchored => BoundaryKind::Anchored,
         };
         let channels = match self.boundary_channels {
             0 => preset.boundary.channels().unwrap_or_default(),
@@ -162,13 +178,16 @@ impl Default for RunOptions {
             preset: "testnet".to_owned(),
             model: ModelOptions::default(),
             stages: 3,
+            cut: CutOptions::default(),
             corpus: BUNDLED.to_owned(),
             seed: 1,
             training: TrainingOptions::default(),
+            merging: MergingOptions::default(),
             wire: Wire {
                 activations: Codec::Int8,
                 gradients: Codec::Int8,
             },
+            registration: RegistrationOptions::default(),
             timing: TimingOptions::default(),
         }
     }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use iota_data::{BatchShape, Corpus, DataManifest, Evaluation, Preparation, Split, Tokenizer};
-use iota_model::{ModelConfig, PlanError, UnknownPreset, preset};
+use iota_model::{ModelConfig, UnknownPreset, preset};
 use iota_protocol::event::Direction;
 use iota_protocol::settings::InvalidSetting;
 use iota_protocol::{PeerId, RunId, RunSettings};
@@ -10,7 +10,7 @@ use iota_run::{Description, VERSION, cell_spec};
 use iota_store::{ObjectKey, Store, tensor};
 
 use crate::Error;
-use crate::options::RunOptions;
+use crate::options::{CutError, RunOptions};
 
 /// A run that cannot be set up as wanted.
 #[derive(Debug, thiserror::Error)]
@@ -21,7 +21,7 @@ pub enum SetupError {
     Preset(#[from] UnknownPreset),
     /// The model cannot be cut like this.
     #[error(transparent)]
-    Plan(#[from] PlanError),
+    Cut(#[from] CutError),
     /// The corpus cannot be used.
     #[error(transparent)]
     Data(#[from] iota_data::Error),
@@ -63,8 +63,6 @@ pub struct Participants {
     pub validators: Vec<PeerId>,
 }
 
-/// Miners that a stage takes at most (IOTA's number).
-const MINERS_PER_STAGE_MAX: u32 = 50;
 /// Tokens in a shard, about: small enough to be fetched in an instant, large enough that few are needed.
 const SHARD_TOKENS: usize = 1 << 18;
 
@@ -78,7 +76,7 @@ impl Setup {
         Self::with_model(model, options, participants)
     }
 
-    /// As [`new`](Self::new), with a model that has no name: `preset` and `model` of the options are not used.
+    /// As [`new`](Self::new), with a model of one's own: of the options, `model` is not used, and `preset` only for its published cuts.
     ///
     /// # Errors
     /// As [`new`](Self::new).
@@ -88,7 +86,9 @@ impl Setup {
         participants: Participants,
     ) -> Result<Self, SetupError> {
         let training = &options.training;
-        let plan = iota_model::StagePlan::new(&model, usize::from(options.stages))?;
+        let plan = options
+            .cut
+            .plan(&model, &options.preset, usize::from(options.stages))?;
         let run = RunId::from_bytes(random()?);
         let corpus = match options.corpus_path() {
             Some(path) => Corpus::load(&path)?,
@@ -119,7 +119,7 @@ impl Setup {
             run,
             seed: options.seed,
             model,
-            stages: options.stages,
+            cuts: plan.cuts().collect(),
             sequences: training.sequences,
             backwards_per_step: training.backwards_per_step,
             optimizer: training.optimizer()?,
@@ -153,10 +153,15 @@ impl Setup {
             in_batches: training.in_batches,
             backwards_per_step: training.backwards_per_step,
             miners_to_start,
-            miners_per_stage_max: MINERS_PER_STAGE_MAX.max(miners_to_start),
+            miners_per_stage_max: options
+                .registration
+                .miners_per_stage_max
+                .max(miners_to_start),
+            registration: options.registration.into(),
             validators: participants.validators,
             audit_every_epochs: training.audit_every_epochs,
             learning_rate: training.schedule(),
+            merging: options.merging.rules(),
             timing: options.timing.into(),
         };
         settings.validate()?;

@@ -11,7 +11,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use iota_compute::{Input, Recompute, Saved, Stage, StageOptions};
+use iota_compute::{Input, Recompute, StageOptions};
+use iota_model::StagePlan;
 use iota_protocol::event::{Direction, Piece};
 use iota_protocol::work::{Checkpoint, ObjectName, SegmentSource};
 use iota_protocol::{Digest, Epoch, SampleId, StageIndex};
@@ -19,6 +20,7 @@ use iota_run::{Description, Tokens, cell_spec};
 use iota_store::tensor;
 
 use crate::Error;
+use crate::device::{Device, DeviceSaved, DeviceStage};
 use crate::optimizer::optimizer_settings;
 
 /// A stage with the weights of an epoch.
@@ -26,7 +28,7 @@ use crate::optimizer::optimizer_settings;
 pub struct Engine {
     description: Arc<Description>,
     index: StageIndex,
-    stage: Stage,
+    stage: DeviceStage,
     epoch: Option<Epoch>,
     ordinal: u32,
     /// Backward passes since the last optimizer step.
@@ -43,7 +45,7 @@ struct Kept {
     ordinal: u32,
     /// Digest of the activation that the forward read; none at the head, where the sample says it all.
     input: Option<Digest>,
-    saved: Saved,
+    saved: DeviceSaved,
 }
 
 /// Forwards kept for their backwards, at most; the oldest goes first, and its backward redoes it. Without a bound the
@@ -77,8 +79,8 @@ pub struct BackwardResult {
 pub type CellPlanes = [Vec<f32>; 3];
 
 impl Engine {
-    /// Stage `index` of the run, without weights. `threads`: how many its operations may use; the bits do not depend
-    /// on it.
+    /// Stage `index` of the run, without weights, on the CPU. `threads`: how many its operations may use; the bits do
+    /// not depend on it.
     ///
     /// # Errors
     /// If the run has no such stage.
@@ -87,9 +89,22 @@ impl Engine {
         index: StageIndex,
         threads: usize,
     ) -> Result<Self, Error> {
+        Self::on(&Device::Cpu, description, index, threads)
+    }
+
+    /// The same on any device. The bits are those of the device.
+    ///
+    /// # Errors
+    /// If the run has no such stage, or the device no room for it.
+    pub fn on(
+        device: &Device,
+        description: Arc<Description>,
+        index: StageIndex,
+        threads: usize,
+    ) -> Result<Self, Error> {
         let plan = description.plan()?;
         let options = stage_options(&description, threads);
-        let stage = Stage::new(&plan, usize::from(index.get()), options)?;
+        let stage = DeviceStage::new(device, &plan, usize::from(index.get()), options)?;
         Ok(Self {
             description,
             index,
@@ -128,7 +143,7 @@ impl Engine {
 
     /// Whether it computes the loss.
     pub fn is_tail(&self) -> bool {
-        self.index.get() + 1 == self.description.stages
+        usize::from(self.index.get()) + 1 == self.description.stages()
     }
 
     /// Takes over a checkpoint, for which `cells` holds every merged cell that it names, and starts counting operations
@@ -176,23 +191,20 @@ impl Engine {
                 .ok_or(Error::Checkpoint("a cell of it was not given"))?;
             let target = segment.range.start as usize..segment.range.end as usize;
             let source = *offset as usize..*offset as usize + target.len();
-            let state = self.stage.state_mut();
-            for (plane, values) in [state.parameters, state.first_moment, state.second_moment]
-                .into_iter()
-                .zip(planes)
-            {
-                let values = values
+            let mut planes_of_range: [&[f32]; 3] = [&[]; 3];
+            for (part, values) in planes_of_range.iter_mut().zip(planes) {
+                *part = values
                     .get(source.clone())
                     .ok_or(Error::Checkpoint("a segment exceeds its cell"))?;
-                plane[target.clone()].copy_from_slice(values);
             }
+            self.stage.upload_state(target.start, planes_of_range)?;
         }
         if next != elements {
             return Err(Error::Checkpoint("its segments do not cover the stage"));
         }
-        *self.stage.state_mut().optimizer_steps = checkpoint.optimizer_steps;
+        self.stage.set_optimizer_steps(checkpoint.optimizer_steps);
         self.epoch = Some(checkpoint.epoch);
-        Ok(Digest::from_bytes(self.stage.digest()))
+        Ok(Digest::from_bytes(self.stage.digest()?))
     }
 
     /// Carries a sample through the stage and keeps what its backward needs. Returns the operation's ordinal and the
@@ -208,7 +220,8 @@ impl Engine {
         sample: SampleId,
         input: &OperationInput,
     ) -> Result<(u32, Bytes), Error> {
-        let (output, saved) = self.stage.forward(stage_input(self.is_head(), input)?)?;
+        let plan = self.stage.plan().clone();
+        let (output, saved) = self.stage.forward(stage_input(&plan, self.index, input)?)?;
         let encoded = match self.encode(sample, Direction::Forward, &output) {
             Ok(encoded) => encoded,
             Err(error) => {
@@ -250,7 +263,7 @@ impl Engine {
         learning_rate: f32,
         recompute: bool,
     ) -> Result<BackwardResult, Error> {
-        let is_head = self.is_head();
+        let plan = self.stage.plan().clone();
         let digest = input.activation.as_ref().map(|(digest, _)| *digest);
         let kept = match self.kept.remove(&sample) {
             Some(kept) if recompute || kept.input != digest => {
@@ -266,15 +279,20 @@ impl Engine {
                     .tokens
                     .as_ref()
                     .ok_or(Error::Input("the tail needs the sample's tokens"))?;
-                let (loss, gradient) = self
-                    .stage
-                    .forward_backward_loss(stage_input(is_head, input)?, &tokens.targets)?;
+                let (loss, gradient) = self.stage.forward_backward_loss(
+                    stage_input(&plan, self.index, input)?,
+                    &tokens.targets,
+                )?;
                 (Some(loss), gradient)
             }
             Some(output_gradient) if !self.is_tail() => {
                 let saved = match kept {
                     Some(kept) => kept.saved,
-                    None => self.stage.forward(stage_input(is_head, input)?)?.1,
+                    None => {
+                        self.stage
+                            .forward(stage_input(&plan, self.index, input)?)?
+                            .1
+                    }
                 };
                 (None, self.stage.backward(saved, output_gradient)?)
             }
@@ -313,12 +331,12 @@ impl Engine {
 
     /// Optimizer steps that lie behind its weights.
     pub fn optimizer_steps(&self) -> u64 {
-        self.stage.state().optimizer_steps
+        self.stage.optimizer_steps()
     }
 
     /// Elements of the stage's flat parameters.
     pub fn elements(&self) -> usize {
-        self.stage.state().parameters.len()
+        self.stage.elements()
     }
 
     /// The object that holds a range of parameters and optimizer state.
@@ -330,11 +348,10 @@ impl Engine {
         if range.is_empty() || range.end > self.elements() {
             return Err(Error::Checkpoint("a cell exceeds the stage"));
         }
-        let state = self.stage.state();
-        let planes = [state.parameters, state.first_moment, state.second_moment];
+        let planes = self.stage.state(range.clone())?;
         let tensors: Vec<_> = cell_spec(range.len())
             .into_iter()
-            .zip(planes.map(|plane| &plane[range.clone()]))
+            .zip(planes.each_ref().map(|plane| &**plane))
             .collect();
         Ok(tensor::encode(&tensors))
     }
@@ -393,20 +410,26 @@ pub(crate) fn stage_options(description: &Description, threads: usize) -> StageO
     }
 }
 
-fn stage_input(is_head: bool, input: &OperationInput) -> Result<Input<'_>, Error> {
-    if is_head {
-        let tokens = input
-            .tokens
-            .as_ref()
-            .ok_or(Error::Input("the head needs the sample's tokens"))?;
-        Ok(Input::Tokens(&tokens.inputs))
-    } else {
-        let (_, activation) = input
-            .activation
-            .as_ref()
-            .ok_or(Error::Input("the stage needs an activation"))?;
-        Ok(Input::Activation(activation))
+fn stage_input<'a>(
+    plan: &StagePlan,
+    index: StageIndex,
+    input: &'a OperationInput,
+) -> Result<Input<'a>, Error> {
+    let index = usize::from(index.get());
+    let tokens = input.tokens.as_ref().map(|tokens| tokens.inputs.as_slice());
+    let activation = input
+        .activation
+        .as_ref()
+        .map(|(_, activation)| &activation[..]);
+    if plan.takes_tokens(index) && tokens.is_none() {
+        return Err(Error::Input("the stage needs the sample's tokens"));
     }
+    if index > 0 && activation.is_none() {
+        return Err(Error::Input("the stage needs an activation"));
+    }
+    // The head has no use for an activation, nor a body for tokens that it does not embed.
+    let activation = activation.filter(|_| index > 0);
+    Ok(Input::of(plan, tokens.unwrap_or_default(), activation))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@
 //! | [`session`] | joins, polls, reports, leaves: makes the calls that the protocol's machine asks for |
 //! | [`transfer`] | tokens, activations and cells by the grants of a lease |
 //! | [`cells`] | fetching a checkpoint's cells, averaging the copies of one |
+//! | [`device`] | what a peer computes on: the CPU, or a card |
 //! | [`engine`] | forward, backward and steps with ordinals; the same bits for a miner and for whoever replays it |
 //! | [`memory`] | what a peer of a stage needs, and whether it is there |
 //! | `optimizer` | the run's update rule as the compute engine wants it |
@@ -25,6 +26,7 @@
 
 pub mod cells;
 mod convert;
+pub mod device;
 pub mod engine;
 pub mod gate;
 pub mod memory;
@@ -33,6 +35,7 @@ pub mod session;
 pub mod transfer;
 
 pub use cells::{CellMean, fetch_cells, merge};
+pub use device::{Device, DeviceName};
 pub use engine::{BackwardResult, CellPlanes, Engine, KEPT_MAX, OperationInput};
 pub use gate::Gate;
 pub use memory::PeerMemory;
@@ -81,6 +84,15 @@ pub enum Error {
         /// What it may take.
         limit_bytes: u64,
     },
+    /// The device that was asked for cannot be used.
+    #[error("{name} cannot be used")]
+    Device {
+        /// As it was asked for.
+        name: DeviceName,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The stage's thread is gone.
     #[error("the stage's thread is gone")]
     StageGone,
@@ -90,6 +102,17 @@ impl Error {
     /// Whether weights, gradients or a result have blown up.
     pub const fn is_not_finite(&self) -> bool {
         matches!(self, Self::Compute(iota_compute::Error::NotFinite { .. }))
+    }
+
+    /// Whether a backward pass that failed with this may have left a part of itself in the gradients.
+    pub const fn spoils_gradients(&self) -> bool {
+        use iota_compute::Error as Compute;
+        matches!(
+            self,
+            Self::Compute(
+                Compute::NotFinite { .. } | Compute::OutOfMemory { .. } | Compute::Device(_)
+            )
+        )
     }
 
     /// Whether the address of the orchestrator is none: nothing was tried, and nothing will help but another address.

@@ -4,9 +4,11 @@ mod auditing;
 mod chaos;
 mod happy_path;
 mod merging;
+mod registering;
 mod repairing;
 mod sessions;
 mod training;
+mod wasting;
 mod world;
 
 pub(crate) use world::settings;

@@ -1,7 +1,7 @@
 //! What everybody who takes part in a run must know of it, and what follows from that.
 //!
 //! ```text
-//!                        ┌─ model, stages ──► shapes of activations, elements of each stage
+//!                        ┌─ model, cuts ────► shapes of activations, elements of each stage
 //!   Description (JSON) ──┼─ data, seed ─────► the tokens of a sample
 //!     from GetRun        ├─ wire ───────────► what crosses a boundary, in how many bytes
 //!                        └─ optimizer ──────► when a stage steps, and how
@@ -23,7 +23,7 @@
 //!
 //! | module | concern |
 //! |---|---|
-//! | this one | the [`Description`]: model, stages, data, precision; what follows from it |
+//! | this one | the [`Description`]: model, cuts, data, precision; what follows from it |
 //! | `optimizer` | the update rules that a run can have |
 //! | `boundary` | the tensors between stages: their codecs, lengths, and the chance of their rounding |
 //! | `objects` | the tensors in cells |
@@ -37,7 +37,7 @@ mod optimizer;
 
 use iota_data::{Batch, BatchShape, DataManifest, Sampler};
 use iota_model::{ModelConfig, PlanError, Precision, StagePlan};
-use iota_protocol::RunId;
+use iota_protocol::{RunId, StageIndex};
 use serde::{Deserialize, Serialize};
 
 pub use boundary::{BoundaryError, Wire};
@@ -47,7 +47,7 @@ pub use objects::{CELL_PLANES, cell_elements, cell_spec};
 pub use optimizer::{AdamW, Beta1, Muon, NAdam, Optimizer, UpdateRule, UpdateScale};
 
 /// Version of the description's format; a peer refuses another.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// A run as its participants see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,8 +61,9 @@ pub struct Description {
     pub seed: u64,
     /// The model.
     pub model: ModelConfig,
-    /// Into how many stages it is cut.
-    pub stages: u16,
+    /// Where it is cut into stages: the first block of each stage but the first, ascending. A bottleneck's boundaries are
+    /// there.
+    pub cuts: Vec<usize>,
     /// Token sequences in a sample.
     pub sequences: u32,
     /// Backward passes per optimizer step.
@@ -132,9 +133,21 @@ impl Description {
     /// How the model is cut.
     ///
     /// # Errors
-    /// If the model cannot be cut into so many stages.
+    /// If the model cannot be cut there.
     pub fn plan(&self) -> Result<StagePlan, Error> {
-        Ok(StagePlan::new(&self.model, usize::from(self.stages))?)
+        Ok(StagePlan::cut_at(&self.model, &self.cuts)?)
+    }
+
+    /// Whether whoever works on a stage needs a sample's tokens: the first takes them in, the last compares with them, and
+    /// behind an anchored boundary every stage embeds them.
+    pub const fn needs_tokens(&self, stage: StageIndex) -> bool {
+        let stage = stage.get() as usize;
+        stage == 0 || stage + 1 == self.stages() || self.model.boundary.is_anchored()
+    }
+
+    /// Into how many stages the model is cut.
+    pub const fn stages(&self) -> usize {
+        self.cuts.len() + 1
     }
 
     /// Which tokens belong to which sample.

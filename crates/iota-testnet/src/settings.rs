@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
-use iota_orchestrator::{ModelOptions, RunOptions, TimingOptions, TrainingOptions, Wire};
+use iota_orchestrator::{
+    CutOptions, MergingOptions, ModelOptions, RegistrationOptions, RunOptions, TimingOptions,
+    TrainingOptions, Wire,
+};
 use serde::{Deserialize, Serialize};
 
 /// A testnet as a person describes it.
@@ -11,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub struct TestnetSettings {
     /// Into how many stages the model is cut.
     pub stages: u16,
+    /// Where it is cut.
+    pub cut: CutOptions,
     /// Miners of each stage.
     pub miners_per_stage: u32,
     /// Validators.
@@ -39,8 +44,12 @@ pub struct TestnetSettings {
     pub store_url: String,
     /// How it trains.
     pub training: TrainingOptions,
+    /// How a stage's miners become of one mind again.
+    pub merging: MergingOptions,
     /// How stages send tensors to each other.
     pub wire: Wire,
+    /// Who may become a miner, and when.
+    pub registration: RegistrationOptions,
     /// How long things may take.
     pub timing: TimingOptions,
 }
@@ -51,15 +60,19 @@ impl Default for TestnetSettings {
             preset,
             model,
             stages,
+            cut,
             corpus,
             seed,
             training,
+            merging,
             wire,
+            registration,
             timing,
         } = RunOptions::default();
         let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
         Self {
             stages,
+            cut,
             miners_per_stage: 2,
             validators: 1,
             cheaters: 0,
@@ -74,7 +87,9 @@ impl Default for TestnetSettings {
             store_listen: loopback,
             store_url: String::new(),
             training,
+            merging,
             wire,
+            registration,
             timing: on_one_machine(timing),
         }
     }
@@ -147,10 +162,13 @@ impl TestnetSettings {
             preset: self.preset.clone(),
             model: self.model,
             stages: self.stages,
+            cut: self.cut.clone(),
             corpus: self.corpus.clone(),
             seed: self.seed,
             training: self.training.clone(),
+            merging: self.merging,
             wire: self.wire,
+            registration: self.registration,
             timing: self.timing,
         }
     }

@@ -97,22 +97,17 @@ impl Whole {
             let shard = &held_out.shards[&held_out.manifest.shards[slice.shard].digest];
             let batch = slice.read(shard)?;
             let (last, before) = self.stages.split_last_mut().ok_or(Error::NoStages)?;
+            let plan = last.plan().clone();
             let mut activation: Option<Vec<f32>> = None;
             for stage in before {
-                let output = stage.forward_only(input(activation.as_deref(), &batch.inputs))?;
-                activation = Some(output);
+                let input = Input::of(&plan, &batch.inputs, activation.as_deref());
+                activation = Some(stage.forward_only(input)?);
             }
-            losses.push(f64::from(last.evaluate(
-                input(activation.as_deref(), &batch.inputs),
-                &batch.targets,
-            )?));
+            let input = Input::of(&plan, &batch.inputs, activation.as_deref());
+            losses.push(f64::from(last.evaluate(input, &batch.targets)?));
         }
         Ok(losses.iter().sum::<f64>() / losses.len().max(1) as f64)
     }
-}
-
-fn input<'a>(activation: Option<&'a [f32]>, tokens: &'a [u32]) -> Input<'a> {
-    activation.map_or(Input::Tokens(tokens), Input::Activation)
 }
 
 /// The same model with the same boundaries, cut into another number of stages.

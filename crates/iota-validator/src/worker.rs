@@ -130,8 +130,8 @@ impl ValidatorWorker {
         else {
             return Err(Failure::Internal);
         };
-        let reads_tokens = stage.get() == 0 || stage.get() + 1 == self.description.stages;
-        let tokens = if reads_tokens {
+        let needs_tokens = self.description.needs_tokens(stage);
+        let tokens = if needs_tokens {
             Some(self.transfer.tokens(*sample, leased).await?)
         } else {
             None
@@ -363,7 +363,7 @@ mod tests {
             run: RunId::from_bytes([3; 16]),
             seed: 5,
             model: iota_model::preset("tiny").unwrap(),
-            stages: 3,
+            cuts: vec![1, 2],
             sequences: 1,
             backwards_per_step: 2,
             optimizer: iota_run::Optimizer::default(),

@@ -19,10 +19,12 @@ pub(crate) struct Variant {
 const RATIOS: [usize; 3] = [8, 64, 128];
 
 /// Where a bottleneck and an encoding are combined, they are to send so many times fewer bytes than all channels as bf16.
-const COMBINED_RATIO: usize = 128;
+const COMBINED_RATIOS: [usize; 3] = [32, 64, 128];
 
-/// All that are compared, for a model of this width: the uncut model; all channels in every encoding; bottlenecks in
-/// bf16; and in every encoding that is smaller than bf16 the widest bottlenecks that fit into 128 times fewer bytes.
+/// All that are compared, for a model of this width: the uncut model; stages that embed the tokens and hear nothing of
+/// each other, which tells what the last of them is worth alone; all channels in every encoding; bottlenecks in
+/// bf16; and in every encoding that is smaller than bf16 the widest bottlenecks that fit into 32, 64 and 128 times fewer
+/// bytes.
 pub(crate) fn variants(width: usize) -> Vec<Variant> {
     let both = |wire| {
         Some(Wires {
@@ -38,7 +40,11 @@ pub(crate) fn variants(width: usize) -> Vec<Variant> {
         boundary: Boundary::None,
         wires: both(wire),
     });
-    let kinds = [BoundaryKind::Iota, BoundaryKind::ResBm];
+    let kinds = [
+        BoundaryKind::Iota,
+        BoundaryKind::ResBm,
+        BoundaryKind::Anchored,
+    ];
     let bottlenecks = kinds.into_iter().flat_map(|kind| {
         let channels = RATIOS.map(|ratio| width / ratio);
         let possible = channels.into_iter().filter(|channels| *channels > 0);
@@ -48,8 +54,11 @@ pub(crate) fn variants(width: usize) -> Vec<Variant> {
         })
     });
     let smaller = |wire: &Wire| wire.bytes_per_token(width) < Wire::BF16.bytes_per_token(width);
-    let bytes = Wire::BF16.bytes_per_token(width) / COMBINED_RATIO as f64;
-    let combined = kinds.into_iter().flat_map(|kind| {
+    let pairs = COMBINED_RATIOS
+        .into_iter()
+        .flat_map(|ratio| kinds.map(|kind| (ratio, kind)));
+    let combined = pairs.flat_map(|(ratio, kind)| {
+        let bytes = Wire::BF16.bytes_per_token(width) / ratio as f64;
         let wires = Wire::ALL.into_iter().filter(smaller);
         wires.filter_map(move |wire| {
             let channels = widest(width, bytes, |channels| wire.bytes_per_token(channels))?;
@@ -59,7 +68,11 @@ pub(crate) fn variants(width: usize) -> Vec<Variant> {
             })
         })
     });
-    [uncut]
+    let deaf = Variant {
+        boundary: Boundary::new(BoundaryKind::Anchored, 1),
+        wires: both(Wire::Nothing),
+    };
+    [uncut, deaf]
         .into_iter()
         .chain(all_channels)
         .chain(bottlenecks)
@@ -110,6 +123,7 @@ impl Variant {
             (BoundaryKind::None, _) => "all channels".to_owned(),
             (BoundaryKind::Iota, Some(wires)) => format!("iota, {}", wires.forward),
             (BoundaryKind::ResBm, Some(wires)) => format!("resbm, {}", wires.forward),
+            (BoundaryKind::Anchored, Some(wires)) => format!("anchored, {}", wires.forward),
         }
     }
 }
@@ -123,6 +137,7 @@ impl fmt::Display for Variant {
             Boundary::None => formatter.write_str("all channels")?,
             Boundary::Iota { channels } => write!(formatter, "iota {channels}")?,
             Boundary::ResBm { channels } => write!(formatter, "resbm {channels}")?,
+            Boundary::Anchored { channels } => write!(formatter, "anchored {channels}")?,
         }
         write!(formatter, ", {}", wires.forward)?;
         if wires.backward != wires.forward {
@@ -148,13 +163,13 @@ mod tests {
     }
 
     #[test]
-    fn one_is_uncut_one_is_the_reference_and_both_bottlenecks_are_compared_at_every_ratio() {
+    fn one_is_uncut_one_is_the_reference_and_all_bottlenecks_are_compared_at_every_ratio() {
         let variants = variants(256);
         let names: Vec<String> = variants.iter().map(Variant::to_string).collect();
         assert_eq!(variants.iter().filter(|v| v.is_uncut()).count(), 1);
         assert_eq!(variants.iter().filter(|v| v.is_reference()).count(), 1);
         for channels in [32, 4, 2] {
-            for kind in ["iota", "resbm"] {
+            for kind in ["iota", "resbm", "anchored"] {
                 let name = format!("{kind} {channels}, bf16");
                 assert!(names.contains(&name), "{name} in {names:?}");
             }

@@ -16,6 +16,7 @@ use crate::error::Result;
 #[derive(Debug, Clone)]
 pub(super) struct Block {
     receiver: Option<Bridge>,
+    anchor: Option<Weight>,
     decoder: Option<Weight>,
     attention_norm: Range<usize>,
     packed: Weight,
@@ -67,6 +68,7 @@ impl Block {
         let optional = |tensor| find(tensor).map(|tensor| Weight::of(&[tensor]));
         Self {
             receiver: Bridge::receiver(layout, block),
+            anchor: optional(BlockTensor::Anchor),
             decoder: optional(BlockTensor::Decoder),
             attention_norm: range(BlockTensor::AttentionNorm),
             packed: joined(&[BlockTensor::Query, BlockTensor::Key, BlockTensor::Value]),
@@ -108,7 +110,12 @@ impl Block {
         given: B::Buffer,
         recompute: Recompute,
     ) -> Result<(B::Buffer, SavedBlock<B>)> {
-        let (given, receiver) = cross(self.receiver.as_ref(), run, given)?;
+        let (mut given, receiver) = cross(self.receiver.as_ref(), run, given)?;
+        if let Some(anchor) = &self.anchor {
+            let embedded = run.embed(anchor)?;
+            run.add_columns(&mut given, &embedded)?;
+            run.give(embedded);
+        }
         let mut inner = self.inner(run, &given)?;
         let hidden = self.hidden(run, &inner.gate_up)?;
         let output = match &self.encoder {
@@ -299,6 +306,9 @@ impl Block {
             let out = (&mut middle_gradient, Write::Add);
             run.normed_linear_backward(part, gradients, out, packed_gradient, &given)?;
             run.give(given);
+            if let Some(anchor) = &self.anchor {
+                run.embed_gradient(anchor, gradients, &middle_gradient)?;
+            }
             let receiving = self.receiver.as_ref();
             return cross_back(receiving, run, gradients, receiver, middle_gradient);
         };

@@ -4,6 +4,10 @@ use super::{Input, Saved, Stage};
 use crate::backend::{AttentionShape, Backend};
 use crate::error::{Error, Result};
 
+const TOKENS: &str = "tokens";
+const ACTIVATION: &str = "an activation";
+const ANCHORED: &str = "an activation and tokens";
+
 impl<B: Backend> Stage<B> {
     pub(super) fn must_pass_on(&self, operation: &'static str) -> Result<()> {
         if self.output.is_none() {
@@ -29,7 +33,7 @@ impl<B: Backend> Stage<B> {
             .zip(&saved.blocks)
             .map(|(block, saved)| block.saved_elements(heads, saved.recompute()))
             .sum();
-        let same_input = saved.tokens.is_some() == self.embedding.is_some();
+        let same_input = saved.tokens.is_some() == (self.takes_tokens() || self.takes_anchor());
         let same_blocks =
             saved.blocks.len() == self.blocks.len() && elements == per_row * saved.attention.rows();
         if same_input && same_blocks {
@@ -54,36 +58,35 @@ impl<B: Backend> Stage<B> {
 
     pub(super) fn check_input(&self, input: Input<'_>) -> Result<AttentionShape> {
         let config = self.plan.config();
-        let tokens = match (self.role.takes_tokens(), input) {
-            (true, Input::Tokens(tokens)) => {
-                self.check_vocabulary("token", tokens)?;
-                tokens.len()
-            }
-            (false, Input::Activation(activation)) => {
-                let width = self.plan.boundary_width();
-                if !activation.len().is_multiple_of(width) {
-                    return Err(Error::Rows {
-                        elements: activation.len(),
-                        width,
-                    });
-                }
-                check_finite("the input activation", activation)?;
-                activation.len() / width
-            }
-            (takes_tokens, _) => {
-                let (tokens, activation) = ("tokens", "an activation");
-                let (expected, given) = if takes_tokens {
-                    (tokens, activation)
-                } else {
-                    (activation, tokens)
-                };
-                return Err(Error::InputKind {
-                    role: self.role,
-                    expected,
-                    given,
-                });
+        let expected = match (self.takes_tokens(), self.takes_anchor()) {
+            (true, _) => TOKENS,
+            (false, false) => ACTIVATION,
+            (false, true) => ANCHORED,
+        };
+        let given = match input {
+            Input::Tokens(_) => TOKENS,
+            Input::Activation(_) => ACTIVATION,
+            Input::Anchored { .. } => ANCHORED,
+        };
+        if expected != given {
+            return Err(Error::InputKind {
+                role: self.role,
+                expected,
+                given,
+            });
+        }
+        let tokens = match input {
+            Input::Tokens(tokens) => tokens.len(),
+            Input::Activation(activation) => self.check_activation(activation)?,
+            Input::Anchored { activation, tokens } => {
+                let rows = self.check_activation(activation)?;
+                check_length("the list of tokens", rows, tokens.len())?;
+                rows
             }
         };
+        if let Input::Tokens(tokens) | Input::Anchored { tokens, .. } = input {
+            self.check_vocabulary("token", tokens)?;
+        }
         let context = config.context;
         if tokens == 0 || (tokens > context && !tokens.is_multiple_of(context)) {
             return Err(Error::Sequences { tokens, context });
@@ -95,6 +98,28 @@ impl<B: Backend> Stage<B> {
             key_value_heads: config.key_value_heads,
             head_width: config.head_width(),
         })
+    }
+
+    /// Returns the number of its rows.
+    fn check_activation(&self, activation: &[f32]) -> Result<usize> {
+        let width = self.plan.boundary_width();
+        if !activation.len().is_multiple_of(width) {
+            return Err(Error::Rows {
+                elements: activation.len(),
+                width,
+            });
+        }
+        check_finite("the input activation", activation)?;
+        Ok(activation.len() / width)
+    }
+
+    const fn takes_tokens(&self) -> bool {
+        self.role.takes_tokens()
+    }
+
+    /// Whether it takes tokens beside an activation.
+    const fn takes_anchor(&self) -> bool {
+        !self.role.takes_tokens() && self.plan.config().boundary.is_anchored()
     }
 
     pub(super) fn check_vocabulary(&self, what: &'static str, tokens: &[u32]) -> Result<()> {

@@ -24,6 +24,7 @@ impl<B: Backend> Stage<B> {
                 backend: &self.backend,
                 recycler: &mut self.recycler,
                 parameters: &self.parameters,
+                tokens: None,
                 rotary: (&self.rotary.0, &self.rotary.1),
                 attention,
                 norm_epsilon: self.plan.config().norm_epsilon,
@@ -38,20 +39,21 @@ impl<B: Backend> Stage<B> {
 }
 
 impl<B: Backend> Parts<'_, B> {
-    /// The input on the device as the first block takes it, and its tokens if it is tokens.
-    pub(super) fn enter(&mut self, input: Input<'_>) -> Result<(B::Buffer, Option<B::Indices>)> {
-        let tokens = match input {
-            Input::Activation(activation) => return Ok((self.run.upload(activation)?, None)),
-            Input::Tokens(tokens) => self.run.backend.upload_indices(tokens)?,
-        };
-        let embedding = self
-            .embedding
-            .expect("checked: a stage that is given tokens holds the embedding");
-        let mut x = self.run.take(embedding.inputs)?;
-        let backend = self.run.backend;
-        let table = backend.view(self.run.parameters, embedding.range.clone());
-        backend.embedding(backend.all_mut(&mut x), table, &tokens, embedding.inputs)?;
-        Ok((x, Some(tokens)))
+    /// The input on the device as the first block takes it.
+    pub(super) fn enter(&mut self, input: Input<'_>) -> Result<B::Buffer> {
+        if let Input::Tokens(tokens) | Input::Anchored { tokens, .. } = input {
+            self.run.tokens = Some(self.run.backend.upload_indices(tokens)?);
+        }
+        match input {
+            Input::Activation(activation) | Input::Anchored { activation, .. } => {
+                self.run.upload(activation)
+            }
+            Input::Tokens(_) => {
+                self.run.embed(self.embedding.expect(
+                    "checked: a stage that is given nothing but tokens holds the embedding",
+                ))
+            }
+        }
     }
 
     pub(super) fn forward(&mut self, mut x: B::Buffer) -> Result<(B::Buffer, Vec<SavedBlock<B>>)> {
@@ -85,22 +87,12 @@ impl<B: Backend> Parts<'_, B> {
     }
 
     /// The gradient of the input for the stage before, or of the embedding.
-    pub(super) fn exit(
-        &mut self,
-        tokens: Option<B::Indices>,
-        gradient: B::Buffer,
-    ) -> Result<Option<Vec<f32>>> {
-        let (Some(embedding), Some(tokens)) = (self.embedding, tokens) else {
+    pub(super) fn exit(&mut self, gradient: B::Buffer) -> Result<Option<Vec<f32>>> {
+        let Some(embedding) = self.embedding else {
             return self.run.leave(gradient).map(Some);
         };
-        let backend = self.run.backend;
-        let table_gradient = backend.view_mut(self.gradients, embedding.range.clone());
-        backend.embedding_backward(
-            table_gradient,
-            backend.all(&gradient),
-            &tokens,
-            embedding.inputs,
-        )?;
+        self.run
+            .embed_gradient(embedding, self.gradients, &gradient)?;
         self.run.give(gradient);
         Ok(None)
     }

@@ -46,6 +46,8 @@ pub(super) struct Run<'a, B: Backend> {
     pub(super) backend: &'a B,
     pub(super) recycler: &'a mut Recycler<B>,
     pub(super) parameters: &'a B::Buffer,
+    /// Of the sample, where the stage takes them.
+    pub(super) tokens: Option<B::Indices>,
     /// Cosines and sines, `[context, head_width / 2]` each.
     pub(super) rotary: (&'a B::Buffer, &'a B::Buffer),
     pub(super) attention: AttentionShape,
@@ -85,6 +87,39 @@ impl<B: Backend> Run<'_, B> {
         self.backend
             .copy(self.backend.all_mut(&mut copy), self.backend.all(source))?;
         Ok(copy)
+    }
+
+    /// The rows of a table that the sample's tokens stand for.
+    pub(super) fn embed(&mut self, table: &Weight) -> Result<B::Buffer> {
+        let mut rows = self.take(table.inputs)?;
+        self.backend.embedding(
+            self.backend.all_mut(&mut rows),
+            self.backend.view(self.parameters, table.range.clone()),
+            self.known_tokens(),
+            table.inputs,
+        )?;
+        Ok(rows)
+    }
+
+    /// Adds to the gradient of a table.
+    pub(super) fn embed_gradient(
+        &self,
+        table: &Weight,
+        gradients: &mut B::Buffer,
+        out_gradient: &B::Buffer,
+    ) -> Result<()> {
+        self.backend.embedding_backward(
+            self.backend.view_mut(gradients, table.range.clone()),
+            self.backend.all(out_gradient),
+            self.known_tokens(),
+            table.inputs,
+        )
+    }
+
+    fn known_tokens(&self) -> &B::Indices {
+        self.tokens
+            .as_ref()
+            .expect("checked: a stage that embeds tokens is given them")
     }
 
     /// Adds rows of one width to rows of another, in the channels that both have.

@@ -116,7 +116,11 @@ fn any_number_of_threads_computes_the_same_bits() {
         ..odd_model()
     };
     let of_the_model = each_with_each(
-        [model.boundary, Boundary::ResBm { channels: 33 }],
+        [
+            model.boundary,
+            Boundary::ResBm { channels: 33 },
+            Boundary::Anchored { channels: 4 },
+        ],
         [Precision::F32, Precision::Bf16],
     )
     .map(|(boundary, precision)| (boundary, precision, optimizers()[0]));

@@ -3,7 +3,7 @@ use iota_compute::reference::Reference;
 use iota_compute::{Input, StageOptions};
 use iota_model::{Boundary, ModelConfig, StagePlan};
 
-use crate::{assert_close, noise, odd_model, odd_resbm_model, stages, tokens};
+use crate::{assert_close, noise, odd_anchored_model, odd_model, odd_resbm_model, stages, tokens};
 
 /// Every stage of the plan, each with an input of its own, against candle in f64.
 fn check(plan: &StagePlan, rows: usize) {
@@ -11,11 +11,8 @@ fn check(plan: &StagePlan, rows: usize) {
         let reference = Reference::new(plan, index, stage.state().parameters, DType::F64).unwrap();
         let activation = noise(rows * plan.boundary_width(), 7);
         let tokens_in = tokens(rows, plan.config().vocabulary, 8);
-        let input = if stage.role().takes_tokens() {
-            Input::Tokens(&tokens_in)
-        } else {
-            Input::Activation(&activation)
-        };
+        let activation = (!stage.role().takes_tokens()).then_some(activation.as_slice());
+        let input = Input::of(plan, &tokens_in, activation);
         let reference_input = reference.input(input).unwrap();
 
         let (objective, input_gradient) = if stage.role().computes_loss() {
@@ -80,14 +77,14 @@ fn a_whole_model_has_candles_gradients() {
 
 #[test]
 fn stages_behind_and_before_bottlenecks_have_candles_gradients() {
-    for model in [odd_model(), odd_resbm_model()] {
+    for model in [odd_model(), odd_resbm_model(), odd_anchored_model()] {
         check(&StagePlan::new(&model, 3).unwrap(), 140);
     }
 }
 
 #[test]
 fn bottlenecks_inside_a_stage_have_candles_gradients() {
-    for model in [odd_model(), odd_resbm_model()] {
+    for model in [odd_model(), odd_resbm_model(), odd_anchored_model()] {
         let cut = StagePlan::new(&model, 3).unwrap();
         check(&cut.regroup(1).unwrap(), 70);
     }

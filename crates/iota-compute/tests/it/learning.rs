@@ -12,12 +12,17 @@ fn the_loss_on_a_repeated_text_falls_in_every_cut_with_every_update_rule() {
         boundary: Boundary::ResBm { channels: 16 },
         ..iota.clone()
     };
+    let anchored = ModelConfig {
+        boundary: Boundary::Anchored { channels: 2 },
+        ..iota.clone()
+    };
     let (tokens, targets) = (&text[..4 * iota.context], &text[1..=4 * iota.context]);
     let [default, others @ ..] = optimizers();
     let cases = [
         (&iota, 1, default),
         (&iota, 3, default),
         (&resbm, 3, default),
+        (&anchored, 3, default),
     ];
     for (model, count, optimizer) in cases
         .into_iter()

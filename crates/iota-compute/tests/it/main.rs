@@ -72,6 +72,14 @@ fn odd_resbm_model() -> ModelConfig {
     }
 }
 
+/// The same with embeddings behind its boundaries.
+fn odd_anchored_model() -> ModelConfig {
+    ModelConfig {
+        boundary: Boundary::Anchored { channels: 5 },
+        ..odd_model()
+    }
+}
+
 /// Initialised stages; norm scales are moved off 1, so that a missing factor is seen.
 fn stages(plan: &StagePlan, options: StageOptions) -> Vec<Stage> {
     (0..plan.stages().len())
@@ -114,22 +122,15 @@ fn optimizers() -> [OptimizerSettings; 3] {
 fn train_pass(stages: &mut [Stage], tokens: &[u32], targets: &[u32]) -> f32 {
     let (tail, before) = stages.split_last_mut().expect("there is a stage");
     let mut waiting = Vec::new();
-    let mut activation = Vec::new();
-    for (index, stage) in before.iter_mut().enumerate() {
-        let input = if index == 0 {
-            Input::Tokens(tokens)
-        } else {
-            Input::Activation(&activation)
-        };
+    let mut activation = None;
+    let plan = tail.plan().clone();
+    for stage in before.iter_mut() {
+        let input = Input::of(&plan, tokens, activation.as_deref());
         let (output, saved) = stage.forward(input).unwrap();
         waiting.push(saved);
-        activation = output;
+        activation = Some(output);
     }
-    let input = if before.is_empty() {
-        Input::Tokens(tokens)
-    } else {
-        Input::Activation(&activation)
-    };
+    let input = Input::of(&plan, tokens, activation.as_deref());
     let (loss, mut gradient) = tail.forward_backward_loss(input, targets).unwrap();
     for (stage, saved) in before.iter_mut().zip(waiting).rev() {
         gradient = stage

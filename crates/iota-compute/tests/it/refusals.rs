@@ -27,6 +27,19 @@ fn an_input_of_the_wrong_kind_or_shape_is_refused() {
         ),
         "{refused}"
     );
+    let anchored = Input::Anchored {
+        activation: &activation,
+        tokens: &tokens,
+    };
+    let refused = tail.evaluate(anchored, &tokens).unwrap_err();
+    assert!(matches!(
+        refused,
+        Error::InputKind {
+            expected: "an activation",
+            given: "an activation and tokens",
+            ..
+        }
+    ));
     let refused = tail.evaluate(Input::Tokens(&tokens), &tokens).unwrap_err();
     assert!(
         matches!(

@@ -22,6 +22,27 @@ fn stages_start_from_the_weights_of_the_uncut_model() {
     assert_eq!(parameters(&plan), parameters(&plan.regroup(1).unwrap()));
 }
 
+/// The way of a state to and from a device whose memory is not the host's.
+#[test]
+fn a_state_that_travels_in_ranges_is_the_same_state() {
+    let mut original = stages(&tiny(1), StageOptions::default());
+    let (text, targets) = (tokens(64, 256, 1), tokens(64, 256, 2));
+    train_pass(&mut original, &text, &targets);
+    original[0].step(0.01, 1).unwrap();
+    let mut copy = Stage::new(&tiny(1), 0, StageOptions::default()).unwrap();
+    let elements = copy.layout().elements();
+    for start in (0..elements).step_by(1000) {
+        let range = start..(start + 1000).min(elements);
+        let planes = original[0].download_state(range).unwrap();
+        let planes = planes.each_ref().map(Vec::as_slice);
+        copy.upload_state(start, planes).unwrap();
+    }
+    assert_ne!(copy.digest(), original[0].digest(), "the steps are missing");
+    copy.set_optimizer_steps(original[0].optimizer_steps());
+    assert_eq!(copy.digest(), original[0].digest());
+    assert_eq!(copy.download_digest().unwrap(), copy.digest());
+}
+
 #[test]
 fn a_digest_tells_states_apart_and_a_copied_state_goes_on_with_the_same_bits() {
     for optimizer in optimizers() {
@@ -149,24 +170,27 @@ fn the_plan_of_saved_memory_is_exact() {
         boundary: Boundary::ResBm { channels: 3 },
         ..preset("tiny").unwrap()
     };
+    let anchored = ModelConfig {
+        boundary: Boundary::Anchored { channels: 3 },
+        ..resbm.clone()
+    };
     for recompute in [Recompute::Nothing, Recompute::Blocks] {
         let options = StageOptions {
             recompute,
             ..StageOptions::default()
         };
-        let plans =
-            (2..=4).flat_map(|stages| [tiny(stages), StagePlan::new(&resbm, stages).unwrap()]);
+        let plans = (2..=4).flat_map(|stages| {
+            let cut = |model| StagePlan::new(model, stages).unwrap();
+            [tiny(stages), cut(&resbm), cut(&anchored)]
+        });
         for plan in plans {
             let stages_in_plan = plan.stages().len();
             let mut stages = stages(&plan, options);
             stages.pop();
             for (index, stage) in stages.iter_mut().enumerate() {
                 let (text, activation) = (tokens(64, 256, 1), noise(64 * plan.boundary_width(), 2));
-                let input = if stage.role().takes_tokens() {
-                    Input::Tokens(&text)
-                } else {
-                    Input::Activation(&activation)
-                };
+                let activation = (!stage.role().takes_tokens()).then_some(activation.as_slice());
+                let input = Input::of(&plan, &text, activation);
                 let (_, saved) = stage.forward(input).unwrap();
                 let planned = MemoryPlan::new(&plan, index, &options, 64, 1).unwrap();
                 assert_eq!(

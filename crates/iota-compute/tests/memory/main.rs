@@ -59,11 +59,8 @@ fn train(model: &ModelConfig, case: Case, index: usize) -> (MemoryPlan, u64) {
     let before = counting::reset_peak();
     let mut stage = Stage::new(&plan, index, options).unwrap();
     stage.initialise(1).unwrap();
-    let input = if stage.role().takes_tokens() {
-        Input::Tokens(&text[..count])
-    } else {
-        Input::Activation(&activation)
-    };
+    let received = (!stage.role().takes_tokens()).then_some(activation.as_slice());
+    let input = Input::of(&plan, &text[..count], received);
     if stage.role().computes_loss() {
         for _ in 0..2 {
             stage.forward_backward_loss(input, &text[1..]).unwrap();
@@ -125,12 +122,17 @@ fn plans_are_within_a_tenth_of_what_is_measured() {
         boundary: Boundary::ResBm { channels: 20 },
         ..wide.clone()
     };
+    let anchored = ModelConfig {
+        boundary: Boundary::Anchored { channels: 2 },
+        ..wide.clone()
+    };
     let models = [
         ("tiny", preset("tiny").unwrap(), 8),
         ("testnet", testnet, 4),
         ("wide", wide, 3),
         ("unbroken", unbroken, 2),
         ("resbm", resbm.clone(), 3),
+        ("anchored", anchored, 3),
     ];
     for (name, model, sequences) in models {
         for recompute in [Recompute::Nothing, Recompute::Blocks] {

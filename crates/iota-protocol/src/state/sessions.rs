@@ -17,6 +17,10 @@ pub const CAPACITY_MAX: u32 = 64;
 /// [`CAPACITY_MAX`] requests under way, so what is older is never asked for by an honest one.
 pub(crate) const REMEMBERED_LEASES: usize = 128;
 
+/// A piece that was leased in vain counts as up to two to the power of this: who never delivers is tried again once in as
+/// many pieces of others.
+const VAIN_DOUBLES_MAX: u32 = 6;
+
 /// How often a session is leased one epoch's checkpoint: whoever has not installed it by then will not.
 pub(crate) const INSTALLS_MAX: u32 = 8;
 
@@ -87,6 +91,9 @@ pub struct SessionState {
     pub(crate) answered: BTreeMap<LeaseId, Answer>,
     /// Work given to it so far, in expected microseconds: who has least is next (interleaved weighted round-robin).
     pub(crate) given_us: u64,
+    /// Pieces that it was leased in vain, less those that it did since.
+    #[serde(default)]
+    pub(crate) vain: u32,
     /// Moving average of its measured durations, in microseconds.
     pub(crate) pace_us: BTreeMap<WorkKind, u64>,
 }
@@ -115,6 +122,7 @@ impl SessionState {
             lapsed: BTreeSet::new(),
             answered: BTreeMap::new(),
             given_us,
+            vain: 0,
             pace_us: BTreeMap::new(),
         }
     }
@@ -141,6 +149,15 @@ impl SessionState {
         if self.answered.len() > REMEMBERED_LEASES {
             self.answered.pop_first();
         }
+    }
+
+    /// A piece that was expected to take so long was leased to it in vain. It counts as work that it was given, and the more
+    /// often that happens the more it counts, so that work goes to others first. Whatever it does makes up for one.
+    pub(crate) fn charge_for_vain_work(&mut self, expected_us: u64) {
+        self.vain = self.vain.saturating_add(1);
+        let times = 1_u64 << self.vain.min(VAIN_DOUBLES_MAX);
+        let charge = expected_us.saturating_mul(times);
+        self.given_us = self.given_us.saturating_add(charge);
     }
 
     /// Takes a measured duration into the pace. A quarter of the new, three of the old: a change shows within a few

@@ -18,7 +18,7 @@ fn description(activations: Codec, gradients: Codec) -> Description {
         run: RunId::from_bytes([3; 16]),
         seed: 5,
         model: iota_model::preset("tiny").unwrap(),
-        stages: 3,
+        cuts: vec![1, 2],
         sequences: 1,
         backwards_per_step: 2,
         optimizer: Optimizer::default(),

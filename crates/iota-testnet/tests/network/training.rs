@@ -1,9 +1,39 @@
 //! What an undisturbed network comes to.
 
-use iota_orchestrator::{Codec, Wire};
+use iota_orchestrator::{BoundaryChoice, Codec, Cuts, Wire};
 use iota_testnet::{Report, summary};
 
 use crate::{run, small};
+
+/// Every stage embeds the tokens, so every miner and every validator has to be given them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_trains_and_passes_its_audits_with_two_channels_behind_embeddings() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = small(folder.path());
+    settings.stages = 3;
+    settings.model.boundary = BoundaryChoice::Anchored;
+    settings.model.boundary_channels = 2;
+    let report = run(settings).await;
+    assert!(report.trained, "{report:?}");
+    assert!(report.audits.passed > 0 && report.audits.failed == 0);
+    assert!(report.loss.held_out_end < report.loss.held_out_start - 0.5);
+}
+
+/// Cuts where the operator wants them, of a model whose stages are then of different sizes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_trains_a_model_that_is_cut_where_one_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = small(folder.path());
+    settings.cut.at = Cuts::Before(vec![1]);
+    settings.model.boundary = BoundaryChoice::None;
+    let out = settings.out.clone();
+    let report = run(settings).await;
+    assert!(report.trained, "{report:?}");
+    assert!(report.loss.held_out_end < report.loss.held_out_start);
+    let run: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(out.join("run.json")).unwrap()).unwrap();
+    assert_eq!(run["description"]["cuts"], serde_json::json!([1]));
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_trains_merges_and_accounts_for_every_sample() {
