@@ -11,9 +11,8 @@ use iota_protocol::{
     Timestamp,
 };
 use iota_wire::{
-    ApiError, CallError, CallErrorKind, Client, Clock, ConnectOptions, Grant,
-    GrantMethod, GrantTarget, LeasedWork, PROTOCOL_VERSION, RateSettings, WorkReply, WorkRequest,
-    WorkStatus,
+    ApiError, CallError, CallErrorKind, Client, Clock, ConnectOptions, Grant, GrantMethod,
+    GrantTarget, LeasedWork, PROTOCOL_VERSION, RateSettings, WorkReply, WorkRequest, WorkStatus,
 };
 
 use crate::stub::{Asked, RUN, START, Served, orchestrator_key, serve, serve_with, status};
