@@ -1,3 +1,5 @@
+//! What the loop tells the machine and the worker of what comes in.
+
 use std::sync::Mutex;
 
 use iota_protocol::work::{ObjectName, Purpose, Seal, Work};
@@ -244,4 +246,29 @@ fn a_broken_worker_ends_the_participation() {
     let mut inbox = at_work(forward());
     let broken = Input::Finished(LEASE, Err(Undone::Broken));
     assert!(matches!(inbox.handle(broken, NOW), Err(Error::StageGone)));
+}
+
+#[test]
+fn whoever_waits_for_a_place_asks_again_no_later_than_it_was_told_to() {
+    let mut inbox = Inbox {
+        worker: Arc::new(Noting::default()),
+        peer: Peer::new(2, 1),
+        leases: BTreeMap::new(),
+        epoch: Epoch::default(),
+        waits: None,
+    };
+    let place = Place {
+        ticket: Ticket::new(4),
+        place: 2,
+        line: 5,
+        why: WaitReason::Full,
+        moved: None,
+        come_back_after: Duration::from_secs(2),
+    };
+    let effects = handle(&mut inbox, Input::Joined(Err(CallError::Waiting(place))));
+    assert_eq!(effects, []);
+    let at = inbox.peer.poll_timeout().unwrap();
+    assert!(at > NOW && at <= NOW + place.come_back_after, "{at:?}");
+    inbox.peer.handle_timeout(at);
+    assert_eq!(inbox.peer.poll_effect(), Some(Effect::Join));
 }
