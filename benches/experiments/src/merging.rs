@@ -1,10 +1,12 @@
 //! What replicas of a model lose by training apart: rules, outer steps, codecs, what becomes of optimizer state, and one
 //! replica that sends garbage, beside synchronous data-parallel training and a single replica at equal tokens.
 
+mod report;
+mod summary;
 mod training;
 mod variant;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,14 +15,13 @@ use iota_compute::{AdamW, Muon, OptimizerSettings, UpdateRule};
 use iota_data::BatchShape;
 use serde::{Deserialize, Serialize};
 
+use self::report::{cost_chart, curve_chart, markdown};
+use self::summary::{Row, summarise};
 use self::training::train;
-use self::variant::{Merge, OptimizerState, Variant, variants};
-use crate::chart::{Chart, Point, Scale, Series};
+use self::variant::{Variant, variants};
 use crate::jobs::run_all;
 use crate::model::small_model;
 use crate::outcome::Results;
-use crate::summary::{Spread, mean_curve};
-use crate::table::{aligned, spread, trimmed};
 use crate::text::Text;
 
 #[derive(Debug, Args)]
@@ -133,24 +134,6 @@ struct Outcome {
     seconds: f64,
 }
 
-/// What the runs of a variant came to.
-#[derive(Debug)]
-struct Row {
-    variant: Variant,
-    /// With which it came out best.
-    learning_rate: f32,
-    /// Per parameter and merge, for each replica.
-    bytes: Option<f64>,
-    /// Than IOTA's merge.
-    times_fewer: Option<f64>,
-    loss: Option<Spread>,
-    /// Against synchronous training with the same seed.
-    difference_percent: Option<Spread>,
-    runs: usize,
-    broken: usize,
-    curve: Vec<(u64, f64)>,
-}
-
 /// Runs what is not there yet, then writes and prints the table.
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(options.jobs > 0, "--jobs: at least one run at a time");
@@ -243,71 +226,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     write(&options.out, &settings, &rows)
 }
 
-/// One row for each variant that has been run, in the order of the variants.
-fn summarise(variants: &[Variant], outcomes: &[Outcome]) -> Vec<Row> {
-    let references = best(&Variant::Synchronous, outcomes);
-    let reference = |seed| {
-        let same = references.iter().find(|outcome| outcome.seed == seed)?;
-        same.held_out
-    };
-    variants
-        .iter()
-        .filter_map(|variant| {
-            let runs = best(variant, outcomes);
-            let first = runs.first()?;
-            let losses: Vec<f64> = runs.iter().filter_map(|run| run.held_out).collect();
-            let differences: Vec<f64> = runs
-                .iter()
-                .filter_map(|run| Some(100.0 * (run.held_out? / reference(run.seed)? - 1.0)))
-                .collect();
-            let per_element: Vec<f64> = runs
-                .iter()
-                .filter_map(|run| Some(run.bytes_per_merge? / run.elements as f64))
-                .collect();
-            let bytes = Spread::of(&per_element).map(|spread| spread.mean);
-            let curves: Vec<&[(u64, f64)]> = runs.iter().map(|run| &run.curve[..]).collect();
-            Some(Row {
-                variant: *variant,
-                learning_rate: first.setting.learning_rate,
-                bytes,
-                times_fewer: bytes.map(|bytes| iota_bytes(first.setting.replicas) / bytes),
-                loss: Spread::of(&losses),
-                difference_percent: Spread::of(&differences),
-                runs: losses.len(),
-                broken: runs.len() - losses.len(),
-                curve: mean_curve(&curves),
-            })
-        })
-        .collect()
-}
-
-/// The runs of a variant with the learning rate that is best for it: that of the lowest mean loss, where none broke down
-/// if there is such a one.
-fn best<'a>(variant: &Variant, outcomes: &'a [Outcome]) -> Vec<&'a Outcome> {
-    let name = variant.to_string();
-    let mut by_rate: BTreeMap<u32, Vec<&Outcome>> = BTreeMap::new();
-    for outcome in outcomes.iter().filter(|outcome| outcome.variant == name) {
-        // Positive numbers are ordered as their bits are.
-        let rate = outcome.setting.learning_rate.to_bits();
-        by_rate.entry(rate).or_default().push(outcome);
-    }
-    let loss = |runs: &[&Outcome]| -> f64 {
-        let loss = |run: &&Outcome| run.held_out.unwrap_or(f64::INFINITY);
-        runs.iter().map(loss).sum::<f64>() / runs.len() as f64
-    };
-    let lowest = by_rate
-        .into_values()
-        .min_by(|a, b| loss(a).total_cmp(&loss(b)));
-    lowest.unwrap_or_default()
-}
-
-/// Bytes per parameter that each of so many miners moves in IOTA's merge: parameters and both moments as bf16, once up, all
-/// uploads of an owner's cells down, those cells up, and everything down.
-fn iota_bytes(replicas: usize) -> f64 {
-    const BYTES: f64 = 3.0 * 2.0;
-    4.0 * BYTES + 2.0 * BYTES / replicas as f64
-}
-
 fn write(out: &Path, settings: &[Setting], rows: &[Row]) -> Result<()> {
     let markdown = markdown(settings, rows);
     println!("\n{markdown}");
@@ -324,158 +242,11 @@ fn write(out: &Path, settings: &[Setting], rows: &[Row]) -> Result<()> {
     Ok(())
 }
 
-fn markdown(settings: &[Setting], rows: &[Row]) -> String {
-    let rates: Vec<String> = settings
-        .iter()
-        .map(|setting| setting.learning_rate.to_string())
-        .collect();
-    let rates = rates.join(", ");
-    let Setting {
-        width,
-        blocks,
-        context,
-        sequences,
-        replicas,
-        every,
-        tokens,
-        optimizer,
-        ..
-    } = &settings[0];
-    let optimizer = optimizer.name();
-    let columns = [
-        "variant",
-        "rate",
-        "bytes",
-        "times fewer than IOTA",
-        "held-out loss",
-        "against synchronous",
-    ];
-    let nothing = || "-".to_owned();
-    let cells = |row: &Row| {
-        let loss = match row.loss {
-            None => format!("{} broke down", row.broken),
-            Some(loss) if row.broken > 0 => {
-                format!(
-                    "{} ({}), {} broke down",
-                    spread(loss, 4, ""),
-                    row.runs,
-                    row.broken
-                )
-            }
-            Some(loss) => format!("{} ({})", spread(loss, 4, ""), row.runs),
-        };
-        let difference = match row.difference_percent {
-            Some(difference) if !row.variant.is_reference() => {
-                let sign = if difference.mean < 0.0 { "" } else { "+" };
-                sign.to_owned() + &spread(difference, 2, " %")
-            }
-            _ => nothing(),
-        };
-        [
-            row.variant.to_string(),
-            row.learning_rate.to_string(),
-            row.bytes.map_or_else(nothing, trimmed),
-            row.times_fewer.map_or_else(nothing, trimmed),
-            loss,
-            difference,
-        ]
-    };
-    let cells: Vec<[String; 6]> = rows.iter().map(cells).collect();
-    format!(
-        "Model: {blocks} blocks of {width} channels. {replicas} replicas, merged every {every} steps. Training: {tokens} tokens \
-         (bytes of text),\n{sequences} x {context} in the batch of a replica's step, {optimizer}. Each variant with the best for it of the learning \
-         rates\n{rates}. Bytes: moved by each replica, per parameter and merge. Loss: nats per token on text that was \
-         never\ntrained on, mean ± standard deviation over seeds; the last column compares with synchronous training, runs of \
-         the same\nseed.\n\n{}",
-        aligned(&columns.map(str::to_owned), &cells)
-    )
-}
-
-/// How much worse than synchronous training, by how many times fewer bytes than IOTA's merge.
-fn cost_chart(rows: &[Row]) -> Chart {
-    let mut series: Vec<Series> = Vec::new();
-    for row in rows {
-        let (Some(name), Some(difference), Some(fewer)) = (
-            row.variant.family(),
-            row.difference_percent,
-            row.times_fewer,
-        ) else {
-            continue;
-        };
-        // What broke down, or nearly, would squeeze everything else together.
-        if difference.mean > CHART_PERCENT_MAX {
-            continue;
-        }
-        let point = Point {
-            x: fewer,
-            y: difference.mean,
-            error: difference.deviation,
-        };
-        match series.iter_mut().find(|series| series.name == name) {
-            Some(series) => series.points.push(point),
-            None => series.push(Series {
-                name,
-                points: vec![point],
-            }),
-        }
-    }
-    Chart {
-        title: format!("Loss that merging costs (up to {CHART_PERCENT_MAX} %)"),
-        x_label: "times fewer bytes per merge than IOTA's".to_owned(),
-        y_label: "held-out loss against synchronous training, %".to_owned(),
-        x_scale: Scale::Logarithmic,
-        series,
-    }
-}
-
-const CHART_PERCENT_MAX: f64 = 20.0;
-
-/// Held-out loss on the way, of what is compared with and of what is as good and small as any.
-fn curve_chart(rows: &[Row]) -> Chart {
-    let is_shown = |variant: &Variant| match variant {
-        Variant::Synchronous | Variant::Single => true,
-        Variant::Merged(merge) => merge.state == OptimizerState::Local && is_plain_or_small(merge),
-    };
-    let series = rows
-        .iter()
-        .filter(|row| is_shown(&row.variant) && !row.curve.is_empty())
-        .map(|row| Series {
-            name: row.variant.to_string(),
-            points: row
-                .curve
-                .iter()
-                .filter(|(_, loss)| *loss < CHART_LOSS_MAX)
-                .map(|(tokens, loss)| Point {
-                    x: *tokens as f64 / 1000.0,
-                    y: *loss,
-                    error: None,
-                })
-                .collect(),
-        })
-        .collect();
-    Chart {
-        title: "Held-out loss on the way".to_owned(),
-        x_label: "thousand tokens".to_owned(),
-        y_label: "nats per token, mean over seeds".to_owned(),
-        x_scale: Scale::Linear,
-        series,
-    }
-}
-
-/// Bytes at random have 5.5.
-const CHART_LOSS_MAX: f64 = 6.0;
-
-fn is_plain_or_small(merge: &Merge) -> bool {
-    use iota_merge::{Codec, Outer, Rule};
-    merge.outer == Outer::None
-        && merge.rule == Rule::WeightedMean
-        && matches!(merge.upload, Codec::F32 | Codec::Int8 | Codec::TopK { .. })
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser as _;
 
+    use super::summary::iota_bytes;
     use super::*;
 
     #[derive(Debug, clap::Parser)]
