@@ -277,7 +277,7 @@ impl Owner {
             .collect::<Result<_, _>>()?;
         Ok(Uploaded {
             cells: encoded,
-            kept: engine.kept(),
+            kept: engine.kept()?,
             optimizer_steps: engine.optimizer_steps(),
         })
     }

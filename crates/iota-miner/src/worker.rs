@@ -3,8 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iota_peer::{
-    Engine, Error, Gate, OperationInput, PeerMemory, Transfer, Undone, Worker, fetch_cells_with,
-    merge,
+    Device, Engine, Error, Gate, OperationInput, PeerMemory, Transfer, Undone, Worker,
+    fetch_cells_with, merge,
 };
 use iota_protocol::work::{
     CellUpload, Checkpoint, Failure, Lease, ObjectName, ObjectRef, Outcome, Seal, Work,
@@ -26,6 +26,7 @@ pub(crate) struct MinerWorker {
     transfer: Transfer,
     stage: StageThread,
     gate: Gate,
+    device: Device,
     threads: usize,
     memory_limit_bytes: Option<u64>,
     behaviour: Behaviour,
@@ -53,7 +54,7 @@ impl MinerWorker {
         description: Arc<Description>,
         stage: StageThread,
         gate: Gate,
-        threads: usize,
+        (device, threads): (Device, usize),
         memory_limit_bytes: Option<u64>,
         behaviour: Behaviour,
     ) -> Result<Self, Error> {
@@ -63,6 +64,7 @@ impl MinerWorker {
             transfer,
             stage,
             gate,
+            device,
             threads,
             memory_limit_bytes,
             behaviour,
@@ -72,15 +74,13 @@ impl MinerWorker {
 
     /// What the stage will take; with as many kept forwards as there is room for.
     fn planned_memory(&self, stage: StageIndex) -> Result<PeerMemory, Error> {
-        let all = PeerMemory::new(&self.description, stage, self.threads)?;
-        let planned = match self.memory_limit_bytes {
-            None => all,
-            Some(limit_bytes) => all.within(limit_bytes).ok_or_else(|| Error::Memory {
-                stage,
-                needed_bytes: all.least().total_bytes(),
-                limit_bytes,
-            })?,
-        };
+        let planned = PeerMemory::planned(
+            &self.device,
+            &self.description,
+            stage,
+            self.threads,
+            self.memory_limit_bytes,
+        )?;
         info!(
             %stage,
             total_bytes = planned.total_bytes(),
@@ -223,8 +223,8 @@ impl MinerWorker {
         };
         let result = match done {
             Ok(result) => result,
-            // Gradients or weights have blown up, and the pass is in them.
-            Err(error) if error.is_not_finite() => {
+            // Gradients or weights have blown up, or the device gave up in the middle; the pass, or a part of it, is in them.
+            Err(error) if error.spoils_gradients() => {
                 failure(&error);
                 return Err(tainted());
             }
@@ -344,8 +344,9 @@ impl Worker for MinerWorker {
         self.stage.vacate().await?;
         let memory = self.planned_memory(stage)?;
         let (description, threads) = (Arc::clone(&self.description), self.threads);
+        let device = self.device.clone();
         let engine = tokio::task::spawn_blocking(move || {
-            let engine = Engine::new(description, stage, threads)?;
+            let engine = Engine::on(&device, description, stage, threads)?;
             Ok::<_, Error>(engine.with_kept_max(memory.kept_max()))
         })
         .await

@@ -189,3 +189,6 @@ impl From<Gone> for ApiError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use iota_compute::{Input, Recompute, Saved, Stage, StageOptions};
+use iota_compute::{Input, Recompute, Stage, StageOptions};
 use iota_model::StagePlan;
 use iota_protocol::event::{Direction, Piece};
 use iota_protocol::work::{Checkpoint, ObjectName, Segment, SegmentSource};
@@ -24,6 +24,7 @@ use self::merging::Holdings;
 pub use self::merging::Start;
 pub(crate) use self::merging::merging_bytes;
 use crate::Error;
+use crate::device::{Device, DeviceSaved, DeviceStage};
 use crate::learned::{self, Base, CellPlanes};
 use crate::optimizer::optimizer_settings;
 
@@ -32,7 +33,7 @@ use crate::optimizer::optimizer_settings;
 pub struct Engine {
     description: Arc<Description>,
     index: StageIndex,
-    stage: Stage,
+    stage: DeviceStage,
     epoch: Option<Epoch>,
     ordinal: u32,
     /// Backward passes since the last optimizer step.
@@ -50,7 +51,7 @@ struct Kept {
     ordinal: u32,
     /// Digest of the activation that the forward read; none at the head, where the sample says it all.
     input: Option<Digest>,
-    saved: Saved,
+    saved: DeviceSaved,
 }
 
 /// Forwards kept for their backwards, at most; the oldest goes first, and its backward redoes it. Without a bound the
@@ -81,8 +82,8 @@ pub struct BackwardResult {
 }
 
 impl Engine {
-    /// Stage `index` of the run, without weights. `threads`: how many its operations may use; the bits do not depend
-    /// on it.
+    /// Stage `index` of the run, without weights, on the CPU. `threads`: how many its operations may use; the bits do
+    /// not depend on it.
     ///
     /// # Errors
     /// If the run has no such stage.
@@ -91,9 +92,22 @@ impl Engine {
         index: StageIndex,
         threads: usize,
     ) -> Result<Self, Error> {
+        Self::on(&Device::Cpu, description, index, threads)
+    }
+
+    /// The same on any device. The bits are those of the device.
+    ///
+    /// # Errors
+    /// If the run has no such stage, or the device no room for it.
+    pub fn on(
+        device: &Device,
+        description: Arc<Description>,
+        index: StageIndex,
+        threads: usize,
+    ) -> Result<Self, Error> {
         let plan = description.plan()?;
         let options = stage_options(&description, threads);
-        let stage = Stage::new(&plan, usize::from(index.get()), options)?;
+        let stage = DeviceStage::new(device, &plan, usize::from(index.get()), options)?;
         Ok(Self {
             description,
             index,
@@ -113,7 +127,8 @@ impl Engine {
     /// As [`new`](Self::new).
     pub fn initial(description: &Description, index: StageIndex) -> Result<Vec<f32>, Error> {
         let options = stage_options(description, 1);
-        let mut stage = Stage::new(&description.plan()?, usize::from(index.get()), options)?;
+        let plan = description.plan()?;
+        let mut stage = Stage::new(&plan, usize::from(index.get()), options)?;
         stage.initialise(description.seed)?;
         Ok(stage.state().parameters.to_vec())
     }
@@ -192,18 +207,28 @@ impl Engine {
                 .ok_or(Error::Checkpoint("a cell of it was not given"))?;
             let target = segment.range.start as usize..segment.range.end as usize;
             let source = *offset as usize..*offset as usize + target.len();
-            let state = self.stage.state_mut();
-            let moments = [state.first_moment, state.second_moment].into_iter();
-            let into = [state.parameters]
-                .into_iter()
-                .chain(moments.filter(|_| merge.shares_moments()))
-                .chain(merge.outer.has_momentum().then_some(&mut *momentum));
-            for (plane, values) in into.zip(planes) {
-                let values = values
+            let mut state: [&[f32]; 3] = [&[]; 3];
+            let own: &mut [f32] = if merge.outer.has_momentum() {
+                &mut momentum[target.clone()]
+            } else {
+                &mut []
+            };
+            // As `Merge::cell_spec` has them: parameters, moments if they are merged, momentum if there is one.
+            let shared = if merge.shares_moments() { 3 } else { 1 };
+            let mut parts = Vec::with_capacity(planes.len());
+            for values in planes {
+                let part = values
                     .get(source.clone())
                     .ok_or(Error::Checkpoint("a segment exceeds its cell"))?;
-                plane[target.clone()].copy_from_slice(values);
+                parts.push(part);
             }
+            for (plane, part) in state.iter_mut().zip(parts.iter().take(shared)) {
+                *plane = part;
+            }
+            if let Some(part) = parts.get(shared).filter(|_| !own.is_empty()) {
+                own.copy_from_slice(part);
+            }
+            self.stage.upload_state(target.start, state)?;
         }
         if next != elements {
             return Err(Error::Checkpoint("its segments do not cover the stage"));
@@ -212,24 +237,22 @@ impl Engine {
         self.holdings
             .installed(&merge, &mut self.stage, steps, start)?;
         self.epoch = Some(checkpoint.epoch);
-        Ok(Holdings::digest(&merge, &self.stage))
+        Holdings::digest(&merge, &self.stage)
     }
 
     /// The stage's initial weights. `keeps_moments`: the moments stay what they are, unless they are merged.
     fn initialise(&mut self, keeps_moments: bool) -> Result<(), Error> {
-        let kept = keeps_moments.then(|| {
-            let state = self.stage.state();
-            let moments = [state.first_moment, state.second_moment].map(<[f32]>::to_vec);
-            (moments, state.optimizer_steps)
-        });
+        let kept = if keeps_moments && !self.description.merge.shares_moments() {
+            let [_, first, second] = self.stage.state(0..self.stage.elements())?;
+            let moments = [first.into_owned(), second.into_owned()];
+            Some((moments, self.stage.optimizer_steps()))
+        } else {
+            None
+        };
         self.stage.initialise(self.description.seed)?;
-        if let Some(([first, second], steps)) =
-            kept.filter(|_| !self.description.merge.shares_moments())
-        {
-            let state = self.stage.state_mut();
-            state.first_moment.copy_from_slice(&first);
-            state.second_moment.copy_from_slice(&second);
-            *state.optimizer_steps = steps;
+        if let Some(([first, second], steps)) = kept {
+            self.stage.upload_state(0, [&[], &first, &second])?;
+            self.stage.set_optimizer_steps(steps);
         }
         Ok(())
     }
@@ -387,7 +410,7 @@ impl Engine {
 
     /// Elements of the stage's flat parameters.
     pub fn elements(&self) -> usize {
-        self.stage.state().parameters.len()
+        self.stage.elements()
     }
 
     /// The object that the stage uploads of a range: the same one however often it is asked for.
@@ -402,7 +425,10 @@ impl Engine {
 
     /// The object with what the engine keeps for itself and begins the next epoch with, once every
     /// [`cell`](Self::cell) has been made; none if it keeps nothing.
-    pub fn kept(&self) -> Option<Bytes> {
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn kept(&self) -> Result<Option<Bytes>, Error> {
         self.holdings.kept(&self.description.merge, &self.stage)
     }
 

@@ -13,6 +13,7 @@
 //! | [`session`] | joins, polls, reports, leaves: makes the calls that the protocol's machine asks for |
 //! | [`transfer`] | tokens, activations and cells by the grants of a lease |
 //! | [`cells`] | fetching a checkpoint's cells, merging the copies of one |
+//! | [`device`] | what a peer computes on: the CPU, or a card |
 //! | `learned` | what was learned since a checkpoint as an object, and what it makes of the checkpoint |
 //! | [`engine`] | forward, backward and steps with ordinals; the same bits for a miner and for whoever replays it |
 //! | [`memory`] | what a peer of a stage needs, and whether it is there |
@@ -26,6 +27,7 @@
 
 pub mod cells;
 mod convert;
+pub mod device;
 pub mod engine;
 pub mod gate;
 mod learned;
@@ -35,6 +37,7 @@ pub mod session;
 pub mod transfer;
 
 pub use cells::{CellMerge, MergedCell, fetch_cells, fetch_cells_with, merge};
+pub use device::{Device, DeviceName};
 pub use engine::{BackwardResult, Engine, KEPT_MAX, OperationInput, Start};
 pub use gate::Gate;
 pub use learned::{Base, CellPlanes};
@@ -90,6 +93,15 @@ pub enum Error {
         /// What it may take.
         limit_bytes: u64,
     },
+    /// The device that was asked for cannot be used.
+    #[error("{name} cannot be used")]
+    Device {
+        /// As it was asked for.
+        name: DeviceName,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The stage's thread is gone.
     #[error("the stage's thread is gone")]
     StageGone,
@@ -102,6 +114,17 @@ impl Error {
             self,
             Self::Compute(iota_compute::Error::NotFinite { .. })
                 | Self::Merge(iota_merge::Error::Value { .. })
+        )
+    }
+
+    /// Whether a backward pass that failed with this may have left a part of itself in the gradients.
+    pub const fn spoils_gradients(&self) -> bool {
+        use iota_compute::Error as Compute;
+        matches!(
+            self,
+            Self::Compute(
+                Compute::NotFinite { .. } | Compute::OutOfMemory { .. } | Compute::Device(_)
+            )
         )
     }
 

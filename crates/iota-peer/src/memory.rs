@@ -5,6 +5,7 @@ use iota_protocol::StageIndex;
 use iota_run::Description;
 
 use crate::Error;
+use crate::device::Device;
 use crate::engine::{KEPT_MAX, merging_bytes, stage_options};
 
 /// Memory of a miner of one stage.
@@ -40,6 +41,77 @@ impl PeerMemory {
             merging_bytes: merging_bytes(&description.merge, elements),
             transfer_bytes: stage.parameters_bytes + stage.optimizer_bytes,
         })
+    }
+
+    /// The same on a device, within what the device and the host have. The bytes of the stage are then the device's, and
+    /// those of transfers the host's.
+    ///
+    /// # Errors
+    /// If the run has no such stage; [`Error::Memory`] if it does not fit, even if it keeps no forward pass.
+    pub fn planned(
+        device: &Device,
+        description: &Description,
+        index: StageIndex,
+        threads: usize,
+        host_limit_bytes: Option<u64>,
+    ) -> Result<Self, Error> {
+        let all = match device {
+            Device::Cpu => Self::new(description, index, threads)?,
+            #[cfg(feature = "cuda")]
+            Device::Cuda(card) => {
+                return Self::planned_on_card(card, description, index, host_limit_bytes);
+            }
+        };
+        match host_limit_bytes {
+            None => Ok(all),
+            Some(limit_bytes) => all.within(limit_bytes).ok_or_else(|| Error::Memory {
+                stage: index,
+                needed_bytes: all.least().total_bytes(),
+                limit_bytes,
+            }),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn planned_on_card(
+        card: &iota_cuda::Card,
+        description: &Description,
+        index: StageIndex,
+        host_limit_bytes: Option<u64>,
+    ) -> Result<Self, Error> {
+        let too_little = |needed_bytes, limit_bytes| Error::Memory {
+            stage: index,
+            needed_bytes,
+            limit_bytes,
+        };
+        let stage = iota_cuda::memory_plan(
+            &description.plan()?,
+            usize::from(index.get()),
+            &stage_options(description, 1),
+            description.sample_tokens(),
+            KEPT_MAX as u64 + 1,
+        )?;
+        let on_card = Self {
+            stage,
+            merging_bytes: 0,
+            transfer_bytes: 0,
+        };
+        let free_bytes = card.free_bytes().map_err(iota_compute::Error::from)?;
+        let planned = on_card
+            .within(free_bytes)
+            .ok_or_else(|| too_little(on_card.least().total_bytes(), free_bytes))?;
+        let transfer_bytes = stage.parameters_bytes + stage.optimizer_bytes;
+        let elements = stage.parameters_bytes / size_of::<f32>() as u64;
+        let merging_bytes = merging_bytes(&description.merge, elements);
+        let on_host = merging_bytes + transfer_bytes;
+        match host_limit_bytes {
+            Some(limit_bytes) if limit_bytes < on_host => Err(too_little(on_host, limit_bytes)),
+            _ => Ok(Self {
+                merging_bytes,
+                transfer_bytes,
+                ..planned
+            }),
+        }
     }
 
     /// All of it.

@@ -6,8 +6,10 @@ mod happy_path;
 mod merging;
 mod registering;
 mod repairing;
+mod restoring;
 mod sessions;
 mod training;
+mod wasting;
 mod world;
 
 pub(crate) use world::settings;

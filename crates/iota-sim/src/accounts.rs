@@ -6,7 +6,7 @@ use iota_protocol::work::{Lease, Work};
 use iota_protocol::{Event, LeaseId, Phase, SampleId, Session, StageIndex, State, Timestamp};
 
 /// Where a sample is, as the journal has it.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Course {
     /// Who did the present backward pass of each stage.
     backwards: BTreeMap<StageIndex, Session>,
@@ -22,6 +22,8 @@ pub(crate) fn audit(journal: &[(Timestamp, Event)], state: &State) -> Result<(),
     let mut samples: BTreeMap<SampleId, Course> = BTreeMap::new();
     let mut leases: BTreeMap<LeaseId, Lease> = BTreeMap::new();
     let mut of_epoch = 0;
+    // How things were when the epoch began to train, while no checkpoint has what it learned.
+    let mut before: Option<BTreeMap<SampleId, Course>> = None;
     let mut quotas: Vec<u64> = Vec::new();
     let first = |is_new: bool, what: String| {
         is_new
@@ -79,10 +81,20 @@ pub(crate) fn audit(journal: &[(Timestamp, Event)], state: &State) -> Result<(),
                 of_epoch += 1;
             }
             Event::SampleDropped { sample } => on_its_way(&mut samples, *sample)?.dropped = true,
-            Event::PhaseChanged {
-                phase: Phase::Uploading,
-                ..
-            } => quotas.push(std::mem::take(&mut of_epoch)),
+            Event::PhaseChanged { phase, .. } => match phase {
+                Phase::Training => {
+                    of_epoch = 0;
+                    before = Some(samples.clone());
+                }
+                Phase::Uploading => quotas.push(std::mem::take(&mut of_epoch)),
+                Phase::Merging => {}
+                _ => before = None,
+            },
+            Event::Restored { .. } => {
+                if let Some(before) = before.take() {
+                    samples = before;
+                }
+            }
             _ => {}
         }
     }

@@ -382,7 +382,7 @@ fn compare_upload(engine: &mut Engine, upload: &UploadRecord) -> Result<Option<D
         }
     }
     if let Some(kept) = &upload.kept {
-        let ours = engine.kept().as_deref().map(Digest::of);
+        let ours = engine.kept()?.as_deref().map(Digest::of);
         if ours != Some(kept.seal.digest) {
             return Ok(Some(Difference::Upload));
         }

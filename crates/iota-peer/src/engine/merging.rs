@@ -3,12 +3,12 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use iota_compute::Stage;
 use iota_protocol::Digest;
 use iota_run::{Merge, OptimizerState};
 use iota_store::tensor;
 
 use crate::Error;
+use crate::device::DeviceStage;
 use crate::learned::{self, Base, CellPlanes, floats, write_floats};
 
 /// What an engine begins an epoch with, beside the checkpoint.
@@ -49,14 +49,15 @@ impl Holdings {
     pub(super) fn installed(
         &mut self,
         merge: &Merge,
-        stage: &mut Stage,
+        stage: &mut DeviceStage,
         checkpoint_steps: u64,
         start: Start<'_>,
     ) -> Result<(), Error> {
-        let elements = stage.state().parameters.len();
+        let elements = stage.elements();
         self.anchor.clear();
         if merge.is_relative() {
-            self.anchor.extend_from_slice(stage.state().parameters);
+            let [parameters, ..] = stage.state(0..elements)?;
+            self.anchor.extend_from_slice(&parameters);
         }
         let has_residual = merge.residual_decay().is_some();
         match start {
@@ -75,38 +76,36 @@ impl Holdings {
         self.next_residual.clone_from(&self.residual);
         let anew = match (merge.optimizer_state, start) {
             (OptimizerState::Merged, _) => {
-                *stage.state_mut().optimizer_steps = checkpoint_steps;
+                stage.set_optimizer_steps(checkpoint_steps);
                 false
             }
             (OptimizerState::Local, Start::GoesOn) => false,
             _ => true,
         };
         if anew {
-            let state = stage.state_mut();
-            state.first_moment.fill(0.0);
-            state.second_moment.fill(0.0);
-            *state.optimizer_steps = 0;
+            stage.forget_moments()?;
         }
         if let Start::Kept(bytes) = start {
             self.read_kept(merge, stage, bytes)?;
         }
-        self.own_steps = stage.state().optimizer_steps;
+        self.own_steps = stage.optimizer_steps();
         self.checkpoint_steps = checkpoint_steps;
         Ok(())
     }
 
     /// Digest of what all who installed the same checkpoint have in common.
-    pub(super) fn digest(merge: &Merge, stage: &Stage) -> Digest {
-        Digest::from_bytes(if merge.shares_moments() {
-            stage.digest()
+    pub(super) fn digest(merge: &Merge, stage: &DeviceStage) -> Result<Digest, Error> {
+        Ok(Digest::from_bytes(if merge.shares_moments() {
+            stage.digest()?
         } else {
-            iota_merge::digest(stage.state().parameters)
-        })
+            let [parameters, ..] = stage.state(0..stage.elements())?;
+            iota_merge::digest(&parameters)
+        }))
     }
 
     /// Optimizer steps behind the stage's parameters, whoever took them.
-    pub(super) fn optimizer_steps(&self, stage: &Stage) -> u64 {
-        self.checkpoint_steps + (stage.state().optimizer_steps - self.own_steps)
+    pub(super) fn optimizer_steps(&self, stage: &DeviceStage) -> u64 {
+        self.checkpoint_steps + (stage.optimizer_steps() - self.own_steps)
     }
 
     /// What a range of the checkpoint was; none if the run does not ask.
@@ -122,17 +121,15 @@ impl Holdings {
     pub(super) fn upload(
         &mut self,
         merge: &Merge,
-        stage: &Stage,
+        stage: &DeviceStage,
         range: Range<usize>,
     ) -> Result<Bytes, Error> {
-        let state = stage.state();
-        let moments = [state.first_moment, state.second_moment];
-        let moments: Vec<&[f32]> = moments
+        let [parameters, first, second] = stage.state(range.clone())?;
+        let parameters: &[f32] = &parameters;
+        let moments: Vec<&[f32]> = [&*first, &*second]
             .into_iter()
             .filter(|_| merge.shares_moments())
-            .map(|plane| &plane[range.clone()])
             .collect();
-        let parameters = &state.parameters[range.clone()];
         if !merge.is_relative() {
             let planes = [parameters].into_iter().chain(moments);
             let tensors: Vec<_> = merge
@@ -155,44 +152,49 @@ impl Holdings {
     }
 
     /// The object with what the engine keeps for itself, once every range has been uploaded; none if it keeps nothing.
-    pub(super) fn kept(&self, merge: &Merge, stage: &Stage) -> Option<Bytes> {
-        let state = stage.state();
-        let spec = merge.kept_spec(state.parameters.len());
+    pub(super) fn kept(&self, merge: &Merge, stage: &DeviceStage) -> Result<Option<Bytes>, Error> {
+        if !merge.keeps_something() {
+            return Ok(None);
+        }
+        let elements = stage.elements();
+        let [_, first, second] = stage.state(0..elements)?;
+        let spec = merge.kept_spec(elements);
         let written: Result<_, std::convert::Infallible> = tensor::encode_with(&spec, |data| {
             let (steps, planes) = data.split_at_mut(8);
-            steps.copy_from_slice(&state.optimizer_steps.to_le_bytes());
-            let moments = [state.first_moment, state.second_moment].into_iter();
+            steps.copy_from_slice(&stage.optimizer_steps().to_le_bytes());
+            let moments = [&*first, &*second].into_iter();
             let is_own = merge.optimizer_state == OptimizerState::Local;
             let own = moments
                 .filter(|_| is_own)
                 .chain(Some(self.next_residual.as_slice()).filter(|plane| !plane.is_empty()));
-            for (into, plane) in planes.chunks_exact_mut(4 * state.parameters.len()).zip(own) {
+            for (into, plane) in planes.chunks_exact_mut(4 * elements).zip(own) {
                 write_floats(into, plane);
             }
             Ok(())
         });
-        merge.keeps_something().then_some(match written {
-            Ok(bytes) => bytes,
+        match written {
+            Ok(bytes) => Ok(Some(bytes)),
             Err(never) => match never {},
-        })
+        }
     }
 
-    fn read_kept(&mut self, merge: &Merge, stage: &mut Stage, bytes: &[u8]) -> Result<(), Error> {
-        let elements = stage.state().parameters.len();
+    fn read_kept(
+        &mut self,
+        merge: &Merge,
+        stage: &mut DeviceStage,
+        bytes: &[u8],
+    ) -> Result<(), Error> {
+        let elements = stage.elements();
         let spec = merge.kept_spec(elements);
         let data = tensor::element_bytes(bytes, &spec).map_err(|_| Error::Kept)?;
         let (steps, planes) = data.split_at(8);
         let mut planes = planes.chunks_exact(4 * elements).map(floats);
         if merge.optimizer_state == OptimizerState::Local {
-            let state = stage.state_mut();
             let steps = steps.try_into().expect("split after eight bytes");
-            *state.optimizer_steps = u64::from_le_bytes(steps);
-            for (moment, plane) in [state.first_moment, state.second_moment]
-                .into_iter()
-                .zip(&mut planes)
-            {
-                moment.copy_from_slice(&plane);
-            }
+            let mut next = || planes.next().ok_or(Error::Kept);
+            let (first, second) = (next()?, next()?);
+            stage.upload_state(0, [&[], &first, &second])?;
+            stage.set_optimizer_steps(u64::from_le_bytes(steps));
         }
         if let Some(residual) = planes.next() {
             self.residual = residual;

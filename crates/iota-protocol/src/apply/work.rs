@@ -120,6 +120,12 @@ impl State {
         if costs && let Some(ledger) = self.sessions.ledger_mut(session.peer) {
             ledger.drop_work(self.epoch);
         }
+        if costs && lease.work.sample().is_some() {
+            let expected = self.expected_us(session, lease.stage, lease.work.kind());
+            if let Some(state) = self.sessions.get_mut(session) {
+                state.charge_for_vain_work(expected);
+            }
+        }
         match &lease.work {
             Work::Forward { sample, .. } | Work::Backward { sample, .. } => {
                 let holds = |state: &&mut SampleState| state.holder == Holder::Leased { lease: id };
@@ -201,6 +207,7 @@ impl State {
                     credited,
                 });
                 state.backwards += u64::from(credited && kind == WorkKind::Backward);
+                state.vain = state.vain.saturating_sub(1);
             }
             let outcome = outcome.clone();
             state.remember(
@@ -503,7 +510,7 @@ impl State {
 
 impl SampleState {
     /// A sample at its tokens.
-    pub(super) fn fresh() -> Self {
+    pub(crate) fn fresh() -> Self {
         Self {
             forwards: Vec::new(),
             backwards: Vec::new(),

@@ -17,6 +17,10 @@ pub const CAPACITY_MAX: u32 = 64;
 /// [`CAPACITY_MAX`] requests under way, so what is older is never asked for by an honest one.
 pub(crate) const REMEMBERED_LEASES: usize = 128;
 
+/// A piece that was leased in vain counts as up to two to the power of this: who never delivers is tried again once in as
+/// many pieces of others.
+const VAIN_DOUBLES_MAX: u32 = 6;
+
 /// How often a session is leased one epoch's checkpoint: whoever has not installed it by then will not.
 pub(crate) const INSTALLS_MAX: u32 = 8;
 
@@ -30,7 +34,7 @@ pub struct PeerRecord {
     pub role: Role,
     /// Which stage it held last.
     pub stage: Option<StageIndex>,
-    /// Its stays so far.
+    /// The number of its latest stay: each has a higher one than all before.
     pub generations: u32,
     /// Its present stay.
     pub live: Option<Session>,
@@ -93,6 +97,9 @@ pub struct SessionState {
     pub(crate) answered: BTreeMap<LeaseId, Answer>,
     /// Work given to it so far, in expected microseconds: who has least is next (interleaved weighted round-robin).
     pub(crate) given_us: u64,
+    /// Pieces that it was leased in vain, less those that it did since.
+    #[serde(default)]
+    pub(crate) vain: u32,
     /// Moving average of its measured durations, in microseconds.
     pub(crate) pace_us: BTreeMap<WorkKind, u64>,
 }
@@ -130,6 +137,7 @@ impl SessionState {
             lapsed: BTreeSet::new(),
             answered: BTreeMap::new(),
             given_us,
+            vain: 0,
             pace_us: BTreeMap::new(),
         }
     }
@@ -158,6 +166,15 @@ impl SessionState {
         }
     }
 
+    /// A piece that was expected to take so long was leased to it in vain. It counts as work that it was given, and the more
+    /// often that happens the more it counts, so that work goes to others first. Whatever it does makes up for one.
+    pub(crate) fn charge_for_vain_work(&mut self, expected_us: u64) {
+        self.vain = self.vain.saturating_add(1);
+        let times = 1_u64 << self.vain.min(VAIN_DOUBLES_MAX);
+        let charge = expected_us.saturating_mul(times);
+        self.given_us = self.given_us.saturating_add(charge);
+    }
+
     /// Takes a measured duration into the pace. A quarter of the new, three of the old: a change shows within a few
     /// pieces, a hiccup does not.
     pub(crate) fn measure(&mut self, kind: WorkKind, duration_us: u64) {
@@ -184,6 +201,9 @@ pub(crate) struct Sessions {
     /// The live miners of each stage, from the head.
     pub(crate) miners: Vec<BTreeSet<Session>>,
     pub(crate) validators: BTreeSet<Session>,
+    /// Stays have higher numbers than this; 0 unless the run was restored, and stays are unknown that others began.
+    #[serde(default)]
+    pub(crate) generations_before: u32,
 }
 
 impl Sessions {
@@ -193,6 +213,7 @@ impl Sessions {
             live: BTreeMap::new(),
             miners: vec![BTreeSet::new(); stages.into()],
             validators: BTreeSet::new(),
+            generations_before: 0,
         }
     }
 

@@ -69,6 +69,51 @@ fn settled(world: &World) -> Vec<CellResult> {
     results.collect()
 }
 
+/// What users of the published network complain about most: minutes of uploading, refused because the phase had moved on.
+#[test]
+fn an_upload_that_was_begun_in_time_may_finish_and_one_begun_late_is_not_waited_for() {
+    let seconds = Duration::from_secs;
+    // Four take 20 s, so that the fifth may take 80. They are enough after 30 s + 2 * 90 s / 5.
+    let four_upload = |begins_in_time: bool| {
+        let (mut world, sessions) = at(Phase::Uploading, 5, settings(1));
+        for session in &sessions {
+            world.offer(*session, 1);
+        }
+        if !begins_in_time {
+            let given_back = world.lease(sessions[4]);
+            world.offer(sessions[4], 0);
+            let failure = Failure::StoreUnavailable;
+            world.fail(sessions[4], given_back.id, failure).unwrap();
+        }
+        world.pass(seconds(20), &sessions);
+        for session in &sessions[..4] {
+            let lease = world.lease(*session);
+            world.work(&lease);
+        }
+        world.pass(seconds(20), &sessions);
+        world.offer(sessions[4], 1);
+        let last = world.lease(sessions[4]);
+        assert_eq!(last.work.kind(), WorkKind::Upload);
+        world.pass(seconds(30), &sessions);
+        (world, sessions, last)
+    };
+    let (mut world, _, last) = four_upload(true);
+    assert_eq!(world.state.phase(), Phase::Uploading);
+    let events = world.work(&last);
+    let counts = |event: &Event| matches!(event, Event::Completed { credited: true, .. });
+    assert!(events.iter().any(counts));
+    assert_eq!(world.state.phase(), Phase::Merging);
+
+    // It does not finish: the wait has an end, before the phase's own.
+    let (mut world, sessions, _) = four_upload(true);
+    world.pass(seconds(11), &sessions);
+    assert_eq!(world.state.phase(), Phase::Merging);
+
+    // It was begun when less than all were enough.
+    let (world, ..) = four_upload(false);
+    assert_eq!(world.state.phase(), Phase::Merging);
+}
+
 #[test]
 fn a_straggler_does_not_hold_up_the_merge() {
     let (mut world, sessions) = at(Phase::Uploading, 3, settings(1));

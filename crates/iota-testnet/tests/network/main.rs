@@ -5,6 +5,7 @@
 mod cheating;
 mod merging;
 mod refusing;
+mod restoring;
 mod resuming;
 mod training;
 mod vanishing;
