@@ -230,7 +230,7 @@ fn a_refusal_names_the_field_from_the_outside_in() {
 
 #[test]
 fn unknown_and_unspecified_choices_are_refused() {
-    for number in [0, 5, -1] {
+    for number in [0, 7, -1] {
         refused(
             ObjectName::try_from(proto::ObjectName {
                 purpose: number,
