@@ -44,6 +44,7 @@
 //! | `writer` | the thread that writes the journal |
 //! | `keeper`, `course` | metrics, manifests, retention; the run in a few numbers |
 //! | `status` | how the run is doing, for people who watch |
+//! | `history` | a run's past from its folder: whether its accounts add up, what happened and why |
 //!
 //! It does *not* know what a tensor is: sizes come in with the [`Setup`]. It takes no decision of a run (those are
 //! `iota-protocol`'s) and never links the compute engine.
@@ -52,6 +53,7 @@ mod api;
 mod course;
 mod error;
 mod grants;
+mod history;
 mod keeper;
 mod options;
 mod owner;
@@ -76,6 +78,7 @@ use tracing::{info, warn};
 
 pub use course::Course;
 pub use error::Error;
+pub use history::{Finding, History, LedgerAudit, Story};
 pub use iota_run::{Codec, Wire};
 pub use options::{
     BoundaryChoice, CutError, CutOptions, CutRule, Cuts, ModelOptions, MuonOptions, NAdamOptions,

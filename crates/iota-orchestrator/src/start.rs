@@ -34,6 +34,9 @@ const KEEPER_LAG: usize = 4096;
 /// Where the orchestrator's key is in the run folder, if nobody says otherwise.
 const KEY: &str = "keys/orchestrator.json";
 
+/// Where the embedded store keeps its objects in the run folder.
+pub(crate) const STORE: &str = "store";
+
 /// Builds an [`Orchestrator`].
 #[derive(Debug)]
 pub struct OrchestratorBuilder {
@@ -369,7 +372,7 @@ impl Sockets {
         let credentials = Credentials::new("iota", hex(secret));
         let store_server = S3Server::bind(
             addresses.store_listen,
-            folder.join("store"),
+            folder.join(STORE),
             credentials,
             ServerSettings::default(),
         )

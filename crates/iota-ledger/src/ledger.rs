@@ -1,0 +1,564 @@
+//! The ledger: what a run's events add up to, by somebody who does not know the rules' state.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iota_protocol::event::{Direction, LeaseEnd, Phase, RestartReason, SessionEnd};
+use iota_protocol::work::{Checkpoint, Lease, ObjectName, ObjectRef, Outcome, Verdict, Work};
+use iota_protocol::{Epoch, Event, LeaseId, PeerId, RunSettings, SampleId, Session, StageIndex};
+use serde::{Deserialize, Serialize};
+
+use crate::Discrepancy;
+use crate::account::{Contribution, Fate, Inclusion, Loss, SampleAccount, SampleEnd, Stint};
+use crate::merging::{StageMerge, Upload};
+
+/// What a peer's results add up to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerAccount {
+    /// Credited forward passes.
+    pub forwards: u64,
+    /// Credited backward passes.
+    pub backwards: u64,
+    /// Passes that came when somebody else's counted already.
+    pub superseded: u64,
+    /// Audits in its favour.
+    pub audits_passed: u64,
+    /// Audits against it.
+    pub audits_failed: u64,
+    /// Whether it was banned.
+    pub banned: bool,
+}
+
+/// A run's events, added up. Show it all of them from the first, in order.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    pub(crate) settings: RunSettings,
+    pub(crate) phase: Phase,
+    pub(crate) epoch: Epoch,
+    pub(crate) samples: BTreeMap<SampleId, SampleAccount>,
+    /// Samples on their way.
+    pub(crate) flying: BTreeSet<SampleId>,
+    /// Samples that each epoch completed.
+    pub(crate) completed: BTreeMap<Epoch, u64>,
+    pub(crate) peers: BTreeMap<PeerId, PeerAccount>,
+    pub(crate) stints: Vec<Stint>,
+    pub(crate) merges: BTreeMap<(Epoch, StageIndex), StageMerge>,
+    checkpoints: BTreeMap<(Epoch, StageIndex), Checkpoint>,
+    /// Objects that were replaced in a checkpoint because nobody could read them.
+    unreadable: BTreeSet<ObjectName>,
+    /// The present stint of each live miner that has installed anything.
+    present: BTreeMap<Session, usize>,
+    leases: BTreeMap<LeaseId, Lease>,
+    next_lease: LeaseId,
+    pub(crate) restarted: u64,
+    pub(crate) found: Vec<Discrepancy>,
+}
+
+impl Ledger {
+    /// Of a run that nobody has joined yet.
+    pub fn new(settings: &RunSettings) -> Self {
+        Self {
+            settings: settings.clone(),
+            phase: Phase::Gathering,
+            epoch: Epoch::new(0),
+            samples: BTreeMap::new(),
+            flying: BTreeSet::new(),
+            completed: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            stints: Vec::new(),
+            merges: BTreeMap::new(),
+            checkpoints: BTreeMap::new(),
+            unreadable: BTreeSet::new(),
+            present: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            next_lease: LeaseId::default(),
+            restarted: 0,
+            found: Vec::new(),
+        }
+    }
+
+    /// Every sample that set out, in order.
+    pub fn samples(&self) -> impl Iterator<Item = (SampleId, &SampleAccount)> {
+        self.samples
+            .iter()
+            .map(|(sample, account)| (*sample, account))
+    }
+
+    /// One sample, if it set out.
+    pub fn sample(&self, sample: SampleId) -> Option<&SampleAccount> {
+        self.samples.get(&sample)
+    }
+
+    /// What a peer's results add up to.
+    pub fn peer(&self, peer: PeerId) -> PeerAccount {
+        self.peers.get(&peer).copied().unwrap_or_default()
+    }
+
+    /// What each stage starts each epoch from, as repaired last. Those of epoch 0 follow from the seed and are not here.
+    pub fn checkpoints(&self) -> impl Iterator<Item = &Checkpoint> {
+        self.checkpoints.values()
+    }
+
+    /// Whether a checkpoint did without this object in the end, because nobody could read it.
+    pub fn is_given_up(&self, object: ObjectName) -> bool {
+        self.unreadable.contains(&object)
+    }
+
+    /// What became of a pass; none if it is in no merge and nothing that happened says why.
+    pub fn inclusion(&self, contribution: &Contribution) -> Option<Inclusion> {
+        self.inclusion_of_stint(contribution.stint)
+    }
+
+    pub(crate) fn inclusion_of_stint(&self, stint: usize) -> Option<Inclusion> {
+        let stint = &self.stints[stint];
+        let lost = |loss| Some(Inclusion::Lost { loss });
+        match stint.fate {
+            Fate::Lost(loss) => lost(loss),
+            Fate::Uploaded => {
+                let merge = &self.merges[&(stint.epoch, stint.stage)];
+                let upload = merge.uploads.get(&stint.session)?;
+                if let Some(why) = upload.excluded {
+                    return lost(why.into());
+                }
+                match &merge.elements {
+                    None if self.phase == Phase::Over => lost(Loss::RunOver),
+                    None => Some(Inclusion::Pending),
+                    Some(elements) => match elements.get(&stint.session) {
+                        None => lost(Loss::NothingMerged),
+                        Some(&elements) => Some(Inclusion::Merged {
+                            elements,
+                            of: self.stage_elements(stint.stage),
+                        }),
+                    },
+                }
+            }
+            Fate::Open => {
+                let may_upload = stint.epoch == self.epoch
+                    && matches!(self.phase, Phase::Training | Phase::Uploading);
+                may_upload.then_some(Inclusion::Pending)
+            }
+        }
+    }
+
+    /// Adds an event.
+    pub fn follow(&mut self, event: &Event) {
+        match event {
+            Event::SessionEnded { session, why } => self.session_ended(*session, *why),
+            Event::SampleOpened { sample } => self.sample_opened(*sample),
+            Event::Leased(lease) => self.leased(lease),
+            // Of other ends a result may still come.
+            Event::LeaseEnded {
+                lease,
+                why: LeaseEnd::Failed { .. } | LeaseEnd::SessionOver,
+                ..
+            } => drop(self.leases.remove(lease)),
+            Event::Completed {
+                lease,
+                session,
+                outcome,
+                credited,
+            } => self.completed(*lease, *session, outcome, *credited),
+            Event::PieceUndone { sample, piece, .. } => {
+                let stage = usize::from(piece.stage.get());
+                let behind = self.tail() - stage.min(self.tail());
+                if let Some(account) = self.on_its_way(*sample, "a piece of it is done again") {
+                    match piece.direction {
+                        Direction::Forward => account.undo_to(stage, 0),
+                        Direction::Backward => account.undo_to(usize::MAX, behind),
+                    }
+                }
+            }
+            Event::SampleRestarted { sample, why } => {
+                let epoch = self.epoch;
+                self.restarted += u64::from(*why == RestartReason::TooManyAttempts);
+                if let Some(account) = self.on_its_way(*sample, "it goes back to its tokens") {
+                    account.undo_to(0, 0);
+                    account.restarts.push((epoch, *why));
+                }
+            }
+            Event::SampleCompleted { sample, loss, path } => {
+                self.sample_completed(*sample, *loss, path);
+            }
+            Event::SampleDropped { sample } => {
+                let epoch = self.epoch;
+                if let Some(account) = self.on_its_way(*sample, "it is given up") {
+                    account.undo_to(0, 0);
+                    account.end = Some(SampleEnd::Dropped { epoch });
+                    self.flying.remove(sample);
+                }
+            }
+            Event::PhaseChanged { phase, epoch, .. } => self.phase_changed(*phase, *epoch),
+            Event::RosterFixed { stage, roster } => {
+                if let Some(earlier) = self.before(*stage) {
+                    earlier.close();
+                }
+                let merge = StageMerge::new(*stage, self.epoch, roster);
+                self.merges.insert((self.epoch, *stage), merge);
+            }
+            Event::UploadExcluded {
+                stage,
+                session,
+                why,
+            } => {
+                if let Some(merge) = self.merges.get_mut(&(self.epoch, *stage)) {
+                    merge.exclude(*session, *why);
+                }
+            }
+            Event::CellSettled {
+                stage,
+                cell,
+                result,
+                merged,
+            } => {
+                if let Some(merge) = self.merges.get_mut(&(self.epoch, *stage)) {
+                    self.found.extend(merge.settle(*cell, *result, *merged));
+                }
+            }
+            Event::CheckpointCommitted(checkpoint) => self.commit(checkpoint, false),
+            Event::CheckpointRepaired {
+                checkpoint, object, ..
+            } => {
+                self.unreadable.insert(*object);
+                self.commit(checkpoint, true);
+                let stage = checkpoint.stage;
+                self.lose_where(Loss::CheckpointRepaired, |stint| stint.stage == stage);
+            }
+            Event::ReplicasDiffer { odd, .. } => {
+                self.lose_where(Loss::Odd, |stint| odd.contains(&stint.session));
+            }
+            Event::AuditSettled {
+                subject, verdict, ..
+            } => {
+                let account = self.peers.entry(subject.peer).or_default();
+                match verdict {
+                    Verdict::Agrees { .. } => account.audits_passed += 1,
+                    Verdict::Differs { .. } => account.audits_failed += 1,
+                }
+            }
+            Event::PeerBanned { peer, .. } => self.peers.entry(*peer).or_default().banned = true,
+            Event::LeaseEnded { .. }
+            | Event::Resumed { .. }
+            | Event::SessionJoined { .. }
+            | Event::RoomOffered { .. }
+            | Event::PreferenceLapsed { .. }
+            | Event::OwnersRelaxed
+            | Event::UploadAccused { .. }
+            | Event::UploadQuarantined { .. }
+            | Event::CheckpointAccused { .. }
+            | Event::Installed { .. }
+            | Event::AuditDrawn { .. }
+            | Event::DisputeOpened { .. }
+            | Event::AuditAbandoned { .. } => {}
+        }
+    }
+
+    fn session_ended(&mut self, session: Session, why: SessionEnd) {
+        if let Some(stint) = self.present.remove(&session) {
+            self.lose(stint, why.into());
+        }
+    }
+
+    fn sample_opened(&mut self, sample: SampleId) {
+        let expected = self.samples.keys().next_back();
+        let expected = expected.map_or(SampleId::default(), |last| last.next());
+        if sample != expected {
+            self.found
+                .push(Discrepancy::SampleOutOfOrder { sample, expected });
+        }
+        if !self.samples.contains_key(&sample) {
+            self.samples
+                .insert(sample, SampleAccount::opened(self.epoch));
+            self.flying.insert(sample);
+        }
+    }
+
+    fn leased(&mut self, lease: &Lease) {
+        let expected = self.next_lease;
+        if lease.id != expected {
+            let lease = lease.id;
+            self.found
+                .push(Discrepancy::LeaseOutOfOrder { lease, expected });
+        }
+        self.next_lease = expected.max(lease.id).next();
+        let mut lease = lease.clone();
+        if let Work::Replay { entries, .. } = &mut lease.work {
+            *entries = Vec::new();
+        }
+        self.leases.insert(lease.id, lease);
+    }
+
+    fn completed(&mut self, id: LeaseId, session: Session, outcome: &Outcome, credited: bool) {
+        let lease = self.leases.remove(&id);
+        let Some(lease) = lease.filter(|lease| lease.session == session) else {
+            self.found
+                .push(Discrepancy::ResultWithoutLease { lease: id, session });
+            return;
+        };
+        match (&lease.work, outcome) {
+            (Work::Forward { sample, .. } | Work::Backward { sample, .. }, _) if !credited => {
+                self.peers.entry(session.peer).or_default().superseded += 1;
+                // It may have ended long ago.
+                if let Some(account) = self.samples.get_mut(sample) {
+                    account.superseded += 1;
+                }
+            }
+            (Work::Forward { sample, .. } | Work::Backward { sample, .. }, _) => {
+                self.pass(*sample, &lease, outcome);
+            }
+            (Work::Upload { cells, .. }, Outcome::Upload { cells: seals, .. }) => {
+                let (stage, key) = (lease.stage, (self.epoch, lease.stage));
+                let merge = self.merges.get_mut(&key);
+                let merge = merge.filter(|merge| merge.roster.contains(&session));
+                let (Some(merge), Some(&stint)) = (merge, self.present.get(&session)) else {
+                    self.found
+                        .push(Discrepancy::UploadOutsideRoster { stage, session });
+                    return;
+                };
+                let backwards = self.stints[stint].backwards;
+                let upload = Upload::new(stint, backwards, cells, seals);
+                merge.uploads.insert(session, upload);
+                self.stints[stint].fate = Fate::Uploaded;
+            }
+            (
+                Work::Merge {
+                    cell,
+                    range,
+                    inputs,
+                    output,
+                },
+                Outcome::Merge {
+                    merged,
+                    quarantined,
+                },
+            ) => {
+                let (name, seal) = (*output, *merged);
+                if let Some(merge) = self.merges.get_mut(&(self.epoch, lease.stage)) {
+                    let object = ObjectRef { name, seal };
+                    let found = merge.merge(id, (*cell, range), inputs, object, quarantined);
+                    self.found.extend(found);
+                }
+            }
+            (Work::Install { checkpoint }, Outcome::Install { .. }) if credited => {
+                if let Some(earlier) = self.present.insert(session, self.stints.len()) {
+                    self.lose(earlier, Loss::BeganAnew);
+                }
+                self.stints.push(Stint {
+                    session,
+                    stage: lease.stage,
+                    epoch: checkpoint.epoch,
+                    backwards: 0,
+                    fate: Fate::Open,
+                });
+            }
+            _ => {}
+        }
+    }
+
+    /// Adds a credited pass to a sample's way, if it follows the passes before it.
+    fn pass(&mut self, sample: SampleId, lease: &Lease, outcome: &Outcome) {
+        let (id, session, stage) = (lease.id, lease.session, lease.stage);
+        let peer = self.peers.entry(session.peer).or_default();
+        match &lease.work {
+            Work::Forward { .. } => peer.forwards += 1,
+            _ => peer.backwards += 1,
+        }
+        let Some(&stint) = self.present.get(&session) else {
+            self.found
+                .push(Discrepancy::WithoutWeights { lease: id, session });
+            return;
+        };
+        if lease.work.sample().is_some() && matches!(lease.work, Work::Backward { .. }) {
+            self.stints[stint].backwards += 1;
+        }
+        let tail = self.tail();
+        let Some(account) = self.on_its_way(sample, "a pass of it was credited") else {
+            return;
+        };
+        let contribution = Contribution {
+            lease: id,
+            session,
+            stint,
+        };
+        let place = usize::from(stage.get());
+        let (forwards, backwards) = (account.forwards.len(), account.backwards.len());
+        let before = place.checked_sub(1);
+        let input_made = before.and_then(|before| account.made.0.get(before).copied().flatten());
+        let (done, turn, fits) = match &lease.work {
+            Work::Forward { input, .. } => (
+                place < forwards,
+                place == forwards && backwards == 0 && place < tail,
+                *input == input_made,
+            ),
+            Work::Backward {
+                input,
+                output_gradient,
+                ..
+            } => {
+                let gradient_made = account.made.1.last().copied().flatten();
+                (
+                    place + backwards > tail,
+                    place + backwards == tail && forwards == tail,
+                    *input == input_made && *output_gradient == gradient_made,
+                )
+            }
+            _ => return,
+        };
+        let lease_id = id;
+        if !turn {
+            let lease = lease_id;
+            self.found.push(if done {
+                Discrepancy::CountedTwice {
+                    sample,
+                    stage,
+                    lease,
+                }
+            } else {
+                Discrepancy::OutOfTurn {
+                    sample,
+                    stage,
+                    lease,
+                }
+            });
+            return;
+        }
+        match (&lease.work, outcome) {
+            (Work::Forward { output, .. }, Outcome::Forward { output: seal, .. }) => {
+                account.forwards.push(contribution);
+                let (name, seal) = (*output, *seal);
+                account.made.0.push(Some(ObjectRef { name, seal }));
+            }
+            (Work::Backward { gradient, .. }, Outcome::Backward { gradient: seal, .. }) => {
+                account.backwards.push(contribution);
+                let made = gradient.zip(*seal);
+                let made = made.map(|(name, seal)| ObjectRef { name, seal });
+                account.made.1.push(made);
+            }
+            _ => {}
+        }
+        if !fits {
+            self.found.push(Discrepancy::ReadSomethingElse {
+                sample,
+                stage,
+                lease: lease_id,
+            });
+        }
+    }
+
+    fn sample_completed(&mut self, sample: SampleId, loss: f32, path: &[Session]) {
+        let (epoch, tail) = (self.epoch, self.tail());
+        let Some(account) = self.on_its_way(sample, "it is complete") else {
+            return;
+        };
+        account.end = Some(SampleEnd::Completed { epoch, loss });
+        account.made = (Vec::new(), Vec::new());
+        let did: Vec<Session> = account
+            .backwards
+            .iter()
+            .rev()
+            .map(|pass| pass.session)
+            .collect();
+        self.flying.remove(&sample);
+        let missing = (0..tail + 1 - did.len().min(tail + 1))
+            .filter_map(|stage| Some(StageIndex::new(u16::try_from(stage).ok()?)));
+        let missing = missing.map(|stage| Discrepancy::NeverLearned { sample, stage });
+        self.found.extend(missing);
+        if did != path {
+            self.found.push(Discrepancy::AnotherPath { sample });
+        }
+        let completed = self.completed.entry(epoch).or_default();
+        *completed += 1;
+        let quota = self.settings.samples_per_epoch;
+        if *completed > quota {
+            self.found.push(Discrepancy::TooManySamples {
+                epoch,
+                quota,
+                sample,
+            });
+        }
+    }
+
+    fn phase_changed(&mut self, phase: Phase, epoch: Epoch) {
+        if phase == Phase::Merging {
+            let merges = &self.merges;
+            let late: Vec<usize> = self
+                .present
+                .iter()
+                .filter(|(session, stint)| {
+                    let stage = self.stints[**stint].stage;
+                    let merge = merges.get(&(epoch, stage));
+                    merge.is_some_and(|merge| merge.roster.contains(session))
+                })
+                .map(|(_, stint)| *stint)
+                .collect();
+            for stint in late {
+                self.lose(stint, Loss::NotUploaded);
+            }
+        }
+        (self.phase, self.epoch) = (phase, epoch);
+        if phase == Phase::Installing {
+            // What could still have been handed in is worth nothing now; a late verdict always is worth something.
+            self.leases
+                .retain(|_, lease| lease.epoch >= epoch || lease.work.subject().is_some());
+        }
+    }
+
+    fn commit(&mut self, checkpoint: &Checkpoint, repaired: bool) {
+        let (stage, epoch) = (checkpoint.stage, checkpoint.epoch);
+        let elements = self.stage_elements(stage);
+        let merged = Epoch::new(epoch.get().saturating_sub(1));
+        let before: Vec<&Checkpoint> = [merged, epoch]
+            .iter()
+            .filter_map(|epoch| self.checkpoints.get(&(*epoch, stage)))
+            .collect();
+        if let Some(merge) = self.merges.get_mut(&(merged, stage)) {
+            let found = merge.commit(checkpoint, &before, elements, repaired);
+            self.found.extend(found);
+        } else if !repaired {
+            self.found.push(Discrepancy::FromNowhere { epoch, stage });
+        }
+        self.checkpoints.insert((epoch, stage), checkpoint.clone());
+    }
+
+    fn lose(&mut self, stint: usize, loss: Loss) {
+        let stint = &mut self.stints[stint];
+        if stint.fate == Fate::Open {
+            stint.fate = Fate::Lost(loss);
+        }
+    }
+
+    /// Whoever is there and holds weights that will not be uploaded.
+    fn lose_where(&mut self, loss: Loss, is_lost: impl Fn(&Stint) -> bool) {
+        let present: Vec<usize> = self.present.values().copied().collect();
+        for stint in present {
+            if is_lost(&self.stints[stint]) {
+                self.lose(stint, loss);
+            }
+        }
+    }
+
+    fn before(&mut self, stage: StageIndex) -> Option<&mut StageMerge> {
+        let earlier = Epoch::new(self.epoch.get().checked_sub(1)?);
+        self.merges.get_mut(&(earlier, stage))
+    }
+
+    fn on_its_way(&mut self, sample: SampleId, what: &str) -> Option<&mut SampleAccount> {
+        if !self.flying.contains(&sample) {
+            let what = what.to_owned();
+            self.found.push(Discrepancy::NotOnItsWay { sample, what });
+            return None;
+        }
+        self.samples.get_mut(&sample)
+    }
+
+    fn tail(&self) -> usize {
+        usize::from(self.settings.tail().get())
+    }
+
+    pub(crate) fn stage_elements(&self, stage: StageIndex) -> u64 {
+        let stage = usize::from(stage.get());
+        self.settings
+            .stage_parameters
+            .get(stage)
+            .copied()
+            .unwrap_or(0)
+    }
+}
