@@ -42,11 +42,11 @@ pub struct Ledger {
     pub(crate) peers: BTreeMap<PeerId, PeerAccount>,
     pub(crate) stints: Vec<Stint>,
     pub(crate) merges: BTreeMap<(Epoch, StageIndex), StageMerge>,
-    checkpoints: BTreeMap<(Epoch, StageIndex), Checkpoint>,
+    pub(crate) checkpoints: BTreeMap<(Epoch, StageIndex), Checkpoint>,
     /// Objects that were replaced in a checkpoint because nobody could read them.
     unreadable: BTreeSet<ObjectName>,
     /// The present stint of each live miner that has installed anything.
-    present: BTreeMap<Session, usize>,
+    pub(crate) present: BTreeMap<Session, usize>,
     leases: BTreeMap<LeaseId, Lease>,
     next_lease: LeaseId,
     pub(crate) restarted: u64,
@@ -257,20 +257,6 @@ impl Ledger {
         }
     }
 
-    fn sample_opened(&mut self, sample: SampleId) {
-        let expected = self.samples.keys().next_back();
-        let expected = expected.map_or(SampleId::default(), |last| last.next());
-        if sample != expected {
-            self.found
-                .push(Discrepancy::SampleOutOfOrder { sample, expected });
-        }
-        if !self.samples.contains_key(&sample) {
-            self.samples
-                .insert(sample, SampleAccount::opened(self.epoch));
-            self.flying.insert(sample);
-        }
-    }
-
     fn leased(&mut self, lease: &Lease) {
         let expected = self.next_lease;
         if lease.id != expected {
@@ -353,129 +339,6 @@ impl Ledger {
         }
     }
 
-    /// Adds a credited pass to a sample's way, if it follows the passes before it.
-    fn pass(&mut self, sample: SampleId, lease: &Lease, outcome: &Outcome) {
-        let (id, session, stage) = (lease.id, lease.session, lease.stage);
-        let peer = self.peers.entry(session.peer).or_default();
-        match &lease.work {
-            Work::Forward { .. } => peer.forwards += 1,
-            _ => peer.backwards += 1,
-        }
-        let Some(&stint) = self.present.get(&session) else {
-            self.found
-                .push(Discrepancy::WithoutWeights { lease: id, session });
-            return;
-        };
-        if lease.work.sample().is_some() && matches!(lease.work, Work::Backward { .. }) {
-            self.stints[stint].backwards += 1;
-        }
-        let tail = self.tail();
-        let Some(account) = self.on_its_way(sample, "a pass of it was credited") else {
-            return;
-        };
-        let contribution = Contribution {
-            lease: id,
-            session,
-            stint,
-        };
-        let place = usize::from(stage.get());
-        let (forwards, backwards) = (account.forwards.len(), account.backwards.len());
-        let before = place.checked_sub(1);
-        let input_made = before.and_then(|before| account.made.0.get(before).copied().flatten());
-        let (done, turn, fits) = match &lease.work {
-            Work::Forward { input, .. } => (
-                place < forwards,
-                place == forwards && backwards == 0 && place < tail,
-                *input == input_made,
-            ),
-            Work::Backward {
-                input,
-                output_gradient,
-                ..
-            } => {
-                let gradient_made = account.made.1.last().copied().flatten();
-                (
-                    place + backwards > tail,
-                    place + backwards == tail && forwards == tail,
-                    *input == input_made && *output_gradient == gradient_made,
-                )
-            }
-            _ => return,
-        };
-        let lease_id = id;
-        if !turn {
-            let lease = lease_id;
-            self.found.push(if done {
-                Discrepancy::CountedTwice {
-                    sample,
-                    stage,
-                    lease,
-                }
-            } else {
-                Discrepancy::OutOfTurn {
-                    sample,
-                    stage,
-                    lease,
-                }
-            });
-            return;
-        }
-        match (&lease.work, outcome) {
-            (Work::Forward { output, .. }, Outcome::Forward { output: seal, .. }) => {
-                account.forwards.push(contribution);
-                let (name, seal) = (*output, *seal);
-                account.made.0.push(Some(ObjectRef { name, seal }));
-            }
-            (Work::Backward { gradient, .. }, Outcome::Backward { gradient: seal, .. }) => {
-                account.backwards.push(contribution);
-                let made = gradient.zip(*seal);
-                let made = made.map(|(name, seal)| ObjectRef { name, seal });
-                account.made.1.push(made);
-            }
-            _ => {}
-        }
-        if !fits {
-            self.found.push(Discrepancy::ReadSomethingElse {
-                sample,
-                stage,
-                lease: lease_id,
-            });
-        }
-    }
-
-    fn sample_completed(&mut self, sample: SampleId, loss: f32, path: &[Session]) {
-        let (epoch, tail) = (self.epoch, self.tail());
-        let Some(account) = self.on_its_way(sample, "it is complete") else {
-            return;
-        };
-        account.end = Some(SampleEnd::Completed { epoch, loss });
-        account.made = (Vec::new(), Vec::new());
-        let did: Vec<Session> = account
-            .backwards
-            .iter()
-            .rev()
-            .map(|pass| pass.session)
-            .collect();
-        self.flying.remove(&sample);
-        let missing = (0..tail + 1 - did.len().min(tail + 1))
-            .filter_map(|stage| Some(StageIndex::new(u16::try_from(stage).ok()?)));
-        let missing = missing.map(|stage| Discrepancy::NeverLearned { sample, stage });
-        self.found.extend(missing);
-        if did != path {
-            self.found.push(Discrepancy::AnotherPath { sample });
-        }
-        let completed = self.completed.entry(epoch).or_default();
-        *completed += 1;
-        let quota = self.settings.samples_per_epoch;
-        if *completed > quota {
-            self.found.push(Discrepancy::TooManySamples {
-                epoch,
-                quota,
-                sample,
-            });
-        }
-    }
-
     fn phase_changed(&mut self, phase: Phase, epoch: Epoch) {
         if phase == Phase::Merging {
             let merges = &self.merges;
@@ -540,7 +403,11 @@ impl Ledger {
         self.merges.get_mut(&(earlier, stage))
     }
 
-    fn on_its_way(&mut self, sample: SampleId, what: &str) -> Option<&mut SampleAccount> {
+    pub(crate) fn on_its_way(
+        &mut self,
+        sample: SampleId,
+        what: &str,
+    ) -> Option<&mut SampleAccount> {
         if !self.flying.contains(&sample) {
             let what = what.to_owned();
             self.found.push(Discrepancy::NotOnItsWay { sample, what });
@@ -549,7 +416,7 @@ impl Ledger {
         self.samples.get_mut(&sample)
     }
 
-    fn tail(&self) -> usize {
+    pub(crate) fn tail(&self) -> usize {
         usize::from(self.settings.tail().get())
     }
 

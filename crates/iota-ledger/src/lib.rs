@@ -37,7 +37,7 @@
 //!
 //! | module | concern |
 //! |---|---|
-//! | `ledger` | [`Ledger`]: each event, added to the books |
+//! | `ledger`, `passes` | [`Ledger`]: each event, added to the books; the way of a sample through the stages |
 //! | `account` | what is kept of a sample, and of a stretch of a session's work |
 //! | `merging` | a stage's merge: uploads, cells, and how much of whose work a checkpoint holds |
 //! | `check`, `discrepancy` | the balance, and what does not add up |
@@ -54,6 +54,7 @@ mod explain;
 mod ledger;
 mod merging;
 mod moment;
+mod passes;
 mod words;
 
 pub use account::{Contribution, Inclusion, Loss, SampleAccount, SampleEnd};

@@ -100,7 +100,7 @@ impl fmt::Display for Finding {
 
 impl History {
     /// Proves that every sample's tokens are counted once, or says where that fails: from the whole journal, event by
-    /// event, and from every shard, manifest and merged cell in the store.
+    /// event, and from every shard, manifest and merged cell in the store. Blocks while it reads the journal.
     ///
     /// # Errors
     /// [`Error::Journal`] if the journal is not as it was written; [`Error::Store`] if the store cannot be read at all.
@@ -174,7 +174,7 @@ impl History {
             for start in slice.starts {
                 // A window that begins less than a window's length before this one's end overlaps it.
                 let context = u64::from(slice.context);
-                let first = start.saturating_sub(context - 1);
+                let first = start.saturating_sub(context.saturating_sub(1));
                 let window = (slice.shard, first)..(slice.shard, start + context);
                 if let Some((_, other)) = read.range(window).next() {
                     let other = *other;
