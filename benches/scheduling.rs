@@ -1,5 +1,5 @@
-//! The rules: commands that one thread decides per second, while networks of several sizes train, and what the state of
-//! such a run takes in memory.
+//! The rules: commands that one thread decides per second, while networks of several sizes train and while they merge, and
+//! what the state of such a run takes in memory.
 //!
 //! Miners take turns: each says that it has room, then completes what it holds, which makes the rules give the next pieces
 //! of work to somebody. The journal, the calls and the grants around a decision are not in it.
@@ -7,10 +7,12 @@
 mod counting;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use iota_protocol::settings::{LearningRate, Timing};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use iota_protocol::settings::{LearningRate, Merging, Registration, Timing};
+use iota_protocol::state::MergeRecord;
 use iota_protocol::work::{Lease, Outcome, Seal, Work};
 use iota_protocol::{
     Command, Digest, PeerId, Phase, Role, RunId, RunSettings, Session, StageIndex, State, Timestamp,
@@ -21,7 +23,14 @@ use iota_protocol::{
 const NETWORKS: [(u16, u32, u32); 4] = [(3, 2, 1), (4, 25, 1), (20, 50, 1), (20, 500, 10)];
 /// Leases that a miner holds at a time, as `iota-miner` does.
 const CAPACITY: u32 = 4;
+/// Stages and miners of each whose merge is measured, from the first cell to the last: up to 20 times 1,225 cells, each of
+/// which two miners merge.
+const MERGES: [(u16, u32); 3] = [(1, 10), (1, 50), (20, 50)];
+/// Samples of an epoch that is to be merged, per miner of a stage.
+const SAMPLES_BEFORE_MERGING: u64 = 2;
 const ACTIVATION_BYTES: u64 = 131_072;
+const CELL_ELEMENT_BYTES: u64 = 12;
+const CELL_OVERHEAD_BYTES: u64 = 512;
 /// Commands in one measured iteration.
 const COMMANDS: u64 = 500;
 
@@ -52,7 +61,22 @@ fn scheduling(c: &mut Criterion) {
     group.finish();
 }
 
+fn merging(c: &mut Criterion) {
+    let mut group = c.benchmark_group("commands of a merging network");
+    for (stages, miners_per_stage) in MERGES {
+        let network = Network::merging(stages, miners_per_stage);
+        let commands = network.clone().merge();
+        group.throughput(Throughput::Elements(commands));
+        let miners = u32::from(stages) * miners_per_stage;
+        group.bench_function(BenchmarkId::new("miners", miners), |b| {
+            b.iter_batched_ref(|| network.clone(), Network::merge, BatchSize::LargeInput);
+        });
+    }
+    group.finish();
+}
+
 /// A run and everybody in it.
+#[derive(Clone)]
 struct Network {
     state: State,
     now: Timestamp,
@@ -65,12 +89,10 @@ struct Network {
 }
 
 impl Network {
-    /// A network that has been training for a while.
-    fn training(stages: u16, miners_per_stage: u32, samples_per_miner: u32) -> Self {
-        let miners = u32::from(stages) * miners_per_stage;
+    /// A network that everybody has joined.
+    fn new(settings: RunSettings) -> Self {
+        let miners = u32::from(settings.stages()) * settings.miners_per_stage_max;
         let now = Timestamp::from_millis(0);
-        let settings = settings(stages, miners_per_stage, miners * samples_per_miner);
-        let in_flight = settings.samples_in_flight as usize;
         let state = State::new(settings, now);
         let mut network = Self {
             state: state.expect("the settings are in range"),
@@ -93,6 +115,15 @@ impl Network {
                 .sessions
                 .push_back(session.expect("it has just joined"));
         }
+        network
+    }
+
+    /// A network that has been training for a while.
+    fn training(stages: u16, miners_per_stage: u32, samples_per_miner: u32) -> Self {
+        let miners = u32::from(stages) * miners_per_stage;
+        let in_flight = miners * samples_per_miner;
+        let mut network = Self::new(settings(stages, miners_per_stage, in_flight));
+        let in_flight = in_flight as usize;
         // First the head alone, until all samples that may be are on their way: left to itself a network of equally fast
         // stages has few that wait. Then everybody, until some are through and all kinds of work are about.
         while network.state.samples_in_flight() < in_flight {
@@ -103,6 +134,33 @@ impl Network {
         }
         assert_eq!(network.state.phase(), Phase::Training);
         network
+    }
+
+    /// A network whose miners have all uploaded and none has begun to merge.
+    fn merging(stages: u16, miners_per_stage: u32) -> Self {
+        let mut network = Self::new(RunSettings {
+            samples_per_epoch: SAMPLES_BEFORE_MERGING * u64::from(miners_per_stage),
+            ..settings(stages, miners_per_stage, miners_per_stage)
+        });
+        while network.state.phase() != Phase::Merging {
+            network.command(None);
+        }
+        // What miners hold by now is the first of the merge.
+        network.turn.clear();
+        network
+    }
+
+    /// The whole merge. Returns how many commands it took.
+    fn merge(&mut self) -> u64 {
+        let mut commands = 0;
+        while self.state.phase() == Phase::Merging {
+            self.command(None);
+            commands += 1;
+        }
+        let cells =
+            |merge: &MergeRecord| merge.covered == merge.cells && merge.agreed == merge.cells;
+        assert!(self.state.merges().iter().all(cells));
+        commands
     }
 
     /// The next command of whoever's turn it is: room first, then a result for every lease that it holds. `only`: only
@@ -170,7 +228,25 @@ impl Network {
                 }
             }
             Work::Install { .. } => Outcome::Install { state: self.object },
-            other => unreachable!("nothing but training is measured, and this is {other:?}"),
+            Work::Upload { cells, .. } => Outcome::Upload {
+                cells: cells.iter().map(|cell| self.cell(&cell.range)).collect(),
+                optimizer_steps: 1,
+            },
+            Work::Merge { range, .. } => Outcome::Merge {
+                merged: self.cell(range),
+                quarantined: Vec::new(),
+            },
+            other => unreachable!("nobody audits, and this is {other:?}"),
+        }
+    }
+}
+
+impl Network {
+    /// What anybody says of a cell.
+    fn cell(&self, range: &Range<u64>) -> Seal {
+        Seal {
+            digest: self.object,
+            length: CELL_OVERHEAD_BYTES + (range.end - range.start) * CELL_ELEMENT_BYTES,
         }
     }
 }
@@ -183,8 +259,8 @@ fn settings(stages: u16, miners_per_stage: u32, samples_in_flight: u32) -> RunSe
         stage_parameters: vec![1_000_000; stages.into()],
         activation_bytes: ACTIVATION_BYTES,
         gradient_bytes: ACTIVATION_BYTES,
-        cell_element_bytes: 12,
-        cell_overhead_bytes: 512,
+        cell_element_bytes: CELL_ELEMENT_BYTES,
+        cell_overhead_bytes: CELL_OVERHEAD_BYTES,
         sample_tokens: 512,
         epochs: 1,
         samples_per_epoch: u64::from(u32::MAX),
@@ -193,15 +269,19 @@ fn settings(stages: u16, miners_per_stage: u32, samples_in_flight: u32) -> RunSe
         backwards_per_step: 1,
         miners_to_start: miners_per_stage,
         miners_per_stage_max: miners_per_stage,
+        registration: Registration::default(),
         validators: Vec::new(),
         audit_every_epochs: 1,
         learning_rate: LearningRate::cosine(1e-3, 100, 0.1),
+        merging: Merging::default(),
         timing: Timing {
             // Simulated time runs slower than a large network's would; nobody is late here.
             lease_initial: Duration::from_secs(3_600),
             lease_min: Duration::from_secs(3_600),
             session_timeout: Duration::from_secs(3_600),
             affinity: Duration::from_secs(3_600),
+            phase_max: Duration::from_secs(3_600),
+            quorum_relaxes_after: Duration::from_secs(3_600),
             ..Timing::default()
         },
     }
@@ -213,6 +293,6 @@ criterion_group! {
         .sample_size(10)
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(3));
-    targets = scheduling
+    targets = scheduling, merging
 }
 criterion_main!(benches);

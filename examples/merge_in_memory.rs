@@ -28,7 +28,8 @@ use iota_data::{
 };
 use iota_merge::{Accumulator, WeightedCopy, cut, digest, install, weighted_mean};
 use iota_model::{ModelConfig, StagePlan, preset};
-use iota_protocol::{Epoch, PeerId, SampleId, Session, StageIndex, cells};
+use iota_protocol::cells::{self, Cells};
+use iota_protocol::{Epoch, PeerId, SampleId, Session, StageIndex};
 
 const STAGES: usize = 2;
 /// Replicas of each stage. Three are the fewest for which a stage has more than one cell.
@@ -152,7 +153,8 @@ impl Network {
         let roster: Vec<Session> = replicas.iter().map(|replica| replica.session).collect();
         let elements = replicas[0].stage.layout().elements() as u64;
         let stage = StageIndex::new(u16::try_from(index)?);
-        cells::plan(&SECRET, stage, epoch, &roster, elements)
+        let seed = cells::seed(&SECRET, stage, epoch);
+        cells::plan(Cells::Butterfly, &seed, &roster, elements)
             .into_iter()
             .map(|cell| {
                 let first = MergedCell::average(&replicas, &cell.range, at_once)?;

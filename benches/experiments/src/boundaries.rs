@@ -1,12 +1,10 @@
 //! What a boundary costs in loss: every encoding, IOTA's bottleneck and ResBM's, on the same text with the same optimizer.
 
-mod training;
+pub(crate) mod training;
 mod variant;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
@@ -16,6 +14,7 @@ use iota_data::BatchShape;
 use self::training::{model, train};
 pub(crate) use self::variant::{Variant, variants};
 use crate::chart::{Chart, Point, Scale, Series};
+use crate::jobs::run_all;
 use crate::outcome::{Outcome, Results, Setting};
 use crate::summary::{Row, summarise};
 use crate::table;
@@ -115,7 +114,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("making {}", options.out.display()))?;
-    let (results, mut outcomes) = Results::open(&options.out.join("boundaries.jsonl"))?;
+    let (results, mut outcomes) = Results::open::<Outcome>(&options.out.join("boundaries.jsonl"))?;
     outcomes.retain(|outcome| outcome.setting == setting);
     if !options.summarise {
         let open: VecDeque<(Variant, u64)> = (1..=options.seeds)
@@ -127,55 +126,23 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                     .any(|outcome| outcome.variant == name && outcome.seed == *seed)
             })
             .collect();
-        let run_one = |variant: &Variant, seed| {
+        let run_one = |(variant, seed): &(Variant, u64)| {
             let optimizer = options.optimizer.settings();
-            train(&model, &setting, variant, optimizer, seed, &text)
-        };
-        outcomes.extend(run_all(open, options.jobs, &results, &run_one)?);
-    }
-    let rows = summarise(&wanted, &outcomes, options.width);
-    write(&options.out, &setting, &rows, &outcomes)
-}
-
-/// Works off a queue on so many threads. Every outcome is written down before the next run begins.
-fn run_all(
-    open: VecDeque<(Variant, u64)>,
-    jobs: usize,
-    results: &Results,
-    run_one: &(impl Fn(&Variant, u64) -> Result<Outcome> + Sync),
-) -> Result<Vec<Outcome>> {
-    let total = open.len();
-    let (open, done) = (Mutex::new(open), AtomicUsize::new(0));
-    let next = || {
-        let mut open = open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.pop_front()
-    };
-    let work = || -> Result<Vec<Outcome>> {
-        let mut outcomes = Vec::new();
-        while let Some((variant, seed)) = next() {
-            let outcome = run_one(&variant, seed)
+            let outcome = train(&model, &setting, variant, optimizer, *seed, &text)
                 .with_context(|| format!("training {variant} with seed {seed}"))?;
             results.add(&outcome)?;
-            let nth = done.fetch_add(1, Ordering::Relaxed) + 1;
             let loss = outcome.held_out.map_or_else(
                 || "broke down".to_owned(),
                 |loss| format!("{loss:.4} nats per token"),
             );
             let seconds = outcome.seconds;
-            println!("{nth} of {total}: {variant}, seed {seed}: {loss}, {seconds:.0} s");
-            outcomes.push(outcome);
-        }
-        Ok(outcomes)
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..jobs).map(|_| scope.spawn(work)).collect();
-        let mut outcomes = Vec::new();
-        for worker in workers {
-            let worker = worker.join();
-            outcomes.extend(worker.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
-        }
-        Ok(outcomes)
-    })
+            let said = format!("{variant}, seed {seed}: {loss}, {seconds:.0} s");
+            Ok((outcome, said))
+        };
+        outcomes.extend(run_all(open, options.jobs, &run_one)?);
+    }
+    let rows = summarise(&wanted, &outcomes, options.width);
+    write(&options.out, &setting, &rows, &outcomes)
 }
 
 fn write(out: &Path, setting: &Setting, rows: &[Row], outcomes: &[Outcome]) -> Result<()> {

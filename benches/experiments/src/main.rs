@@ -17,10 +17,13 @@
 //! | module | concern |
 //! |---|---|
 //! | [`boundaries`] | the experiment on boundaries: its variants, and the runs of them |
+//! | [`merging`] | the experiment on merges: rules, outer steps, codecs, what becomes of optimizer state, garbage |
 //! | [`parity`] | whole networks beside the uncut model |
 //! | [`wire`] | [`wire::Wire`]: what the numbers that cross become on the way |
 //! | [`pipeline`] | stages in sequence, trained and evaluated |
 //! | [`text`] | the bundled text as batches |
+//! | [`model`], [`curve`] | what is trained, and when it is looked at |
+//! | [`jobs`] | many runs, several at a time |
 //! | [`outcome`] | results on disk |
 //! | [`summary`] | many seeds of a variant as one row |
 //! | [`table`], [`chart`] | rows as Markdown and CSV, lines as SVG |
@@ -29,6 +32,10 @@
 
 mod boundaries;
 mod chart;
+mod curve;
+mod jobs;
+mod merging;
+mod model;
 mod outcome;
 mod parity;
 mod pipeline;
@@ -54,6 +61,8 @@ struct Arguments {
 enum Command {
     /// What crosses from a stage to the next: all channels or a bottleneck, in which encoding.
     Boundaries(boundaries::Options),
+    /// What replicas of a model lose by training apart: how they are merged, in how many bytes.
+    Merging(merging::Options),
     /// Whole networks beside the uncut model.
     Parity(parity::Options),
 }
@@ -61,6 +70,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Boundaries(options) => boundaries::run(&options),
+        Command::Merging(options) => merging::run(&options),
         Command::Parity(options) => parity::run(&options),
     }
 }

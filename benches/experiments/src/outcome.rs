@@ -56,7 +56,7 @@ pub(crate) struct Results {
 
 impl Results {
     /// Opens or makes the file; also returns what is in it. A line that was cut short when a process ended is left out.
-    pub(crate) fn open(path: &Path) -> Result<(Self, Vec<Outcome>)> {
+    pub(crate) fn open<T: DeserializeOwned>(path: &Path) -> Result<(Self, Vec<T>)> {
         let text = if path.exists() {
             std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?
         } else {
@@ -80,7 +80,7 @@ impl Results {
     }
 
     /// Adds a result.
-    pub(crate) fn add(&self, outcome: &Outcome) -> Result<()> {
+    pub(crate) fn add<T: Serialize>(&self, outcome: &T) -> Result<()> {
         let line = serde_json::to_string(outcome)? + "\n";
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.write_all(line.as_bytes())
@@ -127,7 +127,7 @@ pub(crate) mod tests {
     fn results_are_read_back_even_if_the_last_was_cut_short() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("results.jsonl");
-        let (results, before) = Results::open(&path).unwrap();
+        let (results, before) = Results::open::<Outcome>(&path).unwrap();
         assert_eq!(before, []);
         let (first, second) = (outcome("a", 1, 2.25), outcome("b", 1, 2.5));
         results.add(&first).unwrap();
@@ -136,11 +136,11 @@ pub(crate) mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, &text[..text.len() - 20]).unwrap();
 
-        let (results, read) = Results::open(&path).unwrap();
+        let (results, read) = Results::open::<Outcome>(&path).unwrap();
         assert_eq!(read, std::slice::from_ref(&first));
         results.add(&second).unwrap();
         drop(results);
-        assert_eq!(Results::open(&path).unwrap().1, [first, second]);
+        assert_eq!(Results::open::<Outcome>(&path).unwrap().1, [first, second]);
     }
 
     #[test]
@@ -148,6 +148,6 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("results.jsonl");
         std::fs::write(&path, "{\"loss\": 1}\n").unwrap();
-        assert!(Results::open(&path).is_err());
+        assert!(Results::open::<Outcome>(&path).is_err());
     }
 }

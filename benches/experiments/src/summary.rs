@@ -76,35 +76,39 @@ pub(crate) fn summarise(variants: &[Variant], outcomes: &[Outcome], width: usize
                 })
                 .collect();
             let bytes = variant.bytes(width);
+            let curves: Vec<&[(u64, f64)]> = runs.iter().map(|run| &run.curve[..]).collect();
             (!runs.is_empty()).then(|| Row {
                 variant: *variant,
                 channels: variant.channels(width),
                 bytes,
                 times_fewer_bytes: bytes
-                    .map(|(forward, backward)| 4.0 * width as f64 / (forward + backward)),
+                    .map(|(forward, backward)| forward + backward)
+                    .filter(|bytes| *bytes > 0.0)
+                    .map(|bytes| 4.0 * width as f64 / bytes),
                 loss: Spread::of(&losses),
                 difference_percent: Spread::of(&differences),
                 runs: losses.len(),
                 broken: runs.len() - losses.len(),
-                curve: mean_curve(&runs),
+                curve: mean_curve(&curves),
             })
         })
         .collect()
 }
 
-fn mean_curve(runs: &[&Outcome]) -> Vec<(u64, f64)> {
-    let mut tokens: Vec<u64> = runs
+/// The points of several curves, each the mean of those that have it.
+pub(crate) fn mean_curve(curves: &[&[(u64, f64)]]) -> Vec<(u64, f64)> {
+    let mut tokens: Vec<u64> = curves
         .iter()
-        .flat_map(|run| run.curve.iter().map(|(tokens, _)| *tokens))
+        .flat_map(|curve| curve.iter().map(|(tokens, _)| *tokens))
         .collect();
     tokens.sort_unstable();
     tokens.dedup();
     tokens
         .into_iter()
         .filter_map(|at| {
-            let losses: Vec<f64> = runs
+            let losses: Vec<f64> = curves
                 .iter()
-                .flat_map(|run| &run.curve)
+                .flat_map(|curve| curve.iter())
                 .filter(|(tokens, _)| *tokens == at)
                 .map(|(_, loss)| *loss)
                 .collect();

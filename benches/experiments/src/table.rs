@@ -15,14 +15,34 @@ const COLUMNS: [&str; 7] = [
     "against f32",
 ];
 
-/// A heading that says what was run, and the table, with columns as wide as they need to be, so that it reads in a
-/// terminal too.
+/// A heading that says what was run, and the table.
 pub(crate) fn markdown(setting: &Setting, rows: &[Row]) -> String {
-    let mut lines = vec![COLUMNS.map(str::to_owned)];
-    lines.extend(rows.iter().map(cells));
-    let widths: Vec<usize> = (0..COLUMNS.len())
+    let Setting {
+        width,
+        blocks,
+        context,
+        sequences,
+        stages,
+        tokens,
+        optimizer,
+        learning_rate,
+    } = setting;
+    let text = format!(
+        "Model: {blocks} blocks of {width} channels, {stages} stages. Training: {tokens} tokens (bytes of text) in batches \
+         of {sequences} x {context},\n{optimizer}, learning rate {learning_rate}. Bytes: per token and hop. Loss: nats per \
+         token on text that was never trained on,\nmean ± standard deviation over seeds; the last column compares with all \
+         channels as f32, runs of the same seed.\n\n"
+    );
+    let columns = COLUMNS.map(str::to_owned);
+    text + &aligned(&columns, &rows.iter().map(cells).collect::<Vec<_>>())
+}
+
+/// A Markdown table with columns as wide as they need to be, so that it reads in a terminal too.
+pub(crate) fn aligned<const N: usize>(columns: &[String; N], rows: &[[String; N]]) -> String {
+    let lines = || std::iter::once(columns).chain(rows);
+    let widths: Vec<usize> = (0..N)
         .map(|column| {
-            let lengths = lines.iter().map(|line| line[column].chars().count());
+            let lengths = lines().map(|line| line[column].chars().count());
             lengths.max().unwrap_or_default()
         })
         .collect();
@@ -34,26 +54,9 @@ pub(crate) fn markdown(setting: &Setting, rows: &[Row]) -> String {
         text + "\n"
     };
     let rule: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
-
-    let Setting {
-        width,
-        blocks,
-        context,
-        sequences,
-        stages,
-        tokens,
-        optimizer,
-        learning_rate,
-    } = setting;
-    let mut text = format!(
-        "Model: {blocks} blocks of {width} channels, {stages} stages. Training: {tokens} tokens (bytes of text) in batches \
-         of {sequences} x {context},\n{optimizer}, learning rate {learning_rate}. Bytes: per token and hop. Loss: nats per \
-         token on text that was never trained on,\nmean ± standard deviation over seeds; the last column compares with all \
-         channels as f32, runs of the same seed.\n\n"
-    );
-    text += &render(&lines[0]);
+    let mut text = render(columns);
     text += &render(&rule);
-    lines[1..].iter().for_each(|line| text += &render(line));
+    rows.iter().for_each(|line| text += &render(line));
     text
 }
 
@@ -84,7 +87,7 @@ fn cells(row: &Row) -> [String; 7] {
     ]
 }
 
-fn spread(spread: Spread, digits: usize, unit: &str) -> String {
+pub(crate) fn spread(spread: Spread, digits: usize, unit: &str) -> String {
     let Spread { mean, deviation } = spread;
     match deviation {
         Some(deviation) => format!("{mean:.digits$} ± {deviation:.digits$}{unit}"),
@@ -93,7 +96,7 @@ fn spread(spread: Spread, digits: usize, unit: &str) -> String {
 }
 
 /// At most two digits behind the point, and no zeros at the end.
-fn trimmed(number: f64) -> String {
+pub(crate) fn trimmed(number: f64) -> String {
     let text = format!("{number:.2}");
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
 }

@@ -7,35 +7,56 @@ use iota_codec::{Codec, Seed, Shape};
 
 /// An encoding of activations or of their gradients: there and back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Wire(pub(crate) Codec);
+pub(crate) enum Wire {
+    /// Zeros arrive: what a model is worth whose stages hear nothing of each other.
+    Nothing,
+    /// What this leaves of the numbers arrives.
+    By(Codec),
+}
 
 impl Wire {
-    pub(crate) const F32: Self = Self(Codec::F32);
-    pub(crate) const BF16: Self = Self(Codec::Bf16);
+    pub(crate) const F32: Self = Self::By(Codec::F32);
+    pub(crate) const BF16: Self = Self::By(Codec::Bf16);
 
-    /// All of them, the most exact first.
-    pub(crate) const ALL: [Self; 4] = [Self::F32, Self::BF16, Self(Codec::Int8), Self(Codec::Int4)];
+    /// All that something arrives by, the most exact first.
+    pub(crate) const ALL: [Self; 4] = [
+        Self::F32,
+        Self::BF16,
+        Self::By(Codec::Int8),
+        Self::By(Codec::Int4),
+    ];
 
     /// Bytes that a token's channels take, scales and the like included.
     pub(crate) const fn bytes_per_token(self, channels: usize) -> f64 {
-        self.0.token_bytes(channels) as f64
+        match self {
+            Self::Nothing => 0.0,
+            Self::By(codec) => codec.token_bytes(channels) as f64,
+        }
     }
 
     /// What the receiver gets of `[tokens, channels]`. The seed is for encodings that round by chance.
     pub(crate) fn cross(self, values: &mut [f32], channels: usize, seed: u64) -> Result<()> {
-        if self == Self::F32 {
-            return Ok(());
-        }
+        let codec = match self {
+            Self::F32 => return Ok(()),
+            Self::Nothing => {
+                values.fill(0.0);
+                return Ok(());
+            }
+            Self::By(codec) => codec,
+        };
         let shape = Shape::new(values.len() / channels, channels);
-        let mut bytes = vec![0; self.0.encoded_length(shape)];
-        self.0.encode(values, shape, Seed::new(seed), &mut bytes)?;
-        Ok(self.0.decode(&bytes, shape, values)?)
+        let mut bytes = vec![0; codec.encoded_length(shape)];
+        codec.encode(values, shape, Seed::new(seed), &mut bytes)?;
+        Ok(codec.decode(&bytes, shape, values)?)
     }
 }
 
 impl fmt::Display for Wire {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.0.name())
+        formatter.write_str(match self {
+            Self::Nothing => "nothing",
+            Self::By(codec) => codec.name(),
+        })
     }
 }
 
@@ -60,5 +81,8 @@ mod tests {
             last = worst;
         }
         assert!(last > 0.05, "four bits are felt: {last}");
+        let mut received = sent;
+        Wire::Nothing.cross(&mut received, 10, 1).unwrap();
+        assert!(received.iter().all(|value| *value == 0.0));
     }
 }

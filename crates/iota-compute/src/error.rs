@@ -100,6 +100,15 @@ pub enum Error {
         /// The parameter's name.
         tensor: String,
     },
+    /// The device's memory is full: less at a time may fit. What the CPU allocates never comes to this.
+    #[error("the compute device has no room for {bytes} bytes more")]
+    OutOfMemory {
+        /// What was asked for.
+        bytes: u64,
+        /// What the device says.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A device refused. The CPU never does.
     #[error("the compute device failed")]
     Device(#[source] Box<dyn std::error::Error + Send + Sync>),

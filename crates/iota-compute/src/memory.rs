@@ -8,9 +8,22 @@ use std::fmt;
 
 use iota_model::{StagePlan, StageRole};
 
+use crate::backend::Backend;
 use crate::cpu::Counting;
 use crate::error::Result;
 use crate::stage::{Input, Stage, StageOptions};
+
+/// What a device that only counts has counted.
+pub trait MemoryCount {
+    /// Bytes of the buffers that there are.
+    fn held_bytes(&self) -> u64;
+
+    /// Bytes of the buffers that there were at one time, at most.
+    fn held_bytes_max(&self) -> u64;
+
+    /// The same with what operations took in passing.
+    fn in_use_bytes_max(&self) -> u64;
+}
 
 /// Memory of a stage on a CPU, in bytes.
 ///
@@ -54,12 +67,35 @@ impl MemoryPlan {
         waiting: u64,
     ) -> Result<Self> {
         let device = Counting::new(options.threads, options.precision);
-        let mut stage = Stage::on(device.clone(), plan, index, options.optimizer)?
-            .with_recompute(options.recompute);
-        let at_rest = device.held_bytes();
+        Self::counted(
+            (device.clone(), &device),
+            plan,
+            index,
+            options,
+            sample_tokens,
+            waiting,
+        )
+    }
+
+    /// For a stage on another kind of device: one that keeps lengths instead of numbers, and the tally of what it would
+    /// hold. The table's lines then mean what that device makes of them.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn counted<B: Backend>(
+        (device, count): (B, &impl MemoryCount),
+        plan: &StagePlan,
+        index: usize,
+        options: &StageOptions,
+        sample_tokens: usize,
+        waiting: u64,
+    ) -> Result<Self> {
+        let mut stage =
+            Stage::on(device, plan, index, options.optimizer)?.with_recompute(options.recompute);
+        let at_rest = count.held_bytes();
         let role = stage.role();
         let saved_bytes = one_pass(&mut stage, sample_tokens)?;
-        let held_max = device.held_bytes_max();
+        let held_max = count.held_bytes_max();
         let parameters_bytes = (stage.layout().elements() * size_of::<f32>()) as u64;
         let tables_bytes = stage.tables_bytes();
         Ok(Self {
@@ -76,7 +112,7 @@ impl MemoryPlan {
             optimizer_bytes: at_rest - tables_bytes - 2 * parameters_bytes,
             saved_bytes,
             scratch_bytes: held_max - at_rest - saved_bytes + tables_bytes,
-            workspace_bytes: device.in_use_bytes_max() - held_max,
+            workspace_bytes: count.in_use_bytes_max() - held_max,
         })
     }
 
@@ -111,7 +147,7 @@ impl MemoryPlan {
 }
 
 /// A forward pass, a backward pass and a step. Returns what was saved in between, in bytes.
-fn one_pass(stage: &mut Stage<Counting>, sample_tokens: usize) -> Result<u64> {
+fn one_pass<B: Backend>(stage: &mut Stage<B>, sample_tokens: usize) -> Result<u64> {
     let tokens = vec![0; sample_tokens];
     let activation = vec![0.0; sample_tokens * stage.plan().boundary_width()];
     let activation = (!stage.role().takes_tokens()).then_some(activation.as_slice());

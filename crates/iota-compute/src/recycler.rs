@@ -59,6 +59,7 @@ mod tests {
 
     use super::*;
     use crate::cpu::Counting;
+    use crate::memory::MemoryCount as _;
 
     #[test]
     fn samples_of_many_lengths_leave_no_more_behind_than_one_does() {

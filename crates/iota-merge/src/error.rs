@@ -2,9 +2,9 @@ use std::ops::Range;
 
 use crate::quarantine::Quarantined;
 
-/// Why there is no merged tensor.
+/// Why there is no merged tensor, or no encoding of one.
 ///
-/// All of these say that the inputs cannot be merged; trying again with the same inputs gives the same error.
+/// All of these speak of the inputs; trying again with the same inputs gives the same error.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -51,5 +51,45 @@ pub enum Error {
     CellNotFinite {
         /// The first bad element, counted from the start of the cell.
         element: usize,
+    },
+    /// A setting of a rule, an outer step or a codec that makes no sense.
+    #[error("{name} has to be {expected}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// A vector that goes with another is not as long.
+    #[error("{what} has {found} elements instead of {expected}")]
+    OtherLength {
+        /// What it is.
+        what: &'static str,
+        /// Elements that it must have.
+        expected: usize,
+        /// Elements that it has.
+        found: usize,
+    },
+    /// A value that should be encoded, or that was decoded, is a NaN, an infinity, or larger than the codec can write.
+    #[error("the value at element {element} has no encoding")]
+    Value {
+        /// Its position.
+        element: usize,
+    },
+    /// There are more or fewer bytes than so many elements take.
+    #[error("{found} bytes instead of {expected}")]
+    EncodedLength {
+        /// What they take; of codecs whose lengths vary, what is announced up to the place where it went wrong.
+        expected: usize,
+        /// What there is.
+        found: usize,
+    },
+    /// Bytes that no encoder writes.
+    #[error("{what} of chunk {chunk} is none that an encoder writes")]
+    Malformed {
+        /// What is wrong.
+        what: &'static str,
+        /// In which chunk, counted from 0.
+        chunk: usize,
     },
 }

@@ -19,14 +19,17 @@
 //! Source: IOTA primer (arXiv 2507.17766), butterfly all-reduce. IOTA's published code computes the same quotient in
 //! f32 and rounds it to bf16, with 1 + the backward passes of a miner as its weight.
 
+use crate::element::Element;
 use crate::error::Error;
 use crate::quarantine::{Quarantined, first_non_finite};
+use crate::rule::{Clip, Part, Rule};
+use crate::vector::{Kernel, dispatch, fused};
 
 /// One machine's copy of the range that is merged.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct WeightedCopy<'a> {
+pub struct WeightedCopy<'a, E = f32> {
     /// Its elements.
-    pub elements: &'a [f32],
+    pub elements: &'a [E],
     /// How much it counts, for example the backward passes that went into it. With 0 it takes no part.
     pub weight: u64,
 }
@@ -40,9 +43,8 @@ pub struct Merged {
     pub left_out: Vec<Quarantined>,
 }
 
-/// Elements that all copies are read for before the next ones. Their f64 sums (16 KiB) and a copy's elements (8 KiB)
-/// stay in a 32 KiB L1 cache, so that the copies are streamed through once and nothing else moves.
-const CHUNK: usize = 2048;
+/// Elements whose sums are made side by side, in registers: the copies are streamed through once and nothing else moves.
+const COLUMNS: usize = 32;
 
 /// Where sums start: `-0.0 + x` is `x` for every x, while `0.0 + -0.0` would lose the sign of a negative zero.
 const NOTHING: f64 = -0.0;
@@ -55,7 +57,7 @@ const NOTHING: f64 = -0.0;
 /// # Errors
 /// [`Error::NoCopies`]; [`Error::Length`] names the first copy that is not as long as copy 0; [`Error::NoneFinite`];
 /// [`Error::ZeroWeight`].
-pub fn weighted_mean(copies: &[WeightedCopy<'_>]) -> Result<Merged, Error> {
+pub fn weighted_mean<E: Element>(copies: &[WeightedCopy<'_, E>]) -> Result<Merged, Error> {
     let mut elements = vec![0.0; copies.first().ok_or(Error::NoCopies)?.elements.len()];
     let left_out = weighted_mean_into(copies, &mut elements)?;
     Ok(Merged { elements, left_out })
@@ -63,59 +65,14 @@ pub fn weighted_mean(copies: &[WeightedCopy<'_>]) -> Result<Merged, Error> {
 
 /// As [`weighted_mean`], into memory that the caller has. Returns the copies that were left out.
 ///
-/// Allocates nothing as long as no copy is left out.
-///
 /// # Errors
 /// As [`weighted_mean`], with the length of `merged` as the one that all copies must have. `merged` then holds
 /// anything.
-pub fn weighted_mean_into(
-    copies: &[WeightedCopy<'_>],
+pub fn weighted_mean_into<E: Element>(
+    copies: &[WeightedCopy<'_, E>],
     merged: &mut [f32],
 ) -> Result<Vec<Quarantined>, Error> {
-    if copies.is_empty() {
-        return Err(Error::NoCopies);
-    }
-    for (copy, WeightedCopy { elements, .. }) in copies.iter().enumerate() {
-        if elements.len() != merged.len() {
-            return Err(Error::Length {
-                copy,
-                expected: merged.len(),
-                found: elements.len(),
-            });
-        }
-    }
-
-    // Honest copies are finite. Looking through them all first would read all memory twice for nothing, so the mean is
-    // tried, and a copy that spoils it is found afterwards. It does spoil it: finite f32 never overflow the f64 sums,
-    // and a NaN or infinity in a sum never leaves it. Copies of weight 0 are not in the sum, so they are looked at
-    // beforehand; they are rare.
-    let idle = copies
-        .iter()
-        .any(|copy| copy.weight == 0 && first_non_finite(copy.elements).is_some());
-    if !idle {
-        let total = total_weight(copies, &[]);
-        if total > 0 && mean_of_all(copies, &[], total, merged) {
-            return Ok(Vec::new());
-        }
-    }
-
-    let left_out: Vec<Quarantined> = copies
-        .iter()
-        .enumerate()
-        .filter_map(|(copy, WeightedCopy { elements, .. })| {
-            first_non_finite(elements).map(|element| Quarantined { copy, element })
-        })
-        .collect();
-    if left_out.len() == copies.len() {
-        return Err(Error::NoneFinite { left_out });
-    }
-    let total = total_weight(copies, &left_out);
-    if total == 0 {
-        return Err(Error::ZeroWeight);
-    }
-    let finite = mean_of_all(copies, &left_out, total, merged);
-    assert!(finite, "a mean of finite numbers is finite");
-    Ok(left_out)
+    Rule::WeightedMean.merge_into(copies, Clip::None, merged)
 }
 
 /// Merges copies that come one after the other, holding none of them.
@@ -159,7 +116,7 @@ impl Accumulator {
     ///
     /// # Errors
     /// [`Error::Length`] if it does not have as many elements as the accumulator. It then does not count as a copy.
-    pub fn add(&mut self, copy: &[f32], weight: u64) -> Result<(), Error> {
+    pub fn add<E: Element>(&mut self, copy: &[E], weight: u64) -> Result<(), Error> {
         if copy.len() != self.sums.len() {
             return Err(Error::Length {
                 copy: self.copies,
@@ -174,7 +131,11 @@ impl Accumulator {
                 element,
             });
         } else if weight > 0 {
-            add_weighted(&mut self.sums, copy, weight);
+            dispatch(Add {
+                sums: &mut self.sums,
+                copy,
+                weight: weight as f64,
+            });
             self.total += u128::from(weight);
         }
         self.copies += 1;
@@ -197,9 +158,8 @@ impl Accumulator {
         if self.total == 0 {
             return Err(Error::ZeroWeight);
         }
-        let mut elements = vec![0.0; self.sums.len()];
-        let finite = divide(&self.sums, self.total, &mut elements);
-        assert!(finite, "a mean of finite numbers is finite");
+        let total = self.total as f64;
+        let elements: Vec<f32> = self.sums.iter().map(|sum| (sum / total) as f32).collect();
         Ok(Merged {
             elements,
             left_out: self.left_out,
@@ -207,65 +167,99 @@ impl Accumulator {
     }
 }
 
-/// Sum of the weights, exact: 2^64 copies of the largest weight would not overflow it.
-fn total_weight(copies: &[WeightedCopy<'_>], left_out: &[Quarantined]) -> u128 {
-    taking_part(copies, left_out)
-        .map(|copy| u128::from(copy.weight))
-        .sum()
-}
-
-/// Copies with a weight that are not in `left_out`, which is in order.
-fn taking_part<'a, 'b>(
-    copies: &'b [WeightedCopy<'a>],
-    left_out: &'b [Quarantined],
-) -> impl Iterator<Item = &'b WeightedCopy<'a>> {
-    copies.iter().enumerate().filter_map(move |(index, copy)| {
-        let excluded = left_out
-            .binary_search_by_key(&index, |quarantined| quarantined.copy)
-            .is_ok();
-        (copy.weight > 0 && !excluded).then_some(copy)
+/// Writes the mean of what takes part. `total` is the sum of the weights. `false` if it is not finite: finite f32 never
+/// overflow the sums, and a NaN or infinity in a sum never leaves it, so it is finite if and only if all copies are.
+pub(crate) fn mean_of_parts<E: Element>(
+    parts: &[Part<'_, E>],
+    total: f64,
+    merged: &mut [f32],
+) -> bool {
+    dispatch(Mean {
+        parts,
+        total,
+        merged,
     })
 }
 
-/// Writes the mean chunk by chunk. Stops and says `false` at the first chunk that is not finite.
-fn mean_of_all(
-    copies: &[WeightedCopy<'_>],
-    left_out: &[Quarantined],
-    total: u128,
-    merged: &mut [f32],
-) -> bool {
-    let mut sums = [NOTHING; CHUNK];
-    for (index, merged) in merged.chunks_mut(CHUNK).enumerate() {
-        let sums = &mut sums[..merged.len()];
-        sums.fill(NOTHING);
-        let start = index * CHUNK;
-        for copy in taking_part(copies, left_out) {
-            add_weighted(
-                sums,
-                &copy.elements[start..start + merged.len()],
-                copy.weight,
-            );
-        }
-        if !divide(sums, total, merged) {
-            return false;
+struct Mean<'a, E> {
+    parts: &'a [Part<'a, E>],
+    total: f64,
+    merged: &'a mut [f32],
+}
+
+impl<E: Element> Kernel for Mean<'_, E> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) -> bool {
+        if FUSED && self.parts.iter().all(|part| part.weight < EXACT) {
+            self.mean::<true>()
+        } else {
+            self.mean::<false>()
         }
     }
-    true
 }
+
+impl<E: Element> Mean<'_, E> {
+    #[inline(always)]
+    fn mean<const FUSED: bool>(self) -> bool {
+        let mut worst = [0_u32; COLUMNS];
+        for (tile, merged) in self.merged.chunks_mut(COLUMNS).enumerate() {
+            let mut sums = [NOTHING; COLUMNS];
+            for part in self.parts {
+                let values: [f32; COLUMNS] = part.tile(tile * COLUMNS, merged.len());
+                for (sum, x) in sums.iter_mut().zip(values) {
+                    *sum = fused::<FUSED>(part.weight, f64::from(x), *sum);
+                }
+            }
+            for ((mean, worst), sum) in merged.iter_mut().zip(&mut worst).zip(sums) {
+                *mean = (sum / self.total) as f32;
+                *worst = (*worst).max(mean.to_bits() & !SIGN);
+            }
+        }
+        worst.iter().all(|&bits| bits < INFINITY)
+    }
+}
+
+/// Weights below this have at most 29 bits; with the 24 of an f32 their product fits into the 53 of an f64.
+const EXACT: f64 = (1_u32 << 29) as f64;
+const SIGN: u32 = 1 << 31;
+const INFINITY: u32 = 0x7f80_0000;
 
 /// `sums += weight * copy`. The lengths are equal.
-fn add_weighted(sums: &mut [f64], copy: &[f32], weight: u64) {
-    let weight = weight as f64;
-    for (sum, &x) in sums.iter_mut().zip(copy) {
-        *sum += weight * f64::from(x);
+struct Add<'a, E> {
+    sums: &'a mut [f64],
+    copy: &'a [E],
+    weight: f64,
+}
+
+impl<E: Element> Kernel for Add<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FUSED: bool>(self) {
+        for (sum, x) in self.sums.iter_mut().zip(self.copy) {
+            *sum += self.weight * f64::from(x.to_f32());
+        }
     }
 }
 
-/// `merged = sums / total`, and whether all of it is finite. The lengths are equal.
-fn divide(sums: &[f64], total: u128, merged: &mut [f32]) -> bool {
-    let total = total as f64;
-    for (mean, &sum) in merged.iter_mut().zip(sums) {
-        *mean = (sum / total) as f32;
+/// # Errors
+/// [`Error::NoCopies`]; [`Error::Length`] names the first copy that does not have so many elements.
+pub(crate) fn check_lengths<E>(
+    copies: &[WeightedCopy<'_, E>],
+    expected: usize,
+) -> Result<(), Error> {
+    if copies.is_empty() {
+        return Err(Error::NoCopies);
     }
-    first_non_finite(merged).is_none()
+    let mut lengths = copies.iter().map(|copy| copy.elements.len());
+    match lengths.position(|found| found != expected) {
+        Some(copy) => Err(Error::Length {
+            copy,
+            expected,
+            found: copies[copy].elements.len(),
+        }),
+        None => Ok(()),
+    }
 }

@@ -3,6 +3,8 @@
 //! One NaN in one copy makes the mean NaN, and the next step of training spreads it over the whole model. So a copy
 //! with a NaN or an infinity is kept out, and whoever sent it can be named.
 
+use crate::element::Element;
+
 /// A copy that was left out of a merge because it is not finite.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Quarantined {
@@ -23,17 +25,17 @@ const BLOCK: usize = 256;
 ///
 /// ```
 /// use iota_merge::first_non_finite;
-/// assert_eq!(first_non_finite(&[1.0, f32::MAX, f32::NEG_INFINITY, f32::NAN]), Some(2));
-/// assert_eq!(first_non_finite(&[1.0, -0.0, f32::MIN_POSITIVE]), None);
+/// assert_eq!(first_non_finite(&[1.0_f32, f32::MAX, f32::NEG_INFINITY, f32::NAN]), Some(2));
+/// assert_eq!(first_non_finite(&[1.0_f32, -0.0, f32::MIN_POSITIVE]), None);
 /// ```
 #[must_use]
-pub fn first_non_finite(elements: &[f32]) -> Option<usize> {
+pub fn first_non_finite<E: Element>(elements: &[E]) -> Option<usize> {
     for (index, block) in elements.chunks(BLOCK).enumerate() {
-        let any = block
-            .iter()
-            .fold(false, |any, &x| any | (x.to_bits() & EXPONENT == EXPONENT));
+        let any = block.iter().fold(false, |any, x| {
+            any | (x.to_f32().to_bits() & EXPONENT == EXPONENT)
+        });
         if any {
-            let within = block.iter().position(|x| !x.is_finite());
+            let within = block.iter().position(|x| !x.to_f32().is_finite());
             return Some(
                 index * BLOCK + within.expect("the block holds an element with a full exponent"),
             );

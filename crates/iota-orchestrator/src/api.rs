@@ -14,7 +14,7 @@ use iota_wire::{
 use tokio::sync::watch;
 use tracing::warn;
 
-use crate::owner::{Gone, OwnerHandle};
+use crate::owner::{Gone, OwnerHandle, Refused};
 
 /// The service behind the wire.
 #[derive(Debug)]
@@ -78,13 +78,15 @@ impl OrchestratorApi for Api {
     }
 
     async fn join(&self, peer: PeerId, role: Role, capacity: u32) -> Result<Joined, ApiError> {
-        let events = self
-            .command(Command::Join {
-                peer,
-                role,
-                capacity,
-            })
-            .await?;
+        let command = Command::Join {
+            peer,
+            role,
+            capacity,
+        };
+        let events = self.owner.join(peer, command).await?.map_err(|refused| {
+            let Refused { rejection, place } = refused;
+            place.map_or(ApiError::Rejected(rejection), ApiError::Waiting)
+        })?;
         let joined = events.iter().find_map(|event| match event {
             Event::SessionJoined { session, stage, .. } if session.peer == peer => {
                 Some((*session, *stage))

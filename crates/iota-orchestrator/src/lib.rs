@@ -81,8 +81,9 @@ pub use error::Error;
 pub use history::{Finding, History, LedgerAudit, Story};
 pub use iota_run::{Codec, Wire};
 pub use options::{
-    BoundaryChoice, CutError, CutOptions, CutRule, Cuts, ModelOptions, MuonOptions, NAdamOptions,
-    OptimizerName, RunOptions, TimingOptions, TrainingOptions,
+    BoundaryChoice, CutError, CutOptions, CutRule, Cuts, MergingOptions, ModelOptions, MuonOptions,
+    NAdamOptions, OpensChoice, OptimizerName, RegistrationOptions, RunOptions, TimingOptions,
+    TrainingOptions,
 };
 pub use run_file::JOURNAL;
 pub use setup::{Participants, Setup, SetupError};

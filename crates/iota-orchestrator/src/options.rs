@@ -1,7 +1,9 @@
 //! What an operator can set about a run.
 
 mod cut;
+mod merging;
 mod optimizer;
+mod registration;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +14,9 @@ use iota_run::{Codec, Wire};
 use serde::{Deserialize, Serialize};
 
 pub use self::cut::{CutError, CutOptions, CutRule, Cuts};
+pub use self::merging::MergingOptions;
 pub use self::optimizer::{MuonOptions, NAdamOptions, OptimizerName};
+pub use self::registration::{OpensChoice, RegistrationOptions};
 
 /// A run as an operator describes it; every value has a default that trains a small model on the bundled text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -32,9 +36,13 @@ pub struct RunOptions {
     pub seed: u64,
     /// How it trains.
     pub training: TrainingOptions,
+    /// How a stage's miners become of one mind again.
+    pub merging: MergingOptions,
     /// How stages send tensors to each other: `f32`, `bf16`, `int8` or `int4`, for activations and for gradients. Training
     /// with `int8` ends at the loss of `f32` (docs/experiments), with a quarter of the bytes.
     pub wire: Wire,
+    /// Who may become a miner, and when.
+    pub registration: RegistrationOptions,
     /// How long things may take, in milliseconds.
     pub timing: TimingOptions,
 }
@@ -174,10 +182,12 @@ impl Default for RunOptions {
             corpus: BUNDLED.to_owned(),
             seed: 1,
             training: TrainingOptions::default(),
+            merging: MergingOptions::default(),
             wire: Wire {
                 activations: Codec::Int8,
                 gradients: Codec::Int8,
             },
+            registration: RegistrationOptions::default(),
             timing: TimingOptions::default(),
         }
     }

@@ -18,8 +18,9 @@ use std::time::Duration;
 use iota_journal::{Entry, Snapshot};
 use iota_node::{Clock, Shutdown};
 use iota_protocol::event::Event;
+use iota_protocol::registration::Place;
 use iota_protocol::work::Lease;
-use iota_protocol::{Command, LeaseId, Rejection, Session, State, Timestamp};
+use iota_protocol::{Command, LeaseId, PeerId, Rejection, Session, State, Timestamp};
 use iota_wire::LeasedWork;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -49,8 +50,21 @@ pub(crate) struct PollAnswer {
     pub(crate) revoked: Vec<LeaseId>,
 }
 
+/// Why somebody who would join is refused.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Refused {
+    pub(crate) rejection: Rejection,
+    /// Its place on the waiting list, if it has one.
+    pub(crate) place: Option<Place>,
+}
+
 enum Request {
     Command(Command, oneshot::Sender<Result<Vec<Event>, Rejection>>),
+    Join(
+        PeerId,
+        Command,
+        oneshot::Sender<Result<Vec<Event>, Refused>>,
+    ),
     Poll(Poll),
     Lease(LeaseId, oneshot::Sender<Option<Lease>>),
 }
@@ -76,6 +90,20 @@ impl OwnerHandle {
         let (reply, answer) = oneshot::channel();
         self.requests
             .send(Request::Command(command, reply))
+            .await
+            .map_err(|_| Gone)?;
+        answer.await.map_err(|_| Gone)
+    }
+
+    /// As [`command`](Self::command), for one with which `peer` joins.
+    pub(crate) async fn join(
+        &self,
+        peer: PeerId,
+        command: Command,
+    ) -> Result<Result<Vec<Event>, Refused>, Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.requests
+            .send(Request::Join(peer, command, reply))
             .await
             .map_err(|_| Gone)?;
         answer.await.map_err(|_| Gone)
@@ -121,6 +149,10 @@ enum News {
     Answer(
         oneshot::Sender<Result<Vec<Event>, Rejection>>,
         Result<Vec<Event>, Rejection>,
+    ),
+    Join(
+        oneshot::Sender<Result<Vec<Event>, Refused>>,
+        Result<Vec<Event>, Refused>,
     ),
     Poll(
         oneshot::Sender<Result<PollAnswer, Rejection>>,
@@ -236,6 +268,10 @@ impl Owner {
                         let answer = self.decide(&command).await?;
                         self.tell(News::Answer(reply, answer)).await;
                     }
+                    Some(Request::Join(peer, command, reply)) => {
+                        let answer = self.join(peer, &command).await?;
+                        self.tell(News::Join(reply, answer)).await;
+                    }
                     Some(Request::Poll(poll)) => self.take_poll(poll).await?,
                     Some(Request::Lease(lease, reply)) => {
                         let lease = self.state.lease(lease).cloned().map(Box::new);
@@ -294,6 +330,7 @@ impl Owner {
     async fn say(&mut self, news: News) {
         match news {
             News::Answer(reply, answer) => drop(reply.send(answer)),
+            News::Join(reply, answer) => drop(reply.send(answer)),
             News::Poll(reply, answer) => drop(reply.send(answer)),
             News::Lease(reply, lease) => drop(reply.send(lease.map(|lease| *lease))),
             News::Entry(entry) => drop(self.followers.send(entry).await),
@@ -345,6 +382,29 @@ impl Owner {
             self.publish().await;
         }
         Ok(Ok(events))
+    }
+
+    /// Has a peer join, or wait. Whoever is admitted in the same instant in which it begins to wait need not ask again.
+    async fn join(
+        &mut self,
+        peer: PeerId,
+        command: &Command,
+    ) -> Result<Result<Vec<Event>, Refused>, WriterGone> {
+        for _ in 0..2 {
+            let rejection = match self.decide(command).await? {
+                Ok(events) => match events.iter().find_map(Event::refusal) {
+                    None => return Ok(Ok(events)),
+                    Some(rejection) => rejection,
+                },
+                Err(rejection) => rejection,
+            };
+            let place = self.state.place_of(peer);
+            if rejection != Rejection::Waiting || place.is_some() {
+                return Ok(Err(Refused { rejection, place }));
+            }
+        }
+        let (rejection, place) = (Rejection::Waiting, None);
+        Ok(Err(Refused { rejection, place }))
     }
 
     /// Packs the state, if it is time, beside the work: the owner only copies it.

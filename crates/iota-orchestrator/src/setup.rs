@@ -63,8 +63,6 @@ pub struct Participants {
     pub validators: Vec<PeerId>,
 }
 
-/// Miners that a stage takes at most (IOTA's number).
-const MINERS_PER_STAGE_MAX: u32 = 50;
 /// Tokens in a shard, about: small enough to be fetched in an instant, large enough that few are needed.
 const SHARD_TOKENS: usize = 1 << 18;
 
@@ -155,10 +153,15 @@ impl Setup {
             in_batches: training.in_batches,
             backwards_per_step: training.backwards_per_step,
             miners_to_start,
-            miners_per_stage_max: MINERS_PER_STAGE_MAX.max(miners_to_start),
+            miners_per_stage_max: options
+                .registration
+                .miners_per_stage_max
+                .max(miners_to_start),
+            registration: options.registration.into(),
             validators: participants.validators,
             audit_every_epochs: training.audit_every_epochs,
             learning_rate: training.schedule(),
+            merging: options.merging.rules(),
             timing: options.timing.into(),
         };
         settings.validate()?;

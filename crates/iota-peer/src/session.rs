@@ -9,8 +9,9 @@ use iota_identity::Keypair;
 use iota_node::clock::Clock;
 use iota_node::shutdown::Shutdown;
 use iota_protocol::peer::{CallFailure, Effect, Peer, Stop};
+use iota_protocol::registration::{Place, WaitReason};
 use iota_protocol::work::{Failure, Lease, Outcome, WorkKind};
-use iota_protocol::{Epoch, LeaseId, Rejection, Role, Session, Timestamp};
+use iota_protocol::{Epoch, LeaseId, Rejection, Role, Session, Ticket, Timestamp};
 use iota_run::Description;
 use iota_wire::{
     CallError, CallErrorKind, Client, ConnectOptions, Joined, LeasedWork, WorkReply, WorkRequest,
@@ -139,6 +140,7 @@ pub async fn participate<W: Worker>(
             peer: Peer::new(participation.capacity, seed),
             leases: BTreeMap::new(),
             epoch: Epoch::default(),
+            waits: None,
         },
         tasks: JoinSet::new(),
         poll: None,
@@ -162,6 +164,8 @@ struct Inbox<W> {
     leases: BTreeMap<LeaseId, (Arc<LeasedWork>, watch::Sender<bool>)>,
     /// The latest epoch that the orchestrator has spoken of in this session.
     epoch: Epoch,
+    /// The place on the waiting list that people were told of.
+    waits: Option<(Ticket, u32, WaitReason)>,
 }
 
 impl<W: Worker> Driver<W> {
@@ -304,6 +308,7 @@ impl<W: Worker> Inbox<W> {
     /// If the worker is broken.
     fn handle(&mut self, input: Input, now: Timestamp) -> Result<(), Error> {
         match input {
+            Input::Joined(Err(CallError::Waiting(place))) => self.waits(place, now),
             Input::Joined(Err(error)) => {
                 debug!(%error, "could not join");
                 self.peer.handle_join_failed(call_failure(&error), now);
@@ -336,6 +341,23 @@ impl<W: Worker> Inbox<W> {
             }
         }
         Ok(())
+    }
+
+    /// There is no place in the run for us yet. People are told when ours on the waiting list changes, and why.
+    fn waits(&mut self, place: Place, now: Timestamp) {
+        if self.waits != Some((place.ticket, place.place, place.why)) {
+            self.waits = Some((place.ticket, place.place, place.why));
+            info!(
+                ticket = %place.ticket,
+                place = place.place,
+                of = place.line,
+                why = place.why.code(),
+                moved_because_of = ?place.moved.map(|moved| moved.because_of),
+                moved_why = ?place.moved.map(|moved| moved.why.code()),
+                "waiting for a place in the run"
+            );
+        }
+        self.peer.handle_waiting(place.come_back_after, now);
     }
 
     fn polled(&mut self, session: Session, polled: WorkReply) {
@@ -538,6 +560,7 @@ mod tests {
             peer: Peer::new(2, 1),
             leases: BTreeMap::new(),
             epoch: Epoch::default(),
+            waits: None,
         };
         inbox.peer.handle_joined(session(1));
         handle(

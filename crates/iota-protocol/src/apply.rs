@@ -7,7 +7,7 @@ mod work;
 use std::collections::BTreeMap;
 
 use crate::cells;
-use crate::event::Event;
+use crate::event::{Event, SessionEnd};
 use crate::id::StageIndex;
 use crate::state::State;
 use crate::state::audits::{Audit, Coverage};
@@ -40,12 +40,26 @@ impl State {
             } => {
                 let least = stage.and_then(|stage| self.index.stage(stage).miners.first());
                 let given_us = least.map_or(0, |(given_us, _)| *given_us);
+                self.places.release(session.peer);
                 self.sessions.join(
                     *session,
                     SessionState::new(*role, *stage, *capacity, given_us, at),
                 );
             }
-            Event::SessionEnded { session, .. } => self.apply_session_ended(*session, at),
+            Event::SessionEnded { session, why } => {
+                let was_miner = self.session(*session).is_some_and(|it| it.stage.is_some());
+                self.apply_session_ended(*session, at);
+                if was_miner && *why == SessionEnd::Silent {
+                    self.places.keep(session.peer, at);
+                }
+            }
+            Event::WaitBegan { peer, ticket, .. } => self.places.begin_waiting(*peer, *ticket, at),
+            Event::WaiterHeard { peer } => self.places.hear(*peer, at),
+            Event::WaitEnded { ticket, why, .. } => self.places.end_waiting(*ticket, *why),
+            Event::PlaceLapsed { peer, .. } => self.places.release(*peer),
+            Event::RegistrationChanged { is_open, until } => {
+                self.places.change_window(*is_open, *until);
+            }
             Event::RoomOffered { session, room } => {
                 if let Some(state) = self.sessions.get_mut(*session) {
                     state.room = *room;
@@ -100,6 +114,7 @@ impl State {
             }
             Event::SampleDropped { sample } => {
                 self.unwait(*sample);
+                self.note_undone(*sample);
                 self.samples.flying.remove(sample);
                 self.samples.counts.lost += 1;
             }
@@ -117,7 +132,8 @@ impl State {
             }
             Event::RosterFixed { stage, roster } => {
                 let elements = self.settings.stage_parameters[index(*stage)];
-                let plan = cells::plan(&self.settings.secret, *stage, self.epoch, roster, elements);
+                let seed = cells::seed(&self.settings.secret, *stage, self.epoch);
+                let plan = cells::plan(self.settings.merging.cells, &seed, roster, elements);
                 self.merging[index(*stage)] = StageMerge {
                     roster: roster.iter().copied().collect(),
                     cells: plan.into_iter().map(Cell::planned).collect(),

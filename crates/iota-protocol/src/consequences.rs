@@ -5,6 +5,7 @@
 
 use crate::event::{AbandonReason, Event, LeaseEnd, Phase, PhaseReason, RestartReason, SessionEnd};
 use crate::id::{LeaseId, Session};
+use crate::registration::PlaceEnd;
 use crate::state::sessions::INSTALLS_MAX;
 use crate::state::{Audit, SessionState, State};
 use crate::time::Timestamp;
@@ -29,6 +30,10 @@ impl State {
         self.silent_session(now)
             .or_else(|| self.hopeless_session())
             .or_else(|| self.overdue_lease(now))
+            .or_else(|| self.lapsed_place(now))
+            .or_else(|| self.next_window(now))
+            .or_else(|| self.next_admission(now))
+            .or_else(|| self.next_displacement(now))
             .or_else(|| self.lapsed_preference(now))
             .or_else(|| self.moot_audit())
             .or_else(|| self.next_repair(now))
@@ -48,7 +53,8 @@ impl State {
         let lease = self.leases.due.first().map(|(deadline, _)| *deadline);
         let preference = self.samples.lapses.first().map(|(lapses_at, _)| *lapses_at);
         let phase = self.phase_change_at();
-        [silence, lease, preference, phase, self.repair_at()]
+        let places = self.places_at();
+        [silence, lease, preference, phase, places, self.repair_at()]
             .into_iter()
             .flatten()
             .min()
@@ -176,6 +182,8 @@ impl State {
                 why: SessionEnd::RunOver,
             });
         }
+        let absent = self.places.heard.iter().map(|(_, peer)| *peer);
+        events.extend(absent.filter_map(|peer| self.end_place(peer, PlaceEnd::RunOver)));
         events.push(Event::PhaseChanged {
             phase: Phase::Over,
             epoch: self.epoch,

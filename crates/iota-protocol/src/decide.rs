@@ -6,6 +6,7 @@ mod fail;
 use crate::command::{Command, Role};
 use crate::event::{Event, Phase, PhaseReason, SessionEnd};
 use crate::id::{LeaseId, PeerId, Session};
+use crate::registration::PlaceEnd;
 use crate::rejection::Rejection;
 use crate::state::State;
 use crate::state::sessions::{Answer, CAPACITY_MAX, PEERS_MAX, SessionState};
@@ -52,7 +53,7 @@ impl State {
                 peer,
                 role,
                 capacity,
-            } => self.decide_join(*peer, *role, *capacity),
+            } => self.decide_join(*peer, *role, *capacity, now),
             Command::Leave { session } => {
                 self.live(*session)?;
                 Ok(self.end_session(*session, SessionEnd::Left))
@@ -76,6 +77,7 @@ impl State {
         peer: PeerId,
         role: Role,
         capacity: u32,
+        now: Timestamp,
     ) -> Result<Vec<Event>, Rejection> {
         if self.sessions.is_banned(peer) {
             return Err(Rejection::Banned);
@@ -98,6 +100,16 @@ impl State {
             .map_or(0, |record| record.generations)
             .checked_add(1)
             .ok_or(Rejection::OutOfBounds)?;
+        let has_place = earlier
+            .and_then(|session| self.session(session))
+            .is_some_and(|state| state.stage.is_some())
+            || self.places.kept.contains_key(&peer);
+        if role == Role::Miner
+            && !has_place
+            && let Some(waits) = self.decide_waiting(peer, now)
+        {
+            return waits;
+        }
         let stage = match role {
             Role::Miner => Some(self.stage_for_joiner(earlier).ok_or(Rejection::Full)?),
             Role::Validator => None,
@@ -105,6 +117,10 @@ impl State {
         let mut events = earlier.map_or_else(Vec::new, |earlier| {
             self.end_session(earlier, SessionEnd::Replaced)
         });
+        if let Some(&ticket) = self.places.tickets.get(&peer) {
+            let why = PlaceEnd::Admitted;
+            events.push(Event::WaitEnded { peer, ticket, why });
+        }
         events.push(Event::SessionJoined {
             session: Session { peer, generation },
             role,

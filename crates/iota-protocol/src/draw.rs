@@ -3,7 +3,7 @@
 //! A draw is a BLAKE3 hash, keyed by the run's secret, of what the draw is about. Before the secret is known nobody can
 //! tell how it will fall; the same question always gets the same answer (P4).
 
-use crate::id::{ObjectId, Session};
+use crate::id::{Digest, ObjectId, Session};
 
 /// A question put to chance: a purpose, then the values that make it this question and no other.
 pub(crate) struct Draw(blake3::Hasher);
@@ -41,6 +41,11 @@ impl Draw {
         // The upper half of a 128-bit product: uneven by less than bound / 2^64, which nobody will ever see.
         let product = u128::from(self.value()) * u128::from(bound);
         u64::try_from(product >> 64).expect("the upper half of 128 bits has 64")
+    }
+
+    /// The answer as what further draws are keyed with.
+    pub(crate) fn digest(&self) -> Digest {
+        Digest::from_bytes(*self.0.finalize().as_bytes())
     }
 
     /// The answer as the unguessable part of an object's key.

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::command::Role;
 use crate::id::{
-    AuditId, CellIndex, Digest, Epoch, LeaseId, PeerId, SampleId, Session, StageIndex,
+    AuditId, CellIndex, Digest, Epoch, LeaseId, PeerId, SampleId, Session, StageIndex, Ticket,
 };
+use crate::registration::{PlaceEnd, WaitReason};
 use crate::rejection::Rejection;
 use crate::time::Timestamp;
 use crate::work::{
@@ -48,6 +49,9 @@ pub enum SessionEnd {
     Banned,
     /// It was leased the epoch's checkpoint again and again and did not install it.
     CannotInstall,
+    /// Others wait for its place, and for as long as a place is kept it has not installed the checkpoint and takes no lease
+    /// for it.
+    Idle,
     /// The run is over.
     RunOver,
 }
@@ -78,7 +82,7 @@ pub enum LeaseEnd {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CellResult {
-    /// Both owners came to the same bits.
+    /// All owners that delivered came to the same bits.
     Agreed,
     /// Owners differed and another decided; `liar` names who was wrong.
     Arbitrated {
@@ -244,6 +248,43 @@ pub enum Event {
         session: Session,
         /// Why.
         why: SessionEnd,
+    },
+    /// Somebody who would be a miner has a place on the waiting list.
+    WaitBegan {
+        /// Who.
+        peer: PeerId,
+        /// The place; all with earlier tickets are before it.
+        ticket: Ticket,
+        /// Why there is none in the run.
+        why: WaitReason,
+    },
+    /// Somebody on the waiting list still wants a place in the run.
+    WaiterHeard {
+        /// Who.
+        peer: PeerId,
+    },
+    /// Somebody leaves the waiting list; all behind move up by one. Who is admitted has a place in the run from now on.
+    WaitEnded {
+        /// Who.
+        peer: PeerId,
+        /// The place that it had.
+        ticket: Ticket,
+        /// Why.
+        why: PlaceEnd,
+    },
+    /// A place in the run, kept for a miner that fell silent or was admitted and did not come, is given up.
+    PlaceLapsed {
+        /// Whose it was.
+        peer: PeerId,
+        /// Why.
+        why: PlaceEnd,
+    },
+    /// A window of registration begins or ends.
+    RegistrationChanged {
+        /// Whether newcomers are taken from now on.
+        is_open: bool,
+        /// Until when. Known to nobody but the orchestrator.
+        until: Timestamp,
     },
     /// A session takes further leases.
     RoomOffered {
@@ -480,13 +521,14 @@ pub enum Event {
 impl Event {
     /// What to answer the sender of the command that led to this event, if it is not simply "done".
     ///
-    /// A superseded result changes the state (it is logged), so it comes as an event and not as an error of
-    /// [`State::handle`](crate::State::handle). Sent again, it is an error like any other.
+    /// A superseded result changes the state (it is logged), and so does taking a place on the waiting list; so they come
+    /// as events and not as errors of [`State::handle`](crate::State::handle). Sent again, each is an error like any other.
     pub const fn refusal(&self) -> Option<Rejection> {
         match self {
             Self::Completed {
                 credited: false, ..
             } => Some(Rejection::Superseded),
+            Self::WaitBegan { .. } | Self::WaiterHeard { .. } => Some(Rejection::Waiting),
             _ => None,
         }
     }

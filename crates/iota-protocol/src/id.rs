@@ -158,6 +158,10 @@ number_id!(
     LeaseId, u64, "lse_"
 );
 number_id!(
+    /// A place on the waiting list. Earlier tickets are before later ones, and none is given twice.
+    Ticket, u64, "tkt_"
+);
+number_id!(
     /// A validator's look at some of a miner's work.
     AuditId, u64, "adt_"
 );

@@ -4,12 +4,15 @@
 //!   State (facts: serialized, replayed)          Index (derived: rebuilt when a state is read)
 //!     sessions ──── filed under ────────────────► by last contact, by stage and given time, what they lack
 //!     audits   ──── filed under ────────────────► ready for a validator, moot, by subject
+//!     cells    ──── filed under ────────────────► by whom they wait for, and whether they have come to an end
 //! ```
 //!
-//! Each session and each audit is *filed*: one small record says where the index has it. After an event the records of
+//! Each session, audit and unsettled cell is *filed*: one small record says where the index has it. After an event the records of
 //! whom it touches are made anew from the facts and the difference is taken over, so a command costs time by what it
 //! changes and not by how large the network is. Nothing is decided here, and the index holds nothing that the facts do
 //! not say: X1 in docs/INVARIANTS.md compares it with a recount.
+
+mod merging;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,6 +23,8 @@ use crate::routing::rate_of;
 use crate::state::{Audit, State};
 use crate::time::Timestamp;
 use crate::work::{Checkpoint, Work, WorkKind};
+
+pub(crate) use merging::MergeIndex;
 
 /// Everything that follows from the facts and would take long to look for.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -35,7 +40,10 @@ pub(crate) struct Index {
     pub(crate) to_upload: BTreeSet<(StageIndex, Session)>,
     /// By stage, of each session with room that pieces wait for: the first of them.
     pub(crate) bound: BTreeMap<StageIndex, BTreeSet<(SampleId, Session)>>,
+    /// Owners with room of cells that wait for them.
+    pub(crate) to_merge: BTreeSet<(StageIndex, Session)>,
     stages: Vec<StageIndexes>,
+    merges: Vec<MergeIndex>,
     filed_audits: BTreeMap<AuditId, FiledAudit>,
     /// Audits that a validator may begin.
     pub(crate) ready_audits: BTreeSet<AuditId>,
@@ -158,6 +166,10 @@ struct FiledAudit {
 }
 
 impl Filed {
+    fn has_room(&self) -> bool {
+        self.miner.is_some_and(|miner| miner.has_room)
+    }
+
     fn of(state: &State, session: Session) -> Option<Self> {
         let own = state.session(session)?;
         let holds = |kind| {
@@ -212,6 +224,10 @@ impl Index {
     pub(crate) fn of(state: &State) -> Self {
         let mut index = Self {
             stages: vec![StageIndexes::default(); state.settings.stages().into()],
+            merges: state
+                .stages()
+                .map(|stage| MergeIndex::of(state, stage))
+                .collect(),
             ..Self::default()
         };
         for (session, _) in state.sessions() {
@@ -220,6 +236,7 @@ impl Index {
         for (id, audit) in state.audits_pending() {
             index.file_audit(id, Some(FiledAudit::of(state, audit)));
         }
+        state.stages().for_each(|stage| index.note_owners(stage));
         index
     }
 
@@ -254,9 +271,11 @@ impl Index {
         if before == now.as_ref() {
             return;
         }
-        if let Some(before) = before.cloned() {
-            self.take_out(session, &before);
+        let before = before.cloned();
+        if let Some(before) = &before {
+            self.take_out(session, before);
         }
+        let miner = now.as_ref().or(before.as_ref()).and_then(|it| it.miner);
         match now {
             Some(now) => {
                 self.put_in(session, &now);
@@ -265,6 +284,9 @@ impl Index {
             None => {
                 self.filed.remove(&session);
             }
+        }
+        if let Some(miner) = miner {
+            self.note_owner(miner.stage, session);
         }
     }
 
@@ -445,12 +467,20 @@ impl State {
         }
     }
 
-    /// Files the sessions that an event names, after it was applied. Whom samples wait for and what audits wait for is
-    /// filed where that changes.
+    /// Files the sessions that an event names, after it was applied. Whom samples wait for, what audits wait for and who is
+    /// at a cell is filed where that changes.
     pub(crate) fn refile_after(&mut self, event: &Event) {
         match event {
+            Event::SessionEnded { session, .. } => {
+                let filed = self.index.filed.get(session);
+                let stage = filed.and_then(|filed| filed.miner).map(|miner| miner.stage);
+                self.refile(*session);
+                // One that may merge is gone.
+                if let Some(stage) = stage {
+                    self.refile_merge(stage);
+                }
+            }
             Event::SessionJoined { session, .. }
-            | Event::SessionEnded { session, .. }
             | Event::RoomOffered { session, .. }
             | Event::LeaseEnded { session, .. }
             | Event::Completed { session, .. }
@@ -467,26 +497,35 @@ impl State {
                 for session in miners.iter().copied().collect::<Vec<_>>() {
                     self.refile(session);
                 }
+                self.refile_merge(*stage);
             }
+            Event::CellSettled { stage, cell, .. } => self.refile_cell(*stage, *cell),
+            Event::UploadExcluded { stage, .. } => self.refile_merge(*stage),
+            Event::OwnersRelaxed => self.refile_merges(),
             Event::AuditDrawn { audit, .. }
             | Event::DisputeOpened { audit, .. }
             | Event::AuditSettled { audit, .. }
             | Event::AuditAbandoned { audit, .. } => self.refile_audit(*audit),
-            Event::PeerBanned { peer, .. } => self.refile_audits_of_peer(*peer),
+            Event::PeerBanned { peer, .. } => {
+                self.refile_audits_of_peer(*peer);
+                self.refile_merges();
+            }
             // What may be done and what is moot depends on phase and epoch; a run that was resumed has moved everything that
             // is waited for.
             Event::PhaseChanged { .. } | Event::Resumed { .. } => self.index = Index::of(self),
             Event::SampleOpened { .. }
+            | Event::WaitBegan { .. }
+            | Event::WaiterHeard { .. }
+            | Event::WaitEnded { .. }
+            | Event::PlaceLapsed { .. }
+            | Event::RegistrationChanged { .. }
             | Event::PreferenceLapsed { .. }
             | Event::PieceUndone { .. }
             | Event::SampleCompleted { .. }
             | Event::SampleRestarted { .. }
             | Event::SampleDropped { .. }
-            | Event::OwnersRelaxed
             | Event::UploadAccused { .. }
-            | Event::UploadExcluded { .. }
             | Event::UploadQuarantined { .. }
-            | Event::CellSettled { .. }
             | Event::CheckpointCommitted(_)
             | Event::CheckpointAccused { .. } => {}
         }

@@ -6,14 +6,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::cells::Cells;
 use crate::checkpoint::covers;
 use crate::event::{CellResult, Phase};
-use crate::id::{LeaseId, SampleId};
+use crate::id::{LeaseId, PeerId, SampleId};
 use crate::index::Index;
+use crate::registration::is_alive;
 use crate::state::State;
 use crate::state::merging::Slot;
 use crate::state::samples::Holder;
 use crate::state::sessions::{INSTALLS_MAX, PEERS_MAX, REMEMBERED_LEASES};
+use crate::time::Timestamp;
 use crate::work::{Work, WorkKind};
 
 /// An invariant that does not hold.
@@ -30,20 +33,23 @@ pub struct Violation {
 pub type Invariant = (&'static str, fn(&State) -> Result<(), String>);
 
 /// Every invariant of one state.
-pub const ALL: [Invariant; 14] = [
+pub const ALL: [Invariant; 17] = [
     ("P1", a_piece_waits_or_is_leased_once_or_is_done),
     ("P2", only_live_sessions_hold_anything),
     ("P3", a_deadline_moves_the_phase),
     ("P5", answers_are_remembered_once),
     ("A1", samples_are_in_flight_or_completed_never_both),
     ("A2", credit_equals_what_was_done),
+    ("A4", finished_work_is_of_use_or_wasted),
     ("B1", everything_is_bounded),
     ("L1", leases_and_holders_know_each_other),
     ("M1", cells_and_checkpoints_cover_their_stage),
-    ("M2", a_cell_has_two_distinct_owners),
+    ("M2", a_cell_has_distinct_owners),
     ("M5", a_settled_cell_is_explained),
     ("V2", the_banned_are_out),
     ("V3", audits_wait_only_for_logs_that_may_grow),
+    ("W1", a_place_is_one_peers_and_the_line_has_no_gaps),
+    ("W2", nobody_waits_while_there_is_a_place),
     ("X1", the_index_is_what_a_recount_gives),
 ];
 
@@ -262,6 +268,17 @@ pub fn credit_equals_what_was_done(state: &State) -> Result<(), String> {
     })
 }
 
+/// A4: every pass that was finished is one of a sample's that is completed or on its way, or is counted as wasted.
+pub fn finished_work_is_of_use_or_wasted(state: &State) -> Result<(), String> {
+    let passes = 2 * u64::from(state.settings.stages()) - 1;
+    let flying: u64 = state.samples.flying.values().map(|it| it.done()).sum();
+    let useful = state.samples.counts.completed * passes + flying;
+    let work = state.work_counts();
+    require(work.finished == useful + work.wasted(), || {
+        format!("{work:?}, and {useful} passes are of use")
+    })
+}
+
 /// B1: what peers can make grow has a bound.
 pub fn everything_is_bounded(state: &State) -> Result<(), String> {
     require(
@@ -284,6 +301,15 @@ pub fn everything_is_bounded(state: &State) -> Result<(), String> {
             format!("{remembered} leases of {session} are remembered")
         })?;
     }
+    let registration = &state.settings.registration;
+    require(
+        state.places.line.len() <= registration.waiting_max as usize,
+        || "too many wait".into(),
+    )?;
+    let places = state.miners_live() + state.places.kept.len();
+    require(places <= state.places_in_all(), || {
+        format!("{places} of {} places", state.places_in_all())
+    })?;
     for miners in &state.sessions.miners {
         require(
             miners.len() <= state.settings.miners_per_stage_max as usize,
@@ -378,10 +404,14 @@ pub fn cells_and_checkpoints_cover_their_stage(state: &State) -> Result<(), Stri
     Ok(())
 }
 
-/// M2: each cell is planned for two distinct members of the roster, one if the miner is alone.
-pub fn a_cell_has_two_distinct_owners(state: &State) -> Result<(), String> {
+/// M2: each cell is planned for distinct members of the roster: two, or as many as the settings say, or all there are.
+pub fn a_cell_has_distinct_owners(state: &State) -> Result<(), String> {
+    let wanted = match state.settings.merging.cells {
+        Cells::Butterfly => 2,
+        Cells::Grid { owners, .. } => owners as usize,
+    };
     for merge in &state.merging {
-        let owners = merge.roster.len().min(2);
+        let owners = merge.roster.len().min(wanted);
         for cell in &merge.cells {
             let distinct: BTreeSet<_> = cell
                 .planned
@@ -461,6 +491,91 @@ pub fn audits_wait_only_for_logs_that_may_grow(state: &State) -> Result<(), Stri
         require(may_grow && audit.lease.is_none(), || {
             format!("{id} awaits {coverage:?} of {}", audit.subject)
         })?;
+    }
+    Ok(())
+}
+
+/// W1: who waits is counted from one in the order of the tickets, and a miner has one place: it is there, or a place is kept
+/// for it, or it waits.
+pub fn a_place_is_one_peers_and_the_line_has_no_gaps(state: &State) -> Result<(), String> {
+    let places = &state.places;
+    let mut absent: BTreeSet<(Timestamp, PeerId)> = BTreeSet::new();
+    for ((ticket, waiting), place) in places.line.iter().zip(1_u32..) {
+        require(waiting.place == place && *ticket < places.next, || {
+            format!("{ticket} is number {place} and has place {}", waiting.place)
+        })?;
+        require(places.tickets.get(&waiting.peer) == Some(ticket), || {
+            format!("{} does not know {ticket}", waiting.peer)
+        })?;
+        absent.insert((waiting.heard_of, waiting.peer));
+    }
+    absent.extend(places.kept.iter().map(|(peer, at)| (*at, *peer)));
+    let places_held = places.line.len() + places.kept.len();
+    require(
+        places.tickets.len() == places.line.len()
+            && absent.len() == places_held
+            && absent == places.heard,
+        || format!("{places_held} places, {} are known of", places.heard.len()),
+    )?;
+    let mut peers: Vec<PeerId> = absent.iter().map(|(_, peer)| *peer).collect();
+    peers.sort_unstable();
+    let twice = peers.windows(2).find(|pair| pair[0] == pair[1]);
+    require(twice.is_none(), || format!("{twice:?} have two places"))?;
+    for peer in peers {
+        let session = state.session_of(peer).and_then(|it| state.session(it));
+        let trains = session.is_some_and(|it| it.stage.is_some());
+        require(!trains, || format!("{peer} is there and has a place"))?;
+        require(!state.sessions.is_banned(peer), || {
+            format!("{peer} is banned and has a place")
+        })?;
+    }
+    require(state.phase != Phase::Over || absent.is_empty(), || {
+        "places in a run that is over".into()
+    })
+}
+
+/// W2: while there is a place in the run that may be given, nobody waits who was heard of lately.
+pub fn nobody_waits_while_there_is_a_place(state: &State) -> Result<(), String> {
+    let free = state.free_places();
+    let in_vain = free > 0 && state.somebody_alive_waits(state.clock);
+    require(!in_vain, || format!("somebody waits for {free} places"))
+}
+
+/// W3, of the states before and after a command: a place on the waiting list never gets worse, and whoever gets a place in
+/// the run has not overtaken anybody who was heard of lately.
+///
+/// # Errors
+/// Says who lost a place.
+pub fn a_place_never_gets_worse(before: &State, after: &State) -> Result<(), String> {
+    let (earlier, later) = (&before.places.line, &after.places.line);
+    for (ticket, waiting) in later {
+        if let Some(was) = earlier.get(ticket) {
+            require(
+                was.peer == waiting.peer && waiting.place <= was.place,
+                || format!("{ticket} fell from {} to {}", was.place, waiting.place),
+            )?;
+        } else {
+            require(*ticket >= before.places.next, || {
+                format!("{ticket} is given a second time")
+            })?;
+        }
+    }
+    let holds = |state: &State, peer: &PeerId| {
+        let miner = |session| state.session(session).is_some_and(|it| it.stage.is_some());
+        state.places.kept.contains_key(peer) || state.session_of(*peer).is_some_and(miner)
+    };
+    let absent = after.places.kept.keys().copied();
+    let there = after.sessions.miners.iter().flatten();
+    let new = absent
+        .chain(there.map(|session| session.peer))
+        .filter(|peer| !holds(before, peer));
+    for peer in new {
+        let ticket = before.places.tickets.get(&peer);
+        let ahead = later.range(..ticket.copied().unwrap_or(before.places.next));
+        let mut alive = ahead.filter(|(_, waiting)| is_alive(waiting, after.clock));
+        if let Some((ticket, waiting)) = alive.next() {
+            return Err(format!("{peer} overtook {} with {ticket}", waiting.peer));
+        }
     }
     Ok(())
 }

@@ -25,7 +25,7 @@
 //!
 //! ```
 //! use std::time::Duration;
-//! use iota_protocol::settings::{LearningRate, Timing};
+//! use iota_protocol::settings::{LearningRate, Merging, Registration, Timing};
 //! use iota_protocol::work::{Outcome, Seal, Work};
 //! use iota_protocol::{Command, Digest, PeerId, Phase, Role, RunId, RunSettings, State, Timestamp};
 //!
@@ -45,9 +45,11 @@
 //!     backwards_per_step: 1,
 //!     miners_to_start: 1,
 //!     miners_per_stage_max: 50,
+//!     registration: Registration::default(),
 //!     validators: vec![],
 //!     audit_every_epochs: 1,
 //!     learning_rate: LearningRate::cosine(1e-3, 0, 0.1),
+//!     merging: Merging::default(),
 //!     timing: Timing::default(),
 //! };
 //! let mut now = Timestamp::from_millis(0);
@@ -97,6 +99,7 @@
 //! | [`state`] | everything known of a run, and what it tells; [`summary`]: the same at a glance |
 //! | `decide` | what a command does: joining, results, failures |
 //! | `apply` | how each event changes the state |
+//! | [`registration`] | who may become a miner and when: places in the run, and the waiting list |
 //! | `consequences` | what follows: `phase` (when phases end), `merge` (cells), `routing` (who gets what) |
 //! | `index` | who could be next, kept at hand so that a command costs the same in a network of any size |
 //! | [`cells`], [`checkpoint`] | how a stage is cut, and what an epoch starts from |
@@ -129,6 +132,7 @@ mod merge;
 mod pairs;
 pub mod peer;
 mod phase;
+pub mod registration;
 pub mod rejection;
 mod repair;
 mod routing;
@@ -145,7 +149,7 @@ pub use command::{Command, Role};
 pub use event::{Event, Phase};
 pub use id::{
     AuditId, CellIndex, Digest, Epoch, LeaseId, ObjectId, PeerId, RunId, SampleId, Session,
-    StageIndex,
+    StageIndex, Ticket,
 };
 pub use learning_rate::learning_rate_at;
 pub use rejection::Rejection;

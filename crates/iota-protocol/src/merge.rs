@@ -1,11 +1,17 @@
 //! Who merges which cell, and what their results amount to.
 //!
-//! A cell is leased to its two planned owners. One that is gone, failed or idle is replaced by another uploader of the
-//! stage. Equal results settle the cell; different ones call for a third owner, and the one whom nobody confirms is
-//! banned. What stays undecided keeps its old values: a merge never guesses.
+//! A cell is leased to its planned owners. One that is gone, failed or idle is replaced by another uploader of the stage.
+//! What more than half of as many owners as were planned agree on settles the cell; different results call for one owner
+//! more, and those whom the others outvote are banned. What stays undecided keeps its old values: a merge never guesses.
+//!
+//! Which cells can be settled and which want an owner is kept at hand (`index`): of a stage of fifty miners there are
+//! 1,225 cells, and every result of every owner is a command.
+
+use std::collections::BTreeSet;
 
 use crate::event::{BanReason, CellResult, Event, ExclusionReason, LeaseEnd, Phase, SessionEnd};
 use crate::id::{CellIndex, PeerId, Session, StageIndex};
+use crate::registration::PlaceEnd;
 use crate::state::State;
 use crate::state::merging::{Cell, MergedCell, Slot, StageMerge};
 use crate::time::Timestamp;
@@ -31,9 +37,10 @@ impl State {
             return Some(vec![Event::OwnersRelaxed]);
         }
         self.stages().find_map(|stage| {
-            let cells = self.merge_of(stage).cells.iter().zip(0_u32..);
-            let mut unsettled = cells.filter(|(cell, _)| cell.settled.is_none());
-            unsettled.find_map(|(cell, index)| self.settle(stage, CellIndex::new(index), cell, now))
+            let merge = self.index.merge(stage);
+            let ripe = merge.ripe.first();
+            let next = ripe.or_else(|| merge.unsettled().filter(|_| self.is_due(now)))?;
+            self.settle(stage, *next, now)
         })
     }
 
@@ -43,6 +50,7 @@ impl State {
             return Vec::new();
         }
         let mut events = vec![Event::PeerBanned { peer, why }];
+        events.extend(self.end_place(peer, PlaceEnd::Banned));
         if let Some(session) = self.session_of(peer) {
             events.extend(self.end_session(session, SessionEnd::Banned));
         }
@@ -52,6 +60,9 @@ impl State {
     /// An upload that is to be left out: its author is banned, or owners cannot read it and nobody can be asked.
     fn exclusion(&self, stage: StageIndex) -> Option<Vec<Event>> {
         let merge = self.merge_of(stage);
+        if merge.accusations.is_empty() && self.index.merge(stage).banned.is_empty() {
+            return None;
+        }
         let included = merge.uploads.iter().filter(|(_, upload)| !upload.excluded);
         let (session, why) = included.map(|(session, _)| *session).find_map(|session| {
             if self.sessions.is_banned(session.peer) {
@@ -61,7 +72,11 @@ impl State {
                 .accusations
                 .get(&session)
                 .map_or(0, |accusers| accusers.len());
-            let enough = if self.owners(merge).count() > 1 { 2 } else { 1 };
+            let enough = if self.uploaders(merge).live.len() > 1 {
+                2
+            } else {
+                1
+            };
             (self.sessions.validators.is_empty() && accusers >= enough)
                 .then_some((session, ExclusionReason::Accused))
         })?;
@@ -83,186 +98,151 @@ impl State {
         Some(events)
     }
 
-    /// Live uploaders of a stage: whoever may merge its cells.
-    fn owners<'a>(&'a self, merge: &'a StageMerge) -> impl Iterator<Item = Session> + 'a {
+    /// Whose uploads go into a stage's cells, and who of them may merge.
+    pub(crate) fn uploaders(&self, merge: &StageMerge) -> Uploaders {
         let included = merge.uploads.iter().filter(|(_, upload)| !upload.excluded);
-        included
-            .map(|(session, _)| *session)
-            .filter(|session| self.session(*session).is_some())
+        let sessions: Vec<Session> = included.map(|(session, _)| *session).collect();
+        let is_live = |session: &Session| self.session(*session).is_some();
+        Uploaders {
+            included: sessions.len(),
+            live: sessions.into_iter().filter(is_live).collect(),
+        }
     }
 
-    /// Owners that could still be asked to merge this cell.
-    fn candidates<'a>(
-        &'a self,
-        merge: &'a StageMerge,
-        cell: &'a Cell,
-    ) -> impl Iterator<Item = Session> + 'a {
-        self.owners(merge).filter(|session| {
-            !cell.slots.contains_key(session)
-                && cell
-                    .failures
-                    .get(session)
-                    .is_none_or(|failures| *failures < FAILURES_MAX)
-        })
-    }
-
-    /// The end of a cell, if its results (or the lack of time or of owners) allow one.
-    fn settle(
+    /// How a cell ends, if its results (or the lack of time or of owners) say so.
+    pub(crate) fn ending<'a>(
         &self,
-        stage: StageIndex,
-        index: CellIndex,
-        cell: &Cell,
-        now: Timestamp,
-    ) -> Option<Vec<Event>> {
-        let merge = self.merge_of(stage);
-        let inputs = merge.inputs(index);
-        if inputs.is_empty() {
-            return Some(vec![carried_forward(stage, index)]);
+        cell: &'a Cell,
+        uploaders: &Uploaders,
+        due: bool,
+    ) -> Option<Ending<'a>> {
+        if uploaders.included == 0 {
+            return Some(Ending::CarriedForward);
         }
         let results: Vec<(Session, &MergedCell)> = cell.results().collect();
-        if let Some(decided) = self.decided(&results) {
-            let dissenters: Vec<Session> = results
-                .iter()
-                .filter(|(_, result)| !result.agrees(decided))
-                .map(|(session, _)| *session)
-                .collect();
-            let result = match dissenters.first() {
-                Some(liar) => CellResult::Arbitrated { liar: *liar },
-                None => CellResult::Agreed,
-            };
-            let newly = decided
-                .quarantined
-                .iter()
-                .filter(|session| !merge.quarantined.contains(session));
-            let mut events: Vec<Event> = newly
-                .map(|session| Event::UploadQuarantined {
-                    stage,
-                    cell: index,
-                    session: *session,
-                })
-                .collect();
-            events.push(if decided.quarantined.len() == inputs.len() {
-                carried_forward(stage, index)
-            } else {
-                Event::CellSettled {
-                    stage,
-                    cell: index,
-                    result,
-                    merged: Some(decided.object),
-                }
-            });
-            let why = BanReason::Merge {
-                epoch: self.epoch,
-                stage,
-                cell: index,
-            };
-            for liar in dissenters {
-                events.extend(self.ban(liar.peer, why));
-            }
-            return Some(events);
+        let is_validator = |session: &Session| self.settings.validators.contains(&session.peer);
+        if let Some((_, decided)) = results.iter().find(|(session, _)| is_validator(session)) {
+            return Some(Ending::Decided(decided));
         }
         let at_work = cell.slots.len() > results.len();
-        let others = at_work || self.candidates(merge, cell).next().is_some();
+        let nobody_else = !at_work && !uploaders.any_for(cell);
+        let votes = Votes::of(&results);
+        if votes.most > cell.owners_wanted() / 2 {
+            return votes.leader.map(Ending::Decided);
+        }
+        if !nobody_else && !due {
+            return None;
+        }
         match results.as_slice() {
-            [(_, only)] if !others || self.is_due(now) => {
-                let whole = only.quarantined.len() < inputs.len();
-                let single = Event::CellSettled {
-                    stage,
-                    cell: index,
-                    result: CellResult::Single,
-                    merged: Some(only.object),
-                };
-                Some(vec![if whole {
-                    single
-                } else {
-                    carried_forward(stage, index)
-                }])
-            }
-            // Nobody can be asked who is right, now or later.
-            [_, _, ..] if !others && self.settings.validators.is_empty() => {
-                Some(vec![carried_forward(stage, index)])
-            }
-            _ => self
-                .is_due(now)
-                .then(|| vec![carried_forward(stage, index)]),
+            [(_, only)] => Some(Ending::Single(only)),
+            _ if votes.most > 1 && !votes.tied => votes.leader.map(Ending::Decided),
+            // Somebody may still come: a validator, who decides, or anybody at all.
+            _ if !due && (results.is_empty() || !self.settings.validators.is_empty()) => None,
+            _ => Some(Ending::CarriedForward),
         }
     }
 
-    /// The result that decides a cell: a validator's, or one that two owners came to; the first of them in session order.
-    fn decided<'a>(&self, results: &[(Session, &'a MergedCell)]) -> Option<&'a MergedCell> {
-        let by_validator = results
-            .iter()
-            .find(|(session, _)| self.settings.validators.contains(&session.peer));
-        let confirmed = || {
-            results.iter().enumerate().find(|(place, (_, one))| {
-                results
-                    .iter()
-                    .skip(place + 1)
-                    .any(|(_, other)| one.agrees(other))
-            })
+    /// The end of a cell, if it has come to one.
+    fn settle(&self, stage: StageIndex, index: CellIndex, now: Timestamp) -> Option<Vec<Event>> {
+        let merge = self.merge_of(stage);
+        let cell = merge.cells.get(index.get() as usize)?;
+        let uploaders = self.index.merge(stage).uploaders();
+        let ending = self.ending(cell, uploaders, self.is_due(now))?;
+        let carried_forward = Event::CellSettled {
+            stage,
+            cell: index,
+            result: CellResult::CarriedForward,
+            merged: None,
         };
-        by_validator
-            .or_else(|| confirmed().map(|(_, result)| result))
-            .map(|(_, result)| *result)
+        let settled = |merged: &MergedCell, result| {
+            // Every copy was left out: there is nothing in it.
+            if merged.quarantined.len() == uploaders.included {
+                return carried_forward.clone();
+            }
+            Event::CellSettled {
+                stage,
+                cell: index,
+                result,
+                merged: Some(merged.object),
+            }
+        };
+        let decided = match ending {
+            Ending::CarriedForward => return Some(vec![carried_forward]),
+            Ending::Single(only) => return Some(vec![settled(only, CellResult::Single)]),
+            Ending::Decided(decided) => decided,
+        };
+        let dissent = cell.results().filter(|(_, result)| !result.agrees(decided));
+        let dissenters: Vec<Session> = dissent.map(|(session, _)| session).collect();
+        let result = match dissenters.first() {
+            Some(liar) => CellResult::Arbitrated { liar: *liar },
+            None => CellResult::Agreed,
+        };
+        let newly = decided
+            .quarantined
+            .iter()
+            .filter(|session| !merge.quarantined.contains(session));
+        let mut events: Vec<Event> = newly
+            .map(|session| Event::UploadQuarantined {
+                stage,
+                cell: index,
+                session: *session,
+            })
+            .collect();
+        events.push(settled(decided, result));
+        let why = BanReason::Merge {
+            epoch: self.epoch,
+            stage,
+            cell: index,
+        };
+        for liar in dissenters {
+            events.extend(self.ban(liar.peer, why));
+        }
+        Some(events)
     }
 
     /// The next cell to merge, and who does it.
     pub(crate) fn next_merge(&self, now: Timestamp) -> Option<Lease> {
-        self.stages().find_map(|stage| {
-            let merge = self.merge_of(stage);
-            let cells = merge
-                .cells
-                .iter()
-                .zip(0_u32..)
-                .filter(|(cell, _)| cell.settled.is_none());
-            let mut wanting = cells
-                .filter_map(|(cell, index)| Some((cell, index, self.next_owner(merge, cell)?)));
-            let (cell, index, owner) = wanting.next()?;
-            let index = CellIndex::new(index);
-            let work = Work::Merge {
-                cell: index,
-                range: cell.range.clone(),
-                inputs: merge.inputs(index),
-                output: self.object_name(Purpose::Merged, 0),
-            };
-            Some(self.lease_for(owner, stage, work, now))
-        })
+        let awaited = self.index.to_merge.first();
+        let (stage, cell, owner) = awaited
+            .and_then(|(stage, owner)| {
+                Some((*stage, self.index.merge(*stage).first_of(*owner)?, *owner))
+            })
+            .or_else(|| {
+                self.stages().find_map(|stage| {
+                    let mut open = self.index.merge(stage).open.iter();
+                    open.find_map(|cell| Some((stage, *cell, self.replacement(stage, *cell)?)))
+                })
+            })?;
+        let merge = self.merge_of(stage);
+        let work = Work::Merge {
+            cell,
+            range: merge.cells[cell.get() as usize].range.clone(),
+            inputs: merge.inputs(cell),
+            output: self.object_name(Purpose::Merged, 0),
+        };
+        Some(self.lease_for(owner, stage, work, now))
     }
 
-    fn next_owner(&self, merge: &StageMerge, cell: &Cell) -> Option<Session> {
-        let results = cell.results().count();
-        // Two results that settled nothing differ: another has to decide.
-        let wanted = if results >= 2 { results + 1 } else { 2 };
-        let missing = wanted.saturating_sub(cell.slots.len());
-        if missing == 0 {
-            return None;
-        }
+    /// Who is to merge a cell that does not wait for those who were planned: of those with room whoever was planned,
+    /// then who failed least, then who has least to do.
+    fn replacement(&self, stage: StageIndex, index: CellIndex) -> Option<Session> {
+        let cell = &self.merge_of(stage).cells[index.get() as usize];
+        let uploaders = self.index.merge(stage).uploaders();
         let has_room =
             |session: &Session| self.session(*session).is_some_and(|state| state.room > 0);
-        let unused: Vec<Session> = self.candidates(merge, cell).collect();
-        if unused.is_empty() && results >= 2 {
+        if !uploaders.any_for(cell) && cell.results().count() >= 2 {
             let unasked = |session: &Session| !cell.slots.contains_key(session);
-            return self
-                .sessions
-                .validators
-                .iter()
-                .copied()
-                .filter(unasked)
-                .find(has_room);
+            let mut validators = self.sessions.validators.iter().copied().filter(unasked);
+            return validators.find(has_room);
         }
-        let awaited = |session: &Session| {
-            cell.planned.contains(session) && !cell.failures.contains_key(session)
-        };
-        let planned_are_awaited =
-            !merge.relaxed && unused.iter().filter(|session| awaited(session)).count() >= missing;
-        unused
-            .into_iter()
-            .filter(has_room)
-            .filter(|session| !planned_are_awaited || awaited(session))
+        let candidates = uploaders.live.iter().copied();
+        candidates
+            .filter(|session| cell.may_be_asked(session) && has_room(session))
             .min_by_key(|session| {
                 let failures = cell.failures.get(session).copied().unwrap_or(0);
                 let held = self.session(*session).map_or(0, |state| state.held.len());
-                (!awaited(session), failures, held, *session)
+                let planned = cell.planned.contains(session) && failures == 0;
+                (!planned, failures, held, *session)
             })
     }
 
@@ -281,11 +261,119 @@ impl State {
     }
 }
 
-fn carried_forward(stage: StageIndex, cell: CellIndex) -> Event {
-    Event::CellSettled {
-        stage,
-        cell,
-        result: CellResult::CarriedForward,
-        merged: None,
+/// Whose uploads go into a stage's cells.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Uploaders {
+    /// How many they are, the gone included.
+    pub(crate) included: usize,
+    /// Who of them is there and so may merge.
+    pub(crate) live: BTreeSet<Session>,
+}
+
+impl Uploaders {
+    /// Whether anybody could still be asked to merge this cell.
+    pub(crate) fn any_for(&self, cell: &Cell) -> bool {
+        let asked = cell.slots.keys();
+        let failed = cell.failures.keys();
+        let beyond: BTreeSet<&Session> = asked
+            .chain(failed)
+            .filter(|session| self.live.contains(session) && !cell.may_be_asked(session))
+            .collect();
+        beyond.len() < self.live.len()
     }
+}
+
+/// How a cell ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Ending<'a> {
+    /// Enough owners came to this.
+    Decided(&'a MergedCell),
+    /// There is this one result.
+    Single(&'a MergedCell),
+    /// The old values stay.
+    CarriedForward,
+}
+
+/// What the results of a cell's owners amount to.
+struct Votes<'a> {
+    /// The result of most owners: of the first of them in session order.
+    leader: Option<&'a MergedCell>,
+    /// How many came to it.
+    most: usize,
+    /// Whether as many came to another one.
+    tied: bool,
+}
+
+impl<'a> Votes<'a> {
+    fn of(results: &[(Session, &'a MergedCell)]) -> Self {
+        let mut votes: Vec<(&MergedCell, usize)> = Vec::new();
+        for (_, result) in results {
+            match votes.iter_mut().find(|(other, _)| other.agrees(result)) {
+                Some((_, count)) => *count += 1,
+                None => votes.push((result, 1)),
+            }
+        }
+        let most = votes.iter().map(|(_, count)| *count).max().unwrap_or(0);
+        let mut leading = votes.iter().filter(|(_, count)| *count == most);
+        Self {
+            leader: leading.next().map(|(result, _)| *result),
+            most,
+            tied: leading.next().is_some(),
+        }
+    }
+}
+
+impl Cell {
+    /// Owners that it is to have, if there are so many: as planned, but nobody's word is taken alone if another's can be had.
+    fn owners_wanted(&self) -> usize {
+        self.planned.len().max(2)
+    }
+
+    /// Owners that it lacks.
+    fn owners_missing(&self) -> usize {
+        let results = self.results().count();
+        // As many results as were wanted settled nothing: they differ, and another has to decide.
+        let wanted = if results >= self.owners_wanted() {
+            results + 1
+        } else {
+            self.owners_wanted()
+        };
+        wanted.saturating_sub(self.slots.len())
+    }
+
+    /// Whether a session that may merge could be asked to merge this.
+    fn may_be_asked(&self, session: &Session) -> bool {
+        let failures = self.failures.get(session).copied().unwrap_or(0);
+        !self.slots.contains_key(session) && failures < FAILURES_MAX
+    }
+
+    /// Whom it waits for to merge it.
+    pub(crate) fn wants(&self, uploaders: &Uploaders, relaxed: bool) -> Wants {
+        let missing = self.owners_missing();
+        if missing == 0 {
+            return Wants::Nobody;
+        }
+        let is_awaited = |session: &&Session| {
+            uploaders.live.contains(session)
+                && !self.slots.contains_key(session)
+                && !self.failures.contains_key(session)
+        };
+        let awaited: Vec<Session> = self.planned.iter().filter(is_awaited).copied().collect();
+        if relaxed || awaited.len() < missing {
+            Wants::Anybody
+        } else {
+            Wants::Planned(awaited)
+        }
+    }
+}
+
+/// Whom a cell waits for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wants {
+    /// Enough are at it or done with it.
+    Nobody,
+    /// Those of its planned owners who have not begun.
+    Planned(Vec<Session>),
+    /// Whoever has room: not enough of those that were planned are left, or they have not begun for too long.
+    Anybody,
 }

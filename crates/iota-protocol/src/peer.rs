@@ -333,6 +333,17 @@ impl Peer {
         }
     }
 
+    /// `Join` was answered with a place on the waiting list. Nothing has failed: asking again is how the place is kept, so it
+    /// is never later than the orchestrator said.
+    pub fn handle_waiting(&mut self, come_back_after: Duration, now: Timestamp) {
+        if self.place != Place::Joining {
+            return;
+        }
+        self.failures_in_a_row = 0;
+        let wait = self.spread(come_back_after).max(BACKOFF_MIN);
+        self.retries.push((now + wait, Retry::Join));
+    }
+
     /// `GetWork` failed.
     pub fn handle_poll_failed(&mut self, session: Session, failure: CallFailure, now: Timestamp) {
         if !matches!(self.place, Place::Inside { session: current, .. } if current == session) {
@@ -353,10 +364,8 @@ impl Peer {
             return;
         }
         match self.place {
-            Place::Inside { session, .. } => {
-                self.effects.push_back(Effect::Leave { session });
-                self.rejoin();
-            }
+            // Without leaving, which would free its place for the first in line: joining ends the session before.
+            Place::Inside { .. } => self.rejoin(),
             Place::Draining { .. } => {
                 self.leases.remove(&lease);
                 self.go_on();
@@ -524,7 +533,11 @@ impl Peer {
     /// How long to wait after so many failures before this one. Exponential with jitter: the waits of many peers spread
     /// evenly over three quarters of the interval.
     fn backoff(&mut self, failures: u32) -> Duration {
-        let ceiling = (BACKOFF_MIN * 2_u32.pow(failures.min(10))).min(BACKOFF_MAX);
+        self.spread((BACKOFF_MIN * 2_u32.pow(failures.min(10))).min(BACKOFF_MAX))
+    }
+
+    /// A wait between a quarter and all of `ceiling`.
+    fn spread(&mut self, ceiling: Duration) -> Duration {
         // xorshift64*: enough to spread retries, and the same every time for one seed.
         self.jitter ^= self.jitter >> 12;
         self.jitter ^= self.jitter << 25;

@@ -156,10 +156,8 @@ impl State {
     }
 
     fn all_cells_settled(&self) -> bool {
-        self.merging
-            .iter()
-            .flat_map(|merge| &merge.cells)
-            .all(|cell| cell.settled.is_some())
+        self.stages()
+            .all(|stage| self.index.merge(stage).unsettled().is_none())
     }
 
     fn close_merging(&self, now: Timestamp) -> Vec<Event> {

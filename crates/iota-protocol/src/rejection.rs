@@ -16,9 +16,12 @@ pub enum Rejection {
     /// Only listed peers may join as validators.
     #[error("the peer is not among the run's validators")]
     NotAValidator,
-    /// Every stage has as many miners as it may have.
-    #[error("every stage is full")]
+    /// There is no place in the run and none on the waiting list, or the run has seen as many peers as it can remember.
+    #[error("the run is full, and so is its waiting list")]
     Full,
+    /// There is no place in the run for the peer yet; it has one on the waiting list.
+    #[error("the peer waits for a place in the run")]
+    Waiting,
     /// The run is complete or was stopped.
     #[error("the run is over")]
     RunOver,
@@ -54,11 +57,12 @@ pub enum Rejection {
 
 impl Rejection {
     /// Every reason, for tables and tests.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::NotRegistered,
         Self::Banned,
         Self::NotAValidator,
         Self::Full,
+        Self::Waiting,
         Self::RunOver,
         Self::StaleEpoch,
         Self::UnknownLease,
@@ -78,6 +82,7 @@ impl Rejection {
             Self::Banned => "BANNED",
             Self::NotAValidator => "NOT_A_VALIDATOR",
             Self::Full => "FULL",
+            Self::Waiting => "WAITING",
             Self::RunOver => "RUN_OVER",
             Self::StaleEpoch => "STALE_EPOCH",
             Self::UnknownLease => "UNKNOWN_LEASE",

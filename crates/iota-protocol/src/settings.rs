@@ -1,10 +1,13 @@
 //! What is fixed when a run is created.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cells::{CELLS_MAX, Cells, OWNERS_MAX};
 use crate::id::{PeerId, RunId, StageIndex};
+use crate::registration::COME_BACK_MAX;
 
 /// Everything that the rules need to know of a run. Sizes come in as numbers: the rules know nothing of tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -44,14 +47,65 @@ pub struct RunSettings {
     pub miners_to_start: u32,
     /// Miners that a stage takes at most (IOTA: 50).
     pub miners_per_stage_max: u32,
+    /// Who else may become a miner, and when.
+    #[serde(default)]
+    pub registration: Registration,
     /// Who may join as a validator.
     pub validators: Vec<PeerId>,
     /// Epochs within which every miner is audited once, if there is a validator. At least 1.
     pub audit_every_epochs: u32,
     /// The learning rate over the run.
     pub learning_rate: LearningRate,
+    /// How a stage's miners become of one mind again.
+    #[serde(default)]
+    pub merging: Merging,
     /// How long things may take.
     pub timing: Timing,
+}
+
+/// Who may become a miner, and when. A miner that has a place may come back to it at any time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Registration {
+    /// When newcomers are taken. While a stage lacks the miners without whom the run would stand still, as many are taken
+    /// at any time.
+    pub opens: Opens,
+    /// Miners of the whole run, at most.
+    pub miners_max: u32,
+    /// Places on the waiting list. Beyond them nobody is told more than to come again.
+    pub waiting_max: u32,
+    /// For how long a place, in the run or on the waiting list, is kept for a miner that is not heard of. At least a minute.
+    pub place_kept: Duration,
+}
+
+/// When registration is open.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Opens {
+    /// Always.
+    #[default]
+    Always,
+    /// Never: once training has begun, those who are there are those who train.
+    Never,
+    /// Now and then, at times that nobody can foresee who does not know the run's secret. The first window begins with the
+    /// run.
+    Windows {
+        /// Time from the end of a window to the beginning of the next, on average.
+        closed_mean: Duration,
+        /// How long a window lasts.
+        open_for: Duration,
+    },
+}
+
+impl Default for Registration {
+    fn default() -> Self {
+        Self {
+            opens: Opens::default(),
+            miners_max: u32::MAX,
+            waiting_max: 4_096,
+            place_kept: Duration::from_secs(300),
+        }
+    }
 }
 
 /// Learning rate by samples opened, in phases: a linear warm-up to the peak, a constant stretch, a decay over whatever
@@ -105,6 +159,34 @@ impl LearningRate {
             final_fraction,
             tail_samples: 0,
         }
+    }
+}
+
+/// How a stage's miners become of one mind again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Merging {
+    /// How its parameters are cut into cells, and how many miners merge each.
+    pub cells: Cells,
+}
+
+impl Merging {
+    /// Checks what the rules rely on.
+    fn validate(&self) -> Result<(), InvalidSetting> {
+        let within = |setting, value: u32, range: RangeInclusive<u32>, why: &str| {
+            if range.contains(&value) {
+                return Ok(());
+            }
+            let (least, most) = range.into_inner();
+            let problem = format!("must be between {least} and {most}{why}");
+            Err(InvalidSetting { setting, problem })
+        };
+        if let Cells::Grid { cells, owners } = self.cells {
+            within("merging.cells", cells, 1..=CELLS_MAX, "")?;
+            let why = ": nobody's word is taken alone";
+            within("merging.owners", owners, 2..=OWNERS_MAX, why)?;
+        }
+        Ok(())
     }
 }
 
@@ -218,6 +300,34 @@ impl RunSettings {
         if self.miners_per_stage_max < self.miners_to_start {
             return invalid("miners_per_stage_max", "must not be below miners_to_start");
         }
+        let Registration {
+            opens,
+            miners_max,
+            place_kept,
+            ..
+        } = self.registration;
+        let needed = u64::from(self.stages()) * u64::from(self.miners_to_start);
+        if u64::from(miners_max) < needed {
+            return invalid(
+                "registration.miners_max",
+                "must not be below miners_to_start times the number of stages",
+            );
+        }
+        if place_kept < COME_BACK_MAX * 2 {
+            return invalid("registration.place_kept", "must be at least a minute");
+        }
+        if let Opens::Windows {
+            closed_mean,
+            open_for,
+        } = opens
+            && (closed_mean.is_zero() || open_for.is_zero())
+        {
+            return invalid(
+                "registration.opens.windows",
+                "neither closed_mean nor open_for may be zero",
+            );
+        }
+        self.merging.validate()?;
         let LearningRate {
             peak,
             final_fraction,

@@ -5,6 +5,7 @@
 
 pub(crate) mod audits;
 pub(crate) mod merging;
+pub(crate) mod places;
 pub(crate) mod samples;
 pub(crate) mod sessions;
 mod stored;
@@ -15,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub use audits::{Audit, Coverage};
 pub use merging::MergeRecord;
-pub use samples::{CompletedSample, SampleCounts};
+pub use samples::{CompletedSample, SampleCounts, WorkCounts};
 pub use sessions::{CAPACITY_MAX, Installation, PeerRecord, SessionState};
 
 use crate::checkpoint;
@@ -42,6 +43,7 @@ pub struct State {
     pub(crate) phase_since: Timestamp,
     pub(crate) phase_deadline: Option<Timestamp>,
     pub(crate) sessions: Sessions,
+    pub(crate) places: places::Places,
     pub(crate) leases: Leases,
     pub(crate) samples: samples::Samples,
     pub(crate) checkpoints: Vec<Checkpoint>,
@@ -92,6 +94,7 @@ impl State {
             })
             .collect();
         let mut state = Self {
+            places: places::Places::new(&settings.registration, now),
             settings,
             clock: now,
             phase: Phase::Gathering,
@@ -223,6 +226,11 @@ impl State {
     /// How many samples went which way, over the whole run.
     pub const fn sample_counts(&self) -> SampleCounts {
         self.samples.counts
+    }
+
+    /// How much work was finished, and how much of it was wasted, over the whole run.
+    pub const fn work_counts(&self) -> WorkCounts {
+        self.samples.work
     }
 
     /// Samples on their way.

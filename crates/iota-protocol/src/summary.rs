@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::event::Phase;
 use crate::id::{Epoch, StageIndex};
-use crate::state::{SampleCounts, State};
+use crate::state::{SampleCounts, State, WorkCounts};
 use crate::time::Timestamp;
 
 /// Where a run stands.
@@ -28,12 +28,18 @@ pub struct Summary {
     pub samples_in_flight: usize,
     /// Samples over the whole run.
     pub samples: SampleCounts,
+    /// Work that was finished over the whole run, and how much of it was wasted.
+    pub work: WorkCounts,
     /// Tokens trained on over the whole run; those of each sample count once.
     pub tokens_trained: u64,
     /// Mean loss of the samples that this epoch completed, in nats per token.
     pub mean_loss: Option<f32>,
     /// Each stage, from the head.
     pub stages: Vec<StageSummary>,
+    /// Whether newcomers are taken now, if there is room.
+    pub registration_is_open: bool,
+    /// Peers on the waiting list.
+    pub waiting: usize,
     /// Validators that are there.
     pub validators: usize,
     /// Audits without a verdict, with one in the subject's favour, and with one against it.
@@ -93,6 +99,7 @@ impl State {
             samples_of_epoch: (losses.len() as u64, self.settings().samples_per_epoch),
             samples_in_flight: self.samples_in_flight(),
             samples,
+            work: self.work_counts(),
             tokens_trained: samples
                 .completed
                 .saturating_mul(self.settings().sample_tokens),
@@ -102,6 +109,8 @@ impl State {
                 .stages()
                 .map(|stage| self.stage_summary(stage))
                 .collect(),
+            registration_is_open: self.registration_is_open(),
+            waiting: self.waiting_list().count(),
             validators: self.sessions.validators.len(),
             audits: (self.audits.pending.len(), passed, failed),
         }

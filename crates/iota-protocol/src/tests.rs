@@ -4,6 +4,7 @@ mod auditing;
 mod chaos;
 mod happy_path;
 mod merging;
+mod registering;
 mod repairing;
 mod sessions;
 mod training;

@@ -36,6 +36,7 @@
 //! | `node`, `worker`, `replica` | a peer's process, what it does with a lease, and a stage without tensors |
 //! | `store`, [`fault`] | objects that can be lost, and kinds of trouble, counted |
 //! | `accounts` | the proof that every sample counts once |
+//! | `waits` | the waiting list as those on it see it |
 //!
 //! # What it does not know
 //!
@@ -50,6 +51,7 @@ mod orchestrator;
 mod plan;
 mod replica;
 mod store;
+mod waits;
 mod worker;
 mod world;
 
@@ -59,6 +61,7 @@ use iota_protocol::Digest;
 use iota_protocol::state::SampleCounts;
 
 pub use fault::{Counts, Fault};
+pub use waits::Places;
 
 /// Seeds of worlds that once showed a fault, one to a line, each with what it found. They are lived through first.
 const KEPT: &str = include_str!("../seeds.txt");
@@ -82,6 +85,8 @@ pub struct Run {
     pub audits: u64,
     /// Its samples.
     pub samples: SampleCounts,
+    /// Who had to wait for a place in it.
+    pub places: Places,
     /// Of everything that happened, in order.
     pub trace: Digest,
 }

@@ -63,6 +63,7 @@ struct Totals {
     audits: u64,
     completed: u64,
     lost: u64,
+    places: iota_sim::Places,
 }
 
 impl Totals {
@@ -76,6 +77,7 @@ impl Totals {
         self.audits += run.audits;
         self.completed += run.samples.completed;
         self.lost += run.samples.lost;
+        self.places += run.places;
     }
 
     fn print(&self, wall_seconds: f64) {
@@ -91,6 +93,10 @@ impl Totals {
         println!(
             "{} samples completed, {} dropped as runs ended, {} audits, {} cheaters banned",
             self.completed, self.lost, self.audits, self.banned,
+        );
+        println!(
+            "{} had to wait for a place, {} were admitted, {} places expired, {} windows opened",
+            self.places.waited, self.places.admitted, self.places.expired, self.places.windows,
         );
         println!(
             "{wall_seconds:.1} s, {:.0} seeds per second",

@@ -1,6 +1,7 @@
 //! A miner's or validator's process: the production [`Peer`] machine, the work of its session, and calls under way.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use iota_protocol::peer::{CallFailure, Peer};
 use iota_protocol::work::{Lease, WorkKind};
@@ -97,6 +98,10 @@ impl Node {
         };
         match (asked, answer) {
             (Asked::Join, Answer::Joined(session)) => peer.handle_joined(session),
+            (Asked::Join, Answer::Waits(place)) => {
+                let come_back_after = place.map_or(Duration::ZERO, |place| place.come_back_after);
+                peer.handle_waiting(come_back_after, clock);
+            }
             (Asked::Join, answer) => peer.handle_join_failed(call_failure(&answer), clock),
             (
                 Asked::Poll(session),

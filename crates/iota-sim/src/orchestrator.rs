@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use iota_protocol::invariants::check_all;
+use iota_protocol::invariants::{a_place_never_gets_worse, check_all};
+use iota_protocol::registration::Place;
 use iota_protocol::work::{Failure, Lease, Outcome};
 use iota_protocol::{
     Command, Epoch, Event, LeaseId, PeerId, Rejection, Role, RunSettings, Session, State, Timestamp,
@@ -47,6 +48,8 @@ pub(crate) enum Request {
 #[derive(Debug, Clone)]
 pub(crate) enum Answer {
     Joined(Session),
+    /// A place on the waiting list; none if there is one in the run by now, or if nobody else may wait.
+    Waits(Option<Place>),
     Work {
         leases: Vec<Lease>,
         revoked: Vec<LeaseId>,
@@ -176,11 +179,18 @@ impl Orchestrator {
         let mut answers = Answers::new();
         let decided = self.decide(&command, now, &mut answers)?;
         match (request, decided) {
+            (Request::Join { peer, .. }, Err(Rejection::Waiting)) => {
+                answers.push((caller, Answer::Waits(self.state.place_of(*peer))));
+            }
             (_, Err(rejection)) => answers.push((caller, Answer::Refused(rejection))),
-            (Request::Join { peer, .. }, Ok(_)) => {
-                let session = self.state.session_of(*peer);
-                let session = session.ok_or("who has joined has no session")?;
-                answers.push((caller, Answer::Joined(session)));
+            (Request::Join { peer, .. }, Ok(events)) => {
+                let answer = if events.iter().any(|event| event.refusal().is_some()) {
+                    Answer::Waits(self.state.place_of(*peer))
+                } else {
+                    let session = self.state.session_of(*peer);
+                    Answer::Joined(session.ok_or("who has joined has no session")?)
+                };
+                answers.push((caller, answer));
             }
             (Request::Poll { session, held, .. }, Ok(_)) => {
                 let parked = Parked {
@@ -255,6 +265,8 @@ impl Orchestrator {
         self.commands += 1;
         let at = self.clock(now);
         let decided = self.state.handle(command, at);
+        a_place_never_gets_worse(&self.twin, &self.state)
+            .map_err(|what| format!("W3: {what} after {command:?}"))?;
         for event in decided.iter().flatten() {
             self.twin.apply(at, event);
             self.journal.push((at, event.clone()));

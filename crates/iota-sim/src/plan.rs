@@ -5,7 +5,8 @@
 
 use std::time::Duration;
 
-use iota_protocol::settings::{LearningRate, Timing};
+use iota_protocol::cells::Cells;
+use iota_protocol::settings::{LearningRate, Merging, Opens, Registration, Timing};
 use iota_protocol::{PeerId, Role, RunId, RunSettings};
 
 use crate::chance::Chance;
@@ -168,6 +169,27 @@ fn peer(number: u64) -> PeerId {
     PeerId::from_bytes(bytes)
 }
 
+/// In half of the worlds there is a place for everybody. In the others there are few places, and registration is open, open
+/// now and then, or closed. Drawn from the secret too.
+fn registration(secret: &[u8; 32], stages: u16) -> Registration {
+    let opens = match secret[2] % 8 {
+        0..4 => return Registration::default(),
+        4 | 5 => Opens::Always,
+        6 => Opens::Never,
+        _ => Opens::Windows {
+            closed_mean: Duration::from_secs(60),
+            open_for: Duration::from_secs(5),
+        },
+    };
+    Registration {
+        opens,
+        // As many as may be needed to start, and up to three more.
+        miners_max: 2 * u32::from(stages) + u32::from(secret[3] % 4),
+        waiting_max: 2 + u32::from(secret[3] / 4 % 8),
+        place_kept: Duration::from_secs(60 + 10 * u64::from(secret[4] % 8)),
+    }
+}
+
 fn settings(chance: &mut Chance, stages: u16, validated: bool) -> RunSettings {
     let mut secret = [0; 32];
     secret[..8].copy_from_slice(&chance.next().to_le_bytes());
@@ -188,6 +210,7 @@ fn settings(chance: &mut Chance, stages: u16, validated: bool) -> RunSettings {
         backwards_per_step: chance.pick(&[1, 2, 3]),
         miners_to_start: chance.pick(&[1, 1, 2]),
         miners_per_stage_max: 16,
+        registration: registration(&secret, stages),
         validators: if validated {
             vec![peer(VALIDATOR)]
         } else {
@@ -195,6 +218,16 @@ fn settings(chance: &mut Chance, stages: u16, validated: bool) -> RunSettings {
         },
         audit_every_epochs: chance.pick(&[1, 2]),
         learning_rate: LearningRate::cosine(0.001, 2, 0.1),
+        merging: Merging {
+            cells: if secret[2].is_multiple_of(2) {
+                Cells::Butterfly
+            } else {
+                Cells::Grid {
+                    cells: 1 + u32::from(secret[3] % 12),
+                    owners: 2 + u32::from(secret[4] % 3),
+                }
+            },
+        },
         timing: Timing {
             lease_initial: Duration::from_secs(20),
             lease_min: Duration::from_secs(5),

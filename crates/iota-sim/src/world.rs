@@ -16,6 +16,7 @@ use crate::node::Node;
 use crate::orchestrator::{Answer, Caller, Orchestrator, Request};
 use crate::plan::{Behaviour, Plan, Rates};
 use crate::store::Store;
+use crate::waits::{Places, Told};
 use crate::{Failed, Run, accounts};
 
 /// Something that happens at its time.
@@ -87,6 +88,7 @@ pub(crate) struct World {
     calls: u64,
     ticks_at: Option<u64>,
     helpers: u64,
+    told: Told,
     orchestrator: Orchestrator,
     nodes: Vec<Node>,
     store: Store,
@@ -121,6 +123,7 @@ impl World {
             calls: 0,
             ticks_at: None,
             helpers: 0,
+            told: Told::default(),
             orchestrator,
             nodes: Vec::new(),
             store: Store::default(),
@@ -170,6 +173,7 @@ impl World {
             banned: state.cheaters().count() as u64,
             audits: passed + failed,
             samples: state.sample_counts(),
+            places: Places::of(self.orchestrator.journal()),
             trace: self.trace.digest,
         })
     }
@@ -228,6 +232,9 @@ impl World {
                 {
                     if node.open_poll == Some(caller.call) {
                         node.open_poll = None;
+                    }
+                    if let Answer::Waits(Some(place)) = &answer {
+                        self.told.note(node.plan.peer, *place)?;
                     }
                     node.answered(asked, answer, self.now);
                     self.drain(caller.node);

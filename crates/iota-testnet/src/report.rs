@@ -27,6 +27,9 @@ pub struct Report {
     pub tokens: Tokens,
     /// Where samples went.
     pub samples: Samples,
+    /// Work that was finished, and how much of it was wasted.
+    #[serde(default)]
+    pub work: Work,
     /// One entry per merge of a stage.
     pub merges: Vec<Merge>,
     /// Whether the miners of each stage held equal bits after every merge.
@@ -73,6 +76,21 @@ pub struct Samples {
     pub re_leased: u64,
     /// Samples that were begun and neither completed nor carried on.
     pub lost: u64,
+}
+
+/// How much work was finished, and what became of it, in passes of one stage over one sample.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Work {
+    /// Passes that miners reported as done.
+    pub finished: u64,
+    /// Of those, forward passes that were done a second time for a backward pass.
+    pub redone: u64,
+    /// Of those, done when somebody else had done the same or training had closed.
+    pub superseded: u64,
+    /// Of those, thrown away afterwards.
+    pub undone: u64,
+    /// The last three as a share of the first.
+    pub wasted_share: f64,
 }
 
 /// A merge of one stage.
@@ -137,7 +155,7 @@ impl Report {
         elapsed: Duration,
         baseline: Option<Baseline>,
     ) -> Self {
-        let counts = state.sample_counts();
+        let (counts, work) = (state.sample_counts(), state.work_counts());
         let settings = state.settings();
         let merges: Vec<Merge> = state
             .merges()
@@ -184,6 +202,13 @@ impl Report {
                 completed: counts.completed,
                 re_leased: counts.re_leased,
                 lost: counts.lost,
+            },
+            work: Work {
+                finished: work.finished,
+                redone: work.redone,
+                superseded: work.superseded,
+                undone: work.undone,
+                wasted_share: work.wasted_share(),
             },
             merges,
             replicas_equal: state.replicas_equal(),

@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use iota_orchestrator::{
-    CutOptions, ModelOptions, RunOptions, TimingOptions, TrainingOptions, Wire,
+    CutOptions, MergingOptions, ModelOptions, RegistrationOptions, RunOptions, TimingOptions,
+    TrainingOptions, Wire,
 };
 use serde::{Deserialize, Serialize};
 
@@ -43,8 +44,12 @@ pub struct TestnetSettings {
     pub store_url: String,
     /// How it trains.
     pub training: TrainingOptions,
+    /// How a stage's miners become of one mind again.
+    pub merging: MergingOptions,
     /// How stages send tensors to each other.
     pub wire: Wire,
+    /// Who may become a miner, and when.
+    pub registration: RegistrationOptions,
     /// How long things may take.
     pub timing: TimingOptions,
 }
@@ -59,7 +64,9 @@ impl Default for TestnetSettings {
             corpus,
             seed,
             training,
+            merging,
             wire,
+            registration,
             timing,
         } = RunOptions::default();
         let loopback = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
@@ -80,7 +87,9 @@ impl Default for TestnetSettings {
             store_listen: loopback,
             store_url: String::new(),
             training,
+            merging,
             wire,
+            registration,
             timing: on_one_machine(timing),
         }
     }
@@ -157,7 +166,9 @@ impl TestnetSettings {
             corpus: self.corpus.clone(),
             seed: self.seed,
             training: self.training.clone(),
+            merging: self.merging,
             wire: self.wire,
+            registration: self.registration,
             timing: self.timing,
         }
     }

@@ -43,6 +43,15 @@ pub fn summary(report: &Report) -> String {
         "  samples               {} done, {} pieces leased again, {} lost",
         samples.completed, samples.re_leased, samples.lost
     ));
+    let work = &report.work;
+    line(format!(
+        "  work                  {} passes finished, {:.1} % wasted ({} redone, {} superseded, {} undone)",
+        work.finished,
+        100.0 * work.wasted_share,
+        work.redone,
+        work.superseded,
+        work.undone
+    ));
     let sum = |of: fn(&crate::report::Merge) -> u64| report.merges.iter().map(of).sum::<u64>();
     let (cells, covered, agreed) = (
         sum(|merge| merge.cells),

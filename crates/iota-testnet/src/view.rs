@@ -106,11 +106,13 @@ impl View for Live {
             status.elapsed.as_secs_f64(),
         ));
         self.network.set_message(format!(
-            "miners per stage {} · validators {} · in flight {} · leased again {} · audits {} passed, {} failed{}",
+            "miners per stage {}{} · validators {} · in flight {} · leased again {} · wasted {:.1} % · audits {} passed, {} failed{}",
             miners(status),
+            waiting(status),
             status.validators,
             status.samples_in_flight,
             status.samples_re_leased,
+            wasted_percent(status),
             status.audits_passed,
             status.audits_failed,
             if status.banned > 0 { format!(" · {} banned", status.banned) } else { String::new() },
@@ -143,6 +145,20 @@ fn line(status: &RunStatus) -> String {
         status.audits_passed,
         status.audits_passed + status.audits_failed,
     )
+}
+
+/// Of the work that was finished.
+fn wasted_percent(status: &RunStatus) -> f64 {
+    100.0 * status.work_wasted as f64 / status.work_finished.max(1) as f64
+}
+
+/// Who would be a miner and has to wait, if somebody does.
+fn waiting(status: &RunStatus) -> String {
+    match (status.waiting, status.registration_is_open) {
+        (0, _) => String::new(),
+        (waiting, true) => format!(" ({waiting} wait)"),
+        (waiting, false) => format!(" ({waiting} wait, registration is closed)"),
+    }
 }
 
 /// Epochs are counted from 1 for people.

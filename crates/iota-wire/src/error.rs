@@ -8,6 +8,7 @@ mod status;
 
 use std::time::Duration;
 
+use iota_protocol::registration::{Place, WaitReason};
 use iota_protocol::{Rejection, Timestamp};
 use tonic::Code;
 
@@ -20,6 +21,9 @@ pub enum ApiError {
     /// The rules of the run say no.
     #[error(transparent)]
     Rejected(#[from] Rejection),
+    /// There is no place in the run for the peer yet.
+    #[error("{}", waits(.0))]
+    Waiting(Place),
     /// The request does not show who sent it.
     #[error(transparent)]
     Unauthenticated(#[from] AuthFailure),
@@ -131,6 +135,9 @@ pub enum CallError {
     /// The rules of the run say no.
     #[error(transparent)]
     Rejected(#[from] Rejection),
+    /// There is no place in the run yet; we have one on the waiting list.
+    #[error("{}", waits(.0))]
+    Waiting(Place),
     /// The orchestrator does not accept who we say we are.
     #[error(transparent)]
     Unauthenticated(AuthFailure),
@@ -208,6 +215,21 @@ pub enum CallError {
     },
 }
 
+/// A place on the waiting list, in words.
+fn waits(place: &Place) -> String {
+    let why = match place.why {
+        WaitReason::Full => "every place in the run is taken",
+        WaitReason::Closed => "registration is closed for now",
+        WaitReason::InLine => "others were there first",
+    };
+    format!(
+        "{why}: place {} of {} on the waiting list; ask again within {} ms",
+        place.place,
+        place.line,
+        place.come_back_after.as_millis()
+    )
+}
+
 /// What to do about a [`CallError`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CallErrorKind {
@@ -230,7 +252,7 @@ impl CallError {
         match self {
             Self::Rejected(rejection) => match rejection {
                 Rejection::NotRegistered => Rejoin,
-                Rejection::Full => Retry,
+                Rejection::Full | Rejection::Waiting => Retry,
                 Rejection::StaleEpoch | Rejection::UnknownLease | Rejection::Superseded => Drop,
                 Rejection::Banned | Rejection::NotAValidator | Rejection::RunOver => GiveUp,
                 // Wrong outcomes, lengths, ordinals, numbers, objects that are not there, and whatever a later version adds.
@@ -239,7 +261,8 @@ impl CallError {
             // The client corrects its clock by the answer, and draws a nonce for every attempt.
             Self::Unauthenticated(AuthFailure::Stale { .. } | AuthFailure::Replayed) => Retry,
             Self::Unauthenticated(AuthFailure::WrongRun | AuthFailure::WrongAudience) => GiveUp,
-            Self::RateLimited { .. }
+            Self::Waiting(_)
+            | Self::RateLimited { .. }
             | Self::Unavailable { .. }
             | Self::TimedOut
             | Self::Internal => Retry,
@@ -261,6 +284,7 @@ impl CallError {
     /// When to try again, if the orchestrator said so.
     pub const fn retry_after(&self) -> Option<Duration> {
         match self {
+            Self::Waiting(place) => Some(place.come_back_after),
             Self::RateLimited { retry_after } => Some(*retry_after),
             Self::Unavailable { retry_after, .. } => *retry_after,
             _ => None,

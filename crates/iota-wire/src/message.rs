@@ -155,6 +155,10 @@ pub struct RunStatus {
     pub samples_in_flight: u64,
     /// Times that a sample's work had to be given to somebody else.
     pub samples_re_leased: u64,
+    /// Passes of one stage over one sample that were reported as done.
+    pub work_finished: u64,
+    /// Of those, passes that no completed sample needed.
+    pub work_wasted: u64,
     /// Tokens trained on, each counted once.
     pub tokens_trained: u64,
     /// Tokens trained on per second, lately.
@@ -163,6 +167,10 @@ pub struct RunStatus {
     pub loss: Option<f64>,
     /// Live miners per stage, from the head.
     pub miners_per_stage: Vec<u32>,
+    /// Whether newcomers are taken now, if there is room.
+    pub registration_is_open: bool,
+    /// Peers on the waiting list.
+    pub waiting: u32,
     /// Live validators.
     pub validators: u32,
     /// Audits that agreed.

@@ -4,42 +4,21 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use iota_compute::{Error, OptimizerSettings};
-use iota_model::{Boundary, ModelConfig, Rope, StagePlan};
+use iota_model::{ModelConfig, StagePlan};
 use iota_protocol::learning_rate_at;
 use iota_protocol::settings::LearningRate;
 
 use super::variant::Variant;
+use crate::curve::{CURVE_BATCHES, RESULT_BATCHES, is_a_point};
+use crate::model::small_model;
 use crate::outcome::{Outcome, Setting};
 use crate::pipeline::{Pipeline, Wires};
 use crate::text::Text;
 use crate::wire::Wire;
 
-/// Channels of a head.
-const HEAD_WIDTH: usize = 32;
-/// Points of a curve.
-const CURVE_POINTS: u64 = 12;
-/// Held-out batches behind a point of the curve, and behind the result.
-const CURVE_BATCHES: usize = 16;
-const RESULT_BATCHES: usize = 96;
-
 /// The model of a setting, without boundaries.
 pub(super) fn model(setting: &Setting, vocabulary: usize) -> ModelConfig {
-    let heads = (setting.width / HEAD_WIDTH).max(1);
-    ModelConfig {
-        vocabulary,
-        width: setting.width,
-        blocks: setting.blocks,
-        heads,
-        key_value_heads: heads.div_ceil(2),
-        feed_forward: 2 * setting.width,
-        context: setting.context,
-        rope: Rope {
-            base: 10_000.0,
-            scaling: None,
-        },
-        norm_epsilon: 1e-5,
-        boundary: Boundary::None,
-    }
+    small_model(setting.width, setting.blocks, setting.context, vocabulary)
 }
 
 /// Trains a variant with the seed's initial weights, on the seed's order of the text.
@@ -101,26 +80,7 @@ pub(super) fn train(
     })
 }
 
-/// Whether the curve has a point after so many steps: they are spread evenly, the last at the end.
-const fn is_a_point(done: u64, steps: u64) -> bool {
-    done * CURVE_POINTS / steps > (done - 1) * CURVE_POINTS / steps
-}
-
 /// A variant that breaks down is a result.
-fn is_not_finite(error: &anyhow::Error) -> bool {
+pub(crate) fn is_not_finite(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref::<Error>(), Some(Error::NotFinite { .. }))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_curve_ends_with_the_run() {
-        for steps in [1, 11, 12, 13, 1000] {
-            let points = (1..=steps).filter(|done| is_a_point(*done, steps)).count();
-            assert_eq!(points as u64, CURVE_POINTS.min(steps), "{steps} steps");
-            assert!(is_a_point(steps, steps));
-        }
-    }
 }

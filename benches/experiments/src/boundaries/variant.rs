@@ -21,7 +21,8 @@ const RATIOS: [usize; 3] = [8, 64, 128];
 /// Where a bottleneck and an encoding are combined, they are to send so many times fewer bytes than all channels as bf16.
 const COMBINED_RATIOS: [usize; 3] = [32, 64, 128];
 
-/// All that are compared, for a model of this width: the uncut model; all channels in every encoding; bottlenecks in
+/// All that are compared, for a model of this width: the uncut model; stages that embed the tokens and hear nothing of
+/// each other, which tells what the last of them is worth alone; all channels in every encoding; bottlenecks in
 /// bf16; and in every encoding that is smaller than bf16 the widest bottlenecks that fit into 32, 64 and 128 times fewer
 /// bytes.
 pub(crate) fn variants(width: usize) -> Vec<Variant> {
@@ -67,7 +68,11 @@ pub(crate) fn variants(width: usize) -> Vec<Variant> {
             })
         })
     });
-    [uncut]
+    let deaf = Variant {
+        boundary: Boundary::new(BoundaryKind::Anchored, 1),
+        wires: both(Wire::Nothing),
+    };
+    [uncut, deaf]
         .into_iter()
         .chain(all_channels)
         .chain(bottlenecks)

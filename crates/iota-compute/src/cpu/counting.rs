@@ -14,6 +14,7 @@ use super::instructions::InstructionSet;
 use super::{attention, bf16, loss, matmul, norm};
 use crate::backend::{AdamUpdate, AttentionShape, Backend, MomentumUpdate, Product, Turn, Write};
 use crate::error::Result;
+use crate::memory::MemoryCount;
 
 /// Counts what a [`Cpu`](super::Cpu) of so many threads and this precision would hold. Clones count together.
 #[derive(Debug, Clone)]
@@ -51,23 +52,6 @@ impl Counting {
         }
     }
 
-    /// Bytes of the buffers that there are.
-    pub(crate) fn held_bytes(&self) -> u64 {
-        self.tally.held.load(Ordering::Relaxed)
-    }
-
-    /// Bytes of the buffers that there were at one time, at most.
-    pub(crate) fn held_bytes_max(&self) -> u64 {
-        self.tally.held_max.load(Ordering::Relaxed)
-    }
-
-    /// Bytes in use at one time, at most: with what operations took in passing, and what the threads keep.
-    pub(crate) fn in_use_bytes_max(&self) -> u64 {
-        let by_threads = matmul::KEPT_BYTES_PER_THREAD * self.threads as u64;
-        let by_operations = self.tally.kept_max.load(Ordering::Relaxed);
-        self.tally.in_use_max.load(Ordering::Relaxed) + by_threads + by_operations
-    }
-
     /// An operation takes memory and gives it back before it returns.
     fn pass(&self, elements: usize) -> Result<()> {
         let in_use = self.held_bytes() + bytes(elements);
@@ -80,6 +64,23 @@ impl Counting {
         self.tally
             .kept_max
             .fetch_max(bytes(elements), Ordering::Relaxed);
+    }
+}
+
+impl MemoryCount for Counting {
+    fn held_bytes(&self) -> u64 {
+        self.tally.held.load(Ordering::Relaxed)
+    }
+
+    fn held_bytes_max(&self) -> u64 {
+        self.tally.held_max.load(Ordering::Relaxed)
+    }
+
+    /// And with what the threads keep.
+    fn in_use_bytes_max(&self) -> u64 {
+        let by_threads = matmul::KEPT_BYTES_PER_THREAD * self.threads as u64;
+        let by_operations = self.tally.kept_max.load(Ordering::Relaxed);
+        self.tally.in_use_max.load(Ordering::Relaxed) + by_threads + by_operations
     }
 }
 

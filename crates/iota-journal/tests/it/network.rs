@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use iota_journal::{Entry, Error, Genesis, Journal, Recovered, Snapshot};
 use iota_protocol::invariants::check_all;
-use iota_protocol::settings::{LearningRate, Timing};
+use iota_protocol::settings::{LearningRate, Merging, Registration, Timing};
 use iota_protocol::work::{Lease, Outcome, Seal, Verdict, Work};
 use iota_protocol::{
     Command, Digest, Event, PeerId, Rejection, Role, RunId, RunSettings, Session, State, Timestamp,
@@ -28,9 +28,11 @@ pub(crate) fn genesis(stages: u16) -> Genesis {
         backwards_per_step: 2,
         miners_to_start: 2,
         miners_per_stage_max: 8,
+        registration: Registration::default(),
         validators: vec![peer(99)],
         audit_every_epochs: 1,
         learning_rate: LearningRate::cosine(0.001, 2, 0.1),
+        merging: Merging::default(),
         timing: Timing {
             lease_initial: Duration::from_secs(20),
             lease_min: Duration::from_secs(5),

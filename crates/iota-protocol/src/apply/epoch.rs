@@ -2,6 +2,7 @@
 
 use super::index;
 use crate::audit;
+use crate::cells;
 use crate::event::{CellResult, Phase};
 use crate::id::{AuditId, Digest, Epoch, Session};
 use crate::state::State;
@@ -146,6 +147,7 @@ impl State {
         let mut record = MergeRecord {
             epoch: checkpoint.epoch,
             stage,
+            seed: cells::seed(&self.settings.secret, stage, self.epoch),
             cells: merge.cells.len() as u64,
             covered: 0,
             agreed: 0,

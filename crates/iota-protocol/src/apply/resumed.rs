@@ -36,5 +36,6 @@ impl State {
             }
         }
         samples.drains_since = samples.drains_since.map(|since| since + away);
+        self.places.shift(away);
     }
 }

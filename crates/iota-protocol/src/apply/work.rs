@@ -56,10 +56,12 @@ impl State {
                 self.refile_all(waited_for);
             }
             Work::Merge { cell, .. } => {
-                if let Some(cell) = self.merging[index(lease.stage)].cell_mut(*cell) {
-                    cell.slots
+                if let Some(state) = self.merging[index(lease.stage)].cell_mut(*cell) {
+                    state
+                        .slots
                         .insert(lease.session, Slot::Leased { lease: lease.id });
                 }
+                self.refile_cell(lease.stage, *cell);
             }
             Work::Replay { .. } | Work::Inspect { .. } => {
                 let waiting = |audit: &Audit| audit.lease.is_none() && audit.work == lease.work;
@@ -129,12 +131,13 @@ impl State {
                 }
             }
             Work::Merge { cell, .. } => {
-                if let Some(cell) = self.merging[index(lease.stage)].cell_mut(*cell)
-                    && cell.slots.get(&session) == Some(&Slot::Leased { lease: id })
+                if let Some(state) = self.merging[index(lease.stage)].cell_mut(*cell)
+                    && state.slots.get(&session) == Some(&Slot::Leased { lease: id })
                 {
-                    cell.slots.remove(&session);
-                    *cell.failures.entry(session).or_default() += 1;
+                    state.slots.remove(&session);
+                    *state.failures.entry(session).or_default() += 1;
                 }
+                self.refile_cell(lease.stage, *cell);
             }
             Work::Replay { .. } | Work::Inspect { .. } => {
                 let leased = |audit: &Audit| audit.lease == Some(id);
@@ -208,6 +211,14 @@ impl State {
                     Answer::Superseded { outcome }
                 },
             );
+        }
+        match outcome {
+            Outcome::Forward { .. } => self.samples.work.finish(false, credited),
+            Outcome::Backward { recomputed, .. } => {
+                let redone = *recomputed && lease.stage != self.settings.tail();
+                self.samples.work.finish(redone, credited);
+            }
+            _ => {}
         }
         if !credited {
             return;
@@ -293,9 +304,10 @@ impl State {
                     object,
                     quarantined: quarantined.clone(),
                 };
-                if let Some(cell) = self.merging[index(lease.stage)].cell_mut(*cell) {
-                    cell.slots.insert(session, Slot::Done { merged });
+                if let Some(state) = self.merging[index(lease.stage)].cell_mut(*cell) {
+                    state.slots.insert(session, Slot::Done { merged });
                 }
+                self.refile_cell(lease.stage, *cell);
             }
             (Work::Install { checkpoint }, Outcome::Install { state }) => {
                 self.forget_lapsed_samples(session);
@@ -417,7 +429,9 @@ impl State {
         let Some(state) = self.samples.flying.get_mut(&sample) else {
             return;
         };
+        let done = state.done();
         state.undo(piece, tail);
+        self.samples.work.undone += done - state.done();
         state.failed_by.insert(producer);
         let avoid = state.failed_by.clone();
         self.wait(sample, Preference { only: None, avoid }, at);
@@ -430,9 +444,20 @@ impl State {
         at: Timestamp,
     ) {
         self.unwait(sample);
+        self.note_undone(sample);
         self.samples.flying.insert(sample, SampleState::fresh());
         self.samples.counts.restarted += u64::from(why == RestartReason::TooManyAttempts);
         self.wait(sample, Preference::default(), at);
+    }
+
+    /// All that was done for a sample is of no use.
+    pub(super) fn note_undone(&mut self, sample: SampleId) {
+        let done = self
+            .samples
+            .flying
+            .get(&sample)
+            .map_or(0, SampleState::done);
+        self.samples.work.undone += done;
     }
 
     /// Notes when the epoch's last sample is opened: from then on the rest is waited for.

@@ -280,6 +280,26 @@ fn a_lost_session_is_joined_anew_once_however_many_calls_find_out() {
 }
 
 #[test]
+fn whoever_waits_for_a_place_asks_again_in_time_however_often_it_was_told_to_wait() {
+    let mut peer = Peer::new(2, 1);
+    assert_eq!(drain(&mut peer), [Effect::Join]);
+    let mut now = Timestamp::default();
+    let come_back_after = Duration::from_secs(8);
+    for _ in 0..50 {
+        peer.handle_waiting(come_back_after, now);
+        assert_eq!(drain(&mut peer), []);
+        let at = peer.poll_timeout().expect("it will ask again");
+        assert!(at.since(now) <= come_back_after && at.since(now) >= come_back_after / 4);
+        peer.handle_timeout(at);
+        assert_eq!(drain(&mut peer), [Effect::Join]);
+        now = at;
+    }
+    peer.handle_joined(session(1));
+    peer.handle_waiting(come_back_after, now);
+    assert_eq!(peer.poll_timeout(), None, "an answer that comes too late");
+}
+
+#[test]
 fn a_result_that_is_refused_for_good_is_given_back_and_then_forgotten() {
     let now = Timestamp::default();
     let mut peer = inside();

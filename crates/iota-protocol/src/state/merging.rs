@@ -6,7 +6,7 @@ use std::ops::Range;
 use serde::{Deserialize, Serialize};
 
 use crate::event::CellResult;
-use crate::id::{CellIndex, Epoch, LeaseId, Session, StageIndex};
+use crate::id::{CellIndex, Digest, Epoch, LeaseId, Session, StageIndex};
 use crate::work::{MergeInput, ObjectName, ObjectRef, UploadRecord};
 
 /// What a member of the roster uploaded.
@@ -158,11 +158,13 @@ pub struct MergeRecord {
     pub epoch: Epoch,
     /// Of which stage.
     pub stage: StageIndex,
+    /// With which, the roster and the run's settings [`plan`](crate::cells::plan) gives the cells and their owners again.
+    pub seed: Digest,
     /// Cells that the stage was cut into.
     pub cells: u64,
     /// Cells with a merged result; the others keep their old values.
     pub covered: u64,
-    /// Cells whose two owners came to the same bits.
+    /// Cells whose owners came to the same bits.
     pub agreed: u64,
     /// Bytes that miners wrote: uploads and merged cells.
     pub bytes_up: u64,

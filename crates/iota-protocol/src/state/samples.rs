@@ -78,6 +78,11 @@ impl SampleState {
         })
     }
 
+    /// Passes that are done.
+    pub(crate) const fn done(&self) -> u64 {
+        (self.forwards.len() + self.backwards.len()) as u64
+    }
+
     /// What the forward pass of this stage reads.
     pub(crate) fn input_of(&self, stage: StageIndex) -> Option<ObjectRef> {
         self.forwards
@@ -110,6 +115,48 @@ pub struct SampleCounts {
     pub lost: u64,
 }
 
+/// How much work was finished and what became of it, over the whole run, in passes of one stage over one sample.
+///
+/// A backward pass whose miner lacked what the forward pass had kept counts as two, because it did both. At the tail the
+/// forward pass is part of the backward pass.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkCounts {
+    /// Passes that were reported as done, in time or not.
+    pub finished: u64,
+    /// Of those, forward passes that had been done before, by a miner that was gone or too late for the backward pass.
+    pub redone: u64,
+    /// Of those, done when somebody else had done the same, or training had closed.
+    pub superseded: u64,
+    /// Of those, thrown away afterwards: made from what turned out bad, or of a sample that began anew or was given up.
+    pub undone: u64,
+}
+
+impl WorkCounts {
+    /// Passes that no completed sample needed.
+    pub const fn wasted(&self) -> u64 {
+        self.redone + self.superseded + self.undone
+    }
+
+    /// Of the finished passes, the share that was wasted: between 0 and 1, 0 if nothing is finished.
+    pub fn wasted_share(&self) -> f64 {
+        if self.finished == 0 {
+            return 0.0;
+        }
+        self.wasted() as f64 / self.finished as f64
+    }
+
+    /// A report of a pass came in.
+    pub(crate) fn finish(&mut self, redone: bool, credited: bool) {
+        let passes = 1 + u64::from(redone);
+        self.finished += passes;
+        if credited {
+            self.redone += u64::from(redone);
+        } else {
+            self.superseded += passes;
+        }
+    }
+}
+
 /// All samples of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Samples {
@@ -130,6 +177,8 @@ pub(crate) struct Samples {
     /// Since when the epoch's last samples are being waited for.
     pub(crate) drains_since: Option<Timestamp>,
     pub(crate) counts: SampleCounts,
+    #[serde(default)]
+    pub(crate) work: WorkCounts,
 }
 
 impl Samples {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
-use super::{Leases, MergeRecord, Sessions, State, audits, merging, samples};
+use super::{Leases, MergeRecord, Sessions, State, audits, merging, places, samples};
 use crate::event::Phase;
 use crate::id::{Epoch, PeerId, StageIndex};
 use crate::index::Index;
@@ -23,6 +23,8 @@ pub(super) struct Stored {
     phase_since: Timestamp,
     phase_deadline: Option<Timestamp>,
     sessions: Sessions,
+    #[serde(default)]
+    places: places::Places,
     leases: Leases,
     samples: samples::Samples,
     checkpoints: Vec<Checkpoint>,
@@ -46,6 +48,7 @@ impl From<Stored> for State {
             phase_since,
             phase_deadline,
             sessions,
+            places,
             leases,
             samples,
             checkpoints,
@@ -65,6 +68,7 @@ impl From<Stored> for State {
             phase_since,
             phase_deadline,
             sessions,
+            places,
             leases,
             samples,
             checkpoints,

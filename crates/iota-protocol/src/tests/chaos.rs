@@ -7,10 +7,11 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::world::{World, peer, seal, settings};
+use crate::cells::Cells;
 use crate::command::{Command, Role};
 use crate::event::{Event, Phase};
 use crate::id::{LeaseId, Session};
-use crate::settings::RunSettings;
+use crate::settings::{Merging, Opens, Registration, RunSettings};
 use crate::state::State;
 use crate::time::Timestamp;
 use crate::work::{Difference, Failure, Lease, ObjectName, Outcome, Verdict, Work};
@@ -225,13 +226,6 @@ impl Chaos {
 
     /// The trouble is over: fresh honest miners join, everybody works, time goes on.
     fn recover(&mut self) {
-        for name in 100..106 {
-            self.attempt(&Command::Join {
-                peer: peer(name),
-                role: Role::Miner,
-                capacity: 2,
-            });
-        }
         self.attempt(&Command::Join {
             peer: peer(99),
             role: Role::Validator,
@@ -245,6 +239,17 @@ impl Chaos {
             );
             if self.world.state.is_over() {
                 return;
+            }
+            // Who has to wait asks again.
+            for name in (100..106).filter(|_| round % 8 == 0) {
+                let peer = peer(name);
+                if self.world.state.session_of(peer).is_none() {
+                    self.attempt(&Command::Join {
+                        peer,
+                        role: Role::Miner,
+                        capacity: 2,
+                    });
+                }
             }
             let sessions: Vec<(Session, u32)> = self
                 .world
@@ -346,8 +351,15 @@ fn input_of(work: &Work) -> Option<ObjectName> {
     }
 }
 
-fn small(stages: u16, validated: bool, miners_to_start: u32) -> RunSettings {
+fn small(
+    stages: u16,
+    validated: bool,
+    miners_to_start: u32,
+    registration: Registration,
+    cells: Cells,
+) -> RunSettings {
     RunSettings {
+        registration,
         validators: if validated {
             vec![peer(99)]
         } else {
@@ -357,8 +369,34 @@ fn small(stages: u16, validated: bool, miners_to_start: u32) -> RunSettings {
         miners_to_start,
         epochs: 3,
         samples_per_epoch: 3,
+        merging: Merging { cells },
         ..settings(stages)
     }
+}
+
+/// Always open and large, or with as few places as a run can have, and open never or now and then.
+fn registration(kind: u8, stages: u16, miners_to_start: u32) -> Registration {
+    let least = u32::from(stages) * miners_to_start;
+    let few = |opens| Registration {
+        opens,
+        miners_max: least + u32::from(kind % 2),
+        waiting_max: 4,
+        place_kept: Duration::from_secs(60),
+    };
+    match kind {
+        0..2 => Registration::default(),
+        2..4 => few(Opens::Always),
+        4..6 => few(Opens::Never),
+        _ => few(Opens::Windows {
+            closed_mean: Duration::from_secs(100),
+            open_for: Duration::from_secs(5),
+        }),
+    }
+}
+
+fn cells() -> impl Strategy<Value = Cells> {
+    let grid = (1..20_u32, 2..5_u32).prop_map(|(cells, owners)| Cells::Grid { cells, owners });
+    prop_oneof![Just(Cells::Butterfly), grid]
 }
 
 proptest! {
@@ -370,9 +408,13 @@ proptest! {
         stages in 1_u16..4,
         validated in any::<bool>(),
         miners_to_start in 1_u32..3,
+        kind in 0_u8..8,
+        cells in cells(),
         steps in prop::collection::vec(step(), 0..160),
     ) {
-        let mut chaos = Chaos::new(small(stages, validated, miners_to_start));
+        let registration = registration(kind, stages, miners_to_start);
+        let small = || small(stages, validated, miners_to_start, registration, cells);
+        let mut chaos = Chaos::new(small());
         for step in &steps {
             chaos.run(step);
         }
@@ -381,7 +423,7 @@ proptest! {
 
         // Every event survives being written down, and what was written down replays to the same bytes.
         let written: Vec<String> = chaos.world.log.iter().map(|entry| serde_json::to_string(entry).unwrap()).collect();
-        let mut replayed = State::new(small(stages, validated, miners_to_start), World::START).unwrap();
+        let mut replayed = State::new(small(), World::START).unwrap();
         for line in &written {
             let (at, event): (Timestamp, Event) = serde_json::from_str(line).unwrap();
             replayed.apply(at, &event);

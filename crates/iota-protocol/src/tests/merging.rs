@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::world::{World, peer, seal, settings};
+use crate::cells::{self, Cells, PlannedCell};
 use crate::command::{Command, Role};
 use crate::event::{BanReason, CellResult, Event, ExclusionReason, Phase};
 use crate::id::Session;
 use crate::rejection::Rejection;
-use crate::settings::RunSettings;
+use crate::settings::{Merging, RunSettings};
 use crate::work::{Difference, Failure, Lease, Outcome, SegmentSource, Verdict, Work, WorkKind};
 
 /// One stage with so many miners, each of which has trained on something, at the beginning of this phase.
@@ -220,6 +221,83 @@ fn a_merge_never_guesses_who_lied() {
             .iter()
             .all(|segment| segment.source == SegmentSource::Genesis)
     );
+}
+
+/// Settings of a stage that is cut into so many cells with so many owners each.
+fn grid(cells: u32, owners: u32) -> RunSettings {
+    let cells = Cells::Grid { cells, owners };
+    RunSettings {
+        merging: Merging { cells },
+        ..settings(1)
+    }
+}
+
+#[test]
+fn of_three_owners_two_that_agree_settle_a_cell_and_the_third_is_the_liar() {
+    let (mut world, sessions) = at(Phase::Merging, 5, grid(4, 3));
+    let wrong = merge(&mut world, sessions[0]);
+    let outcome = lie(&wrong);
+    world.complete(sessions[0], wrong.id, outcome).unwrap();
+    assert_eq!(settled(&world), []);
+    world.work_until(Phase::Installing, &[]);
+    assert!(settled(&world).contains(&CellResult::Arbitrated { liar: sessions[0] }));
+    let banned: Vec<_> = world.state.cheaters().map(|(peer, _)| peer).collect();
+    assert_eq!(banned, [sessions[0].peer]);
+    let record = &world.state.merges()[0];
+    assert_eq!((record.cells, record.covered), (4, 4));
+}
+
+#[test]
+fn two_of_four_that_agree_settle_nothing_while_others_may_still_say_otherwise() {
+    let (mut world, sessions) = at(Phase::Merging, 4, grid(1, 4));
+    for session in &sessions[..2] {
+        let lease = merge(&mut world, *session);
+        let outcome = lie(&lease);
+        world.complete(*session, lease.id, outcome).unwrap();
+    }
+    assert_eq!(settled(&world), []);
+    for session in &sessions[2..] {
+        merge_all(&mut world, *session);
+    }
+    // Two against two, and nobody is left who could decide.
+    assert_eq!(settled(&world), [CellResult::CarriedForward]);
+    assert_eq!(world.state.cheaters().count(), 0);
+}
+
+#[test]
+fn owners_of_a_grid_that_are_lost_are_replaced_and_everything_is_merged() {
+    let (mut world, sessions) = at(Phase::Merging, 6, grid(9, 2));
+    for session in &sessions[..3] {
+        let _ = merge(&mut world, *session);
+        world
+            .command(&Command::Leave { session: *session })
+            .unwrap();
+    }
+    for session in &sessions[3..] {
+        merge_all(&mut world, *session);
+    }
+    assert_eq!(settled(&world), [CellResult::Agreed; 9]);
+    assert_eq!(world.state.merges()[0].covered, 9);
+}
+
+#[test]
+fn what_was_planned_can_be_planned_again_from_the_record_of_the_merge() {
+    let (mut world, sessions) = at(Phase::Merging, 5, grid(7, 2));
+    let planned: Vec<PlannedCell> = cells_of(&world, sessions[0]);
+    world.work_until(Phase::Installing, &[]);
+    let seed = world.state.merges()[0].seed;
+    let cells = world.state.settings().merging.cells;
+    assert_eq!(cells::plan(cells, &seed, &sessions, 12), planned);
+}
+
+/// The plan of the merge that a session takes part in.
+fn cells_of(world: &World, session: Session) -> Vec<PlannedCell> {
+    let cells = &world.state.merge_of(world.stage_of(session)).cells;
+    let planned = cells.iter().map(|cell| PlannedCell {
+        range: cell.range.clone(),
+        owners: cell.planned.clone(),
+    });
+    planned.collect()
 }
 
 #[test]

@@ -7,13 +7,17 @@ use super::world::{World, peer, settings};
 use crate::command::{Command, Role};
 use crate::event::{Event, Phase, SessionEnd};
 use crate::rejection::Rejection;
-use crate::settings::RunSettings;
+use crate::settings::{Registration, RunSettings};
 use crate::work::{Failure, WorkKind};
 
 #[test]
 fn joining_is_refused_with_a_reason() {
     let mut world = World::new(RunSettings {
         miners_per_stage_max: 1,
+        registration: Registration {
+            waiting_max: 1,
+            ..Registration::default()
+        },
         ..settings(1)
     });
     let join = |name, role, capacity| Command::Join {
@@ -34,8 +38,14 @@ fn joining_is_refused_with_a_reason() {
         Err(Rejection::OutOfBounds)
     );
     world.command(&join(1, Role::Miner, 64)).unwrap();
+    // Who finds no place waits for one; if nobody else may wait either, it is told to come again.
+    let waits = world.command(&join(2, Role::Miner, 1)).unwrap();
     assert_eq!(
-        world.command(&join(2, Role::Miner, 1)),
+        waits.iter().find_map(Event::refusal),
+        Some(Rejection::Waiting)
+    );
+    assert_eq!(
+        world.command(&join(3, Role::Miner, 1)),
         Err(Rejection::Full)
     );
     world.command(&Command::Stop).unwrap();

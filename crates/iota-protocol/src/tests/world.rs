@@ -6,9 +6,9 @@ use std::time::Duration;
 use crate::command::{Command, Role};
 use crate::event::{Event, Phase};
 use crate::id::{Digest, Epoch, LeaseId, PeerId, RunId, Session, StageIndex};
-use crate::invariants::check_all;
+use crate::invariants::{a_place_never_gets_worse, check_all};
 use crate::rejection::Rejection;
-use crate::settings::{LearningRate, RunSettings, Timing};
+use crate::settings::{LearningRate, Merging, Registration, RunSettings, Timing};
 use crate::state::State;
 use crate::time::Timestamp;
 use crate::work::{Checkpoint, Failure, Lease, Outcome, Seal, Verdict, Work, WorkKind};
@@ -31,9 +31,11 @@ pub(crate) fn settings(stages: u16) -> RunSettings {
         backwards_per_step: 2,
         miners_to_start: 1,
         miners_per_stage_max: 8,
+        registration: Registration::default(),
         validators: Vec::new(),
         audit_every_epochs: 1,
         learning_rate: LearningRate::cosine(0.001, 2, 0.1),
+        merging: Merging::default(),
         timing: Timing {
             lease_initial: Duration::from_secs(20),
             lease_min: Duration::from_secs(5),
@@ -97,6 +99,8 @@ impl World {
                 self.events.extend_from_slice(events);
                 self.log
                     .extend(events.iter().map(|event| (self.now, event.clone())));
+                a_place_never_gets_worse(&before, &self.state)
+                    .unwrap_or_else(|what| panic!("W3: {what} after {command:?}"));
                 assert_eq!(
                     self.replica, self.state,
                     "events replay to another state after {command:?}"

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use iota_sim::{Counts, Fault, kept_seeds, run};
+use iota_sim::{Counts, Fault, Places, kept_seeds, run};
 
 #[test]
 fn seeds_that_once_found_a_fault_find_none() {
@@ -14,9 +14,22 @@ fn seeds_that_once_found_a_fault_find_none() {
 #[test]
 fn runs_survive_worlds_full_of_trouble_and_every_kind_of_it_is_there() {
     let mut faults = Counts::default();
+    let mut places = Places::default();
     for seed in 0..150 {
-        faults += run(seed, false).unwrap().faults;
+        let run = run(seed, false).unwrap();
+        faults += run.faults;
+        places += run.places;
     }
+    let Places {
+        waited,
+        admitted,
+        expired,
+        windows,
+    } = places;
+    assert!(
+        waited > 0 && admitted > 0 && expired > 0 && windows > 0,
+        "{places:?}"
+    );
     for fault in Fault::ALL {
         assert!(faults.of(*fault) > 0, "no world had a {}", fault.text());
     }

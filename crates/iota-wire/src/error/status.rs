@@ -5,6 +5,7 @@
 //! | `NOT_REGISTERED`, `RUN_OVER`, `STALE_EPOCH`, `NOT_STORED` | `FAILED_PRECONDITION` | |
 //! | `BANNED`, `NOT_A_VALIDATOR` | `PERMISSION_DENIED` | |
 //! | `FULL` | `RESOURCE_EXHAUSTED` | |
+//! | `WAITING` | `RESOURCE_EXHAUSTED` | `RetryInfo`, and the place: see `Join` in the service's definition |
 //! | `UNKNOWN_LEASE`, `SUPERSEDED` | `ABORTED` | |
 //! | `WRONG_OUTCOME`, `WRONG_LENGTH`, `ORDINAL_USED`, `NOT_FINITE`, `OUT_OF_BOUNDS` | `INVALID_ARGUMENT` | |
 //! | `AUTH_..` | `UNAUTHENTICATED` | the server's clock with `AUTH_STALE` |
@@ -17,7 +18,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use iota_protocol::{Rejection, Timestamp};
+use iota_protocol::registration::{MovedUp, Place, PlaceEnd, WaitReason};
+use iota_protocol::{Rejection, Ticket, Timestamp};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -29,6 +31,14 @@ impl From<ApiError> for Status {
         let mut details = ErrorDetails::new();
         let (code, reason) = match &error {
             ApiError::Rejected(rejection) => (rejection_code(*rejection), rejection.code()),
+            ApiError::Waiting(place) => {
+                details.set_retry_info(Some(place.come_back_after));
+                metadata = place_entries(place);
+                (
+                    rejection_code(Rejection::Waiting),
+                    Rejection::Waiting.code(),
+                )
+            }
             ApiError::Unauthenticated(failure) => {
                 if let AuthFailure::Stale { server_time } = failure {
                     metadata.insert(
@@ -92,6 +102,11 @@ impl From<Status> for CallError {
                     };
                 }
                 reason => {
+                    if reason == Rejection::Waiting.code()
+                        && let Some(place) = place_in(&info.metadata, retry_after)
+                    {
+                        return Self::Waiting(place);
+                    }
                     if let Some(rejection) = Rejection::from_code(reason) {
                         return Self::Rejected(rejection);
                     }
@@ -122,7 +137,7 @@ impl From<Status> for CallError {
 const fn rejection_code(rejection: Rejection) -> Code {
     match rejection {
         Rejection::Banned | Rejection::NotAValidator => Code::PermissionDenied,
-        Rejection::Full => Code::ResourceExhausted,
+        Rejection::Full | Rejection::Waiting => Code::ResourceExhausted,
         Rejection::UnknownLease | Rejection::Superseded => Code::Aborted,
         Rejection::WrongOutcome
         | Rejection::WrongLength
@@ -132,6 +147,42 @@ const fn rejection_code(rejection: Rejection) -> Code {
         // NotRegistered, RunOver, StaleEpoch, NotStored, and whatever the rules add: the state of the run is in the way.
         _ => Code::FailedPrecondition,
     }
+}
+
+/// A place on the waiting list, as metadata.
+fn place_entries(place: &Place) -> HashMap<String, String> {
+    let mut entries = vec![
+        (TICKET, place.ticket.get().to_string()),
+        (PLACE, place.place.to_string()),
+        (LINE, place.line.to_string()),
+        (WHY, place.why.code().to_owned()),
+    ];
+    if let Some(MovedUp { because_of, why }) = place.moved {
+        entries.push((MOVED_BECAUSE_OF, because_of.to_string()));
+        entries.push((MOVED_WHY, why.code().to_owned()));
+    }
+    let owned = entries.into_iter();
+    owned.map(|(key, text)| (key.to_owned(), text)).collect()
+}
+
+/// The place that metadata tells of. None if it is not all there: then what is left is that the peer has to wait.
+fn place_in(metadata: &HashMap<String, String>, retry_after: Option<Duration>) -> Option<Place> {
+    let text = |key| metadata.get(key).map(String::as_str);
+    let moved = text(MOVED_BECAUSE_OF).zip(text(MOVED_WHY));
+    let moved = moved.and_then(|(peer, why)| {
+        Some(MovedUp {
+            because_of: peer.parse().ok()?,
+            why: PlaceEnd::from_code(why)?,
+        })
+    });
+    Some(Place {
+        ticket: Ticket::new(text(TICKET)?.parse().ok()?),
+        place: text(PLACE)?.parse().ok()?,
+        line: text(LINE)?.parse().ok()?,
+        why: WaitReason::from_code(text(WHY)?)?,
+        moved,
+        come_back_after: retry_after?,
+    })
 }
 
 /// `google.rpc.ErrorInfo.domain` of all our errors.
@@ -146,12 +197,20 @@ const INTERNAL: &str = "INTERNAL";
 /// Keys of `google.rpc.ErrorInfo.metadata`.
 const SERVER_TIME_MS: &str = "server_time_ms";
 const BYTES_MAX: &str = "bytes_max";
+const TICKET: &str = "ticket";
+const PLACE: &str = "place";
+const LINE: &str = "line";
+const WHY: &str = "why";
+const MOVED_BECAUSE_OF: &str = "moved_because_of";
+const MOVED_WHY: &str = "moved_why";
 
 /// When a proxy refuses without saying for how long.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
+    use iota_protocol::PeerId;
+
     use super::*;
     use crate::ConversionError;
     use crate::error::CallErrorKind;
@@ -171,6 +230,30 @@ mod tests {
             );
             assert_ne!(status.code(), Code::Ok);
             assert_eq!(CallError::from(status).rejection(), Some(rejection));
+        }
+    }
+
+    #[test]
+    fn whoever_waits_is_told_its_place_why_it_moved_and_when_to_come_back() {
+        let moved = MovedUp {
+            because_of: PeerId::from_bytes([7; 32]),
+            why: PlaceEnd::Expired,
+        };
+        for moved in [None, Some(moved)] {
+            let place = Place {
+                ticket: Ticket::new(41),
+                place: 3,
+                line: 9,
+                why: WaitReason::Closed,
+                moved,
+                come_back_after: Duration::from_secs(3),
+            };
+            let error = across(ApiError::Waiting(place));
+            assert_eq!(error, CallError::Waiting(place));
+            assert_eq!(error.kind(), CallErrorKind::Retry);
+            assert_eq!(error.retry_after(), Some(place.come_back_after));
+            let text = error.to_string();
+            assert!(text.contains("place 3 of 9"), "{text}");
         }
     }
 

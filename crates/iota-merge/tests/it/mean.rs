@@ -266,13 +266,13 @@ fn there_is_no_mean_of_nothing() {
         ],
         Error::ZeroWeight,
     );
-    assert_eq!(weighted_mean(&[]), Err(Error::NoCopies));
+    assert_eq!(weighted_mean::<f32>(&[]), Err(Error::NoCopies));
     assert_eq!(Accumulator::new(3).finish(), Err(Error::NoCopies));
 }
 
 #[test]
 fn an_empty_range_merges_to_an_empty_range() {
-    let copies = [WeightedCopy {
+    let copies: [WeightedCopy<'_>; 1] = [WeightedCopy {
         elements: &[],
         weight: 2,
     }];

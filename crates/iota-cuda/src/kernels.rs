@@ -1,0 +1,74 @@
+//! The kernels' sources, and their names.
+
+/// Threads of every block: `THREADS` in `kernels/common.cuh`.
+pub const THREADS: u32 = 256;
+
+/// Threads of a warp: a row of scores is worked through by one.
+pub(crate) const LANES: u32 = 32;
+
+/// All kernels as one CUDA C++ source without any header.
+pub const SOURCE: &str = concat!(
+    include_str!("kernels/common.cuh"),
+    include_str!("kernels/elementwise.cu"),
+    include_str!("kernels/norm.cu"),
+    include_str!("kernels/attention.cu"),
+    include_str!("kernels/loss.cu"),
+    include_str!("kernels/optimizers.cu"),
+);
+
+/// The kernels of [`SOURCE`].
+pub const NAMES: &[&str] = &[
+    "fill",
+    "round_to_bf16",
+    "add_columns",
+    "swiglu",
+    "swiglu_backward",
+    "silu",
+    "silu_backward",
+    "relu",
+    "relu_backward",
+    "rotate",
+    "rms_norm",
+    "rms_norm_backward",
+    "rms_norm_scale_partial",
+    "add_partial_sums",
+    "attention_gather_f32",
+    "attention_gather_bf16",
+    "attention_scatter",
+    "attention_softmax_f32",
+    "attention_softmax_bf16",
+    "attention_along",
+    "attention_backward_f32",
+    "attention_backward_bf16",
+    "embedding",
+    "embedding_partial",
+    "embedding_add",
+    "cross_entropy_f32",
+    "cross_entropy_bf16",
+    "squared_norm_partial",
+    "adam",
+    "momentum",
+    "blend",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A kernel that is not named is not loaded.
+    #[test]
+    fn every_kernel_of_the_sources_is_named() {
+        let in_sources: Vec<&str> = SOURCE
+            .split("extern \"C\" __global__ void ")
+            .skip(1)
+            .map(|rest| rest.split('(').next().unwrap())
+            .collect();
+        assert_eq!(in_sources, NAMES);
+    }
+
+    #[test]
+    fn blocks_are_of_the_size_that_the_sources_have() {
+        assert!(SOURCE.contains(&format!("static const u32 THREADS = {THREADS};")));
+        assert!(SOURCE.contains(&format!("static const u32 LANES = {LANES};")));
+    }
+}

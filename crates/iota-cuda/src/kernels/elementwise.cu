@@ -1,0 +1,111 @@
+// Operations on each element or row by itself.
+
+extern "C" __global__ void fill(float* __restrict__ out, u64 elements, float value) {
+    for (u64 i = first_element(); i < elements; i += element_step()) {
+        out[i] = value;
+    }
+}
+
+// out: bf16.
+extern "C" __global__ void round_to_bf16(Bf16* __restrict__ out, const float* __restrict__ x, u64 elements) {
+#pragma unroll 4
+    for (u64 i = first_element(); i < elements; i += element_step()) {
+        out[i] = as_factor<Bf16>(x[i]);
+    }
+}
+
+// A block for each row.
+extern "C" __global__ void add_columns(float* __restrict__ out, u32 out_width, const float* __restrict__ source,
+                                       u32 source_width, u32 columns) {
+    out += (u64)blockIdx.x * out_width;
+    source += (u64)blockIdx.x * source_width;
+    for (u32 column = threadIdx.x; column < columns; column += THREADS) {
+        out[column] += source[column];
+    }
+}
+
+// A block for each row of hidden [rows, width]; gate_up: [rows, 2 width].
+extern "C" __global__ void swiglu(float* __restrict__ hidden, const float* __restrict__ gate_up, u32 width) {
+    hidden += (u64)blockIdx.x * width;
+    const float* gate = gate_up + (u64)blockIdx.x * 2 * width;
+    const float* up = gate + width;
+#pragma unroll 4
+    for (u32 channel = threadIdx.x; channel < width; channel += THREADS) {
+        const float x = gate[channel];
+        hidden[channel] = x * sigmoid(x) * up[channel];
+    }
+}
+
+// The derivative of x sigmoid(x), from sigmoid(x) and the product.
+__device__ inline float silu_slope(float open, float silu) {
+    return open * (1.0f - silu) + silu;
+}
+
+// In place: gate_up becomes its gradient, the gradient of hidden becomes hidden.
+extern "C" __global__ void swiglu_backward(float* __restrict__ gate_up, float* __restrict__ hidden, u32 width) {
+    hidden += (u64)blockIdx.x * width;
+    float* gate = gate_up + (u64)blockIdx.x * 2 * width;
+    float* up = gate + width;
+    for (u32 channel = threadIdx.x; channel < width; channel += THREADS) {
+        const float gradient = hidden[channel];
+        const float x = gate[channel];
+        const float factor = up[channel];
+        const float open = sigmoid(x);
+        const float silu = x * open;
+        hidden[channel] = silu * factor;
+        gate[channel] = gradient * factor * silu_slope(open, silu);
+        up[channel] = gradient * silu;
+    }
+}
+
+extern "C" __global__ void silu(float* __restrict__ out, const float* __restrict__ x, u64 elements) {
+    for (u64 i = first_element(); i < elements; i += element_step()) {
+        out[i] = x[i] * sigmoid(x[i]);
+    }
+}
+
+// In place: x becomes silu(x), the gradient of that becomes the gradient of x.
+extern "C" __global__ void silu_backward(float* __restrict__ x, float* __restrict__ gradient, u64 elements) {
+    for (u64 i = first_element(); i < elements; i += element_step()) {
+        const float open = sigmoid(x[i]);
+        const float silu = x[i] * open;
+        gradient[i] *= silu_slope(open, silu);
+        x[i] = silu;
+    }
+}
+
+extern "C" __global__ void relu(float* __restrict__ x, u64 elements) {
+    for (u64 i = first_element(); i < elements; i += element_step()) {
+        // Not a maximum: a NaN becomes 0, as on the CPU.
+        x[i] = x[i] > 0.0f ? x[i] : 0.0f;
+    }
+}
+
+extern "C" __global__ void relu_backward(float* __restrict__ gradient, const float* __restrict__ out, u64 elements) {
+    for (u64 i = first_element(); i < elements; i += element_step()) {
+        gradient[i] = out[i] > 0.0f ? gradient[i] : 0.0f;
+    }
+}
+
+// Turns the rotary pairs of the first `heads` heads of each row, in place. A block for each row.
+//
+// packed: [rows, packed_width]; cosines, sines: [positions, half]; sign: 1 forward, -1 back.
+extern "C" __global__ void rotate(float* __restrict__ packed, const float* __restrict__ cosines,
+                                  const float* __restrict__ sines, u32 tokens, u32 heads, u32 half, u32 packed_width,
+                                  float sign) {
+    packed += (u64)blockIdx.x * packed_width;
+    const u64 position = blockIdx.x % tokens;
+    cosines += position * half;
+    sines += position * half;
+    for (u32 pair = threadIdx.x; pair < heads * half; pair += THREADS) {
+        const u32 channel = pair % half;
+        float* first = packed + (u64)(pair / half) * 2 * half + channel;
+        float* second = first + half;
+        const float cosine = cosines[channel];
+        const float sine = sign * sines[channel];
+        const float x = *first;
+        const float y = *second;
+        *first = x * cosine - y * sine;
+        *second = x * sine + y * cosine;
+    }
+}

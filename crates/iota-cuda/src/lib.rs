@@ -1,0 +1,61 @@
+//! The stage step on NVIDIA GPUs.
+//!
+//! ```text
+//!   Stage<Cuda> ---- operations, shapes ----> Cuda ---- kernels, products, copies ----> dyn Driver
+//!   (iota-compute)                             |                                          |
+//!                               scratch space, buffers, views            Card: driver, cuBLAS, NVRTC, one stream
+//!                                                                        Planner: counts memory, for a plan
+//!                                                                        the tests' emulator: the kernels on the CPU
+//! ```
+//!
+//! [`Cuda`] is one more [`Backend`](iota_compute::Backend): what each operation of a stage is on a card, which kernels with
+//! which arguments, and which matrix products. All of it goes through a [`Driver`], a dozen primitive requests to a card.
+//! So everything but those requests runs in the tests, without a card: they compile the kernels' own sources with the host's
+//! C++ compiler and run them thread by thread. The feature `cuda` adds `Card`, which is a real one; it needs no CUDA toolkit
+//! to build and no driver to start. `docs/CUDA.md` says how to use it, and what no card has confirmed.
+//!
+//! ```
+//! use iota_compute::StageOptions;
+//! use iota_model::{StagePlan, preset};
+//!
+//! // What a miner of the second of ten stages needs on its card, for samples of 800 tokens of which 4 are on their way.
+//! let plan = StagePlan::new(&preset("15B")?, 10)?;
+//! let memory = iota_cuda::memory_plan(&plan, 1, &StageOptions::default(), 800, 4)?;
+//! assert!(memory.total_bytes() < 80 << 30);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! | module | concern |
+//! |---|---|
+//! | `device` | [`Cuda`]: what operations have at hand |
+//! | `backend`, `attention`, `loss` | the operations |
+//! | `memory` | buffers, views, scratch space |
+//! | [`driver`] | [`Driver`]: what is asked of a card |
+//! | [`kernels`] | the kernels' sources and names |
+//! | `planner` | [`memory_plan`]: what a stage needs, before it is there |
+//! | [`conformance`] | what every device must compute, beside its definition in f64 |
+//! | `card` | `Card`, with the feature `cuda`: a real one |
+//!
+//! What it does *not* know: the model, the order of a pass, the optimizers' rules (all in iota-compute), and who asked for
+//! the work.
+
+mod attention;
+mod backend;
+#[cfg(feature = "cuda")]
+mod card;
+pub mod conformance;
+mod device;
+pub mod driver;
+mod error;
+pub mod kernels;
+mod loss;
+mod memory;
+mod planner;
+
+#[cfg(feature = "cuda")]
+pub use card::{Card, CardInfo};
+pub use device::{Cuda, Pieces};
+pub use driver::Driver;
+pub use error::{Error, Result};
+pub use memory::{Buffer, Indices, View, ViewMut};
+pub use planner::{Planner, memory_plan};

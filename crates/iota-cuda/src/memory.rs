@@ -1,0 +1,283 @@
+//! Memory of a card: buffers, views of them, and scratch space that operations share.
+#![expect(
+    unsafe_code,
+    reason = "a driver is given addresses, and bytes of numbers"
+)]
+
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::driver::{Address, Argument, Driver};
+use crate::error::Result;
+
+/// Memory that is given back when it is dropped.
+#[derive(Debug)]
+struct Allocation {
+    driver: Arc<dyn Driver>,
+    address: Address,
+    bytes: usize,
+}
+
+impl Allocation {
+    fn new(driver: &Arc<dyn Driver>, bytes: usize) -> Result<Self> {
+        Ok(Self {
+            driver: Arc::clone(driver),
+            address: driver.allocate(bytes)?,
+            bytes,
+        })
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        // SAFETY: it came from there, and nothing that outlives it has its address: views borrow it, and scratch space is
+        // handed out under a lock.
+        unsafe { self.driver.release(self.address, self.bytes) }
+    }
+}
+
+/// f32 numbers on a card.
+#[derive(Debug)]
+pub struct Buffer {
+    memory: Allocation,
+    elements: usize,
+}
+
+impl Buffer {
+    pub(crate) fn zeros(driver: &Arc<dyn Driver>, elements: usize) -> Result<Self> {
+        let bytes = elements * size_of::<f32>();
+        let memory = Allocation::new(driver, bytes)?;
+        // SAFETY: these bytes are the allocation's.
+        unsafe { driver.zero(memory.address, bytes)? };
+        Ok(Self { memory, elements })
+    }
+
+    pub(crate) const fn elements(&self) -> usize {
+        self.elements
+    }
+
+    /// # Panics
+    /// If the range exceeds the buffer.
+    pub(crate) fn view(&self, range: Range<usize>) -> View<'_> {
+        View {
+            address: self.at(&range),
+            elements: range.len(),
+            buffer: PhantomData,
+        }
+    }
+
+    /// # Panics
+    /// If the range exceeds the buffer.
+    pub(crate) fn view_mut(&mut self, range: Range<usize>) -> ViewMut<'_> {
+        ViewMut {
+            address: self.at(&range),
+            elements: range.len(),
+            buffer: PhantomData,
+        }
+    }
+
+    fn at(&self, range: &Range<usize>) -> Address {
+        assert!(
+            range.start <= range.end && range.end <= self.elements,
+            "{range:?} exceeds a buffer of {}",
+            self.elements
+        );
+        self.memory.address.offset(range.start * size_of::<f32>())
+    }
+}
+
+/// A part of a [`Buffer`], to read.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    address: Address,
+    elements: usize,
+    buffer: PhantomData<&'a Buffer>,
+}
+
+/// A part of a [`Buffer`], to write.
+#[derive(Debug)]
+pub struct ViewMut<'a> {
+    address: Address,
+    elements: usize,
+    buffer: PhantomData<&'a mut Buffer>,
+}
+
+impl View<'_> {
+    pub(crate) const fn len(&self) -> usize {
+        self.elements
+    }
+
+    pub(crate) const fn address(&self) -> Address {
+        self.address
+    }
+
+    /// From the card, after all that was asked for.
+    pub(crate) fn download(&self, driver: &dyn Driver) -> Result<Vec<f32>> {
+        let mut values = vec![0.0_f32; self.elements];
+        // SAFETY: any bytes are f32 numbers, and these are of a buffer that is borrowed.
+        unsafe { driver.download(bytes_of_mut(&mut values), self.address)? };
+        Ok(values)
+    }
+}
+
+impl ViewMut<'_> {
+    pub(crate) const fn len(&self) -> usize {
+        self.elements
+    }
+
+    pub(crate) const fn address(&self) -> Address {
+        self.address
+    }
+
+    /// To the card.
+    pub(crate) fn upload(&mut self, driver: &dyn Driver, values: &[f32]) -> Result<()> {
+        assert_eq!(values.len(), self.elements, "length of what is uploaded");
+        // SAFETY: as many bytes are of a buffer that is borrowed alone.
+        unsafe { driver.upload(self.address, bytes_of(values)) }
+    }
+
+    /// On the card.
+    pub(crate) fn copy(&mut self, driver: &dyn Driver, from: View<'_>) -> Result<()> {
+        assert_eq!(from.elements, self.elements, "length of what is copied");
+        // SAFETY: one buffer is borrowed, the other borrowed alone, so they are two.
+        unsafe { driver.copy(self.address, from.address, self.elements * size_of::<f32>()) }
+    }
+}
+
+impl From<View<'_>> for Argument {
+    fn from(view: View<'_>) -> Self {
+        Self::Address(view.address)
+    }
+}
+
+impl From<&ViewMut<'_>> for Argument {
+    fn from(view: &ViewMut<'_>) -> Self {
+        Self::Address(view.address)
+    }
+}
+
+/// u32 numbers, on a card and on the host.
+#[derive(Debug)]
+pub struct Indices {
+    memory: Allocation,
+    host: Vec<u32>,
+}
+
+impl Indices {
+    pub(crate) fn new(driver: &Arc<dyn Driver>, host: Vec<u32>) -> Result<Self> {
+        let memory = Allocation::new(driver, host.len() * size_of::<u32>())?;
+        // SAFETY: the allocation has as many bytes.
+        unsafe { driver.upload(memory.address, bytes_of(&host))? };
+        Ok(Self { memory, host })
+    }
+
+    pub(crate) fn host(&self) -> &[u32] {
+        &self.host
+    }
+
+    pub(crate) const fn address(&self) -> Address {
+        self.memory.address
+    }
+}
+
+/// Room that one operation uses after the other, as large as the most that one of them has needed.
+///
+/// Work on a card is done in order, so an operation may write there while those before it still wait to be done.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    driver: Arc<dyn Driver>,
+    room: Mutex<Option<Allocation>>,
+}
+
+/// Scratch space in use. Nobody else is handed any until it is dropped.
+#[derive(Debug)]
+pub(crate) struct InUse<'a, const PARTS: usize> {
+    pub(crate) parts: [Address; PARTS],
+    driver: &'a dyn Driver,
+    _room: MutexGuard<'a, Option<Allocation>>,
+}
+
+impl Scratch {
+    pub(crate) fn new(driver: Arc<dyn Driver>) -> Self {
+        Self {
+            driver,
+            room: Mutex::new(None),
+        }
+    }
+
+    /// Parts of so many bytes each, aligned as allocations are.
+    pub(crate) fn take<const PARTS: usize>(
+        &self,
+        bytes: [usize; PARTS],
+    ) -> Result<InUse<'_, PARTS>> {
+        let mut room = self.room.lock().unwrap_or_else(PoisonError::into_inner);
+        let needed: usize = bytes.iter().map(|bytes| aligned(*bytes)).sum();
+        if room.as_ref().is_none_or(|room| room.bytes < needed) {
+            // First, so that the two are never there together.
+            *room = None;
+            *room = Some(Allocation::new(&self.driver, needed)?);
+        }
+        let start = room.as_ref().expect("there is room by now").address;
+        let mut taken = 0;
+        let parts = bytes.map(|bytes| {
+            let part = start.offset(taken);
+            taken += aligned(bytes);
+            part
+        });
+        Ok(InUse {
+            parts,
+            driver: &*self.driver,
+            _room: room,
+        })
+    }
+}
+
+impl<const PARTS: usize> InUse<'_, PARTS> {
+    /// Copies so many numbers from the start of a part, after all that was asked for.
+    ///
+    /// # Safety
+    /// The part has room for as many.
+    pub(crate) unsafe fn download<T: Number>(&self, part: usize, count: usize) -> Result<Vec<T>> {
+        let mut values = vec![T::default(); count];
+        // SAFETY: the caller says that the part has as many bytes; any bytes are numbers.
+        unsafe {
+            self.driver
+                .download(bytes_of_mut(&mut values), self.parts[part])?;
+        }
+        Ok(values)
+    }
+
+    /// Copies numbers to the start of a part.
+    ///
+    /// # Safety
+    /// The part has room for as many.
+    pub(crate) unsafe fn upload<T: Number>(&self, part: usize, values: &[T]) -> Result<()> {
+        // SAFETY: the caller says that the part has as many bytes.
+        unsafe { self.driver.upload(self.parts[part], bytes_of(values)) }
+    }
+}
+
+/// What allocations are aligned to.
+pub(crate) const ALIGNMENT: usize = 256;
+
+const fn aligned(bytes: usize) -> usize {
+    bytes.next_multiple_of(ALIGNMENT)
+}
+
+/// Numbers without padding, of which any bytes are one.
+pub(crate) trait Number: Copy + Default {}
+
+impl Number for f32 {}
+impl Number for f64 {}
+impl Number for u32 {}
+
+fn bytes_of<T: Number>(values: &[T]) -> &[u8] {
+    // SAFETY: numbers have no padding, and bytes no alignment.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+fn bytes_of_mut<T: Number>(values: &mut [T]) -> &mut [u8] {
+    // SAFETY: numbers have no padding, bytes no alignment, and any bytes that are written are numbers.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
+}

@@ -1,0 +1,113 @@
+//! A card without a card: it counts the memory that a pass takes.
+
+#![expect(unsafe_code, reason = "it stands in for a driver")]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use iota_compute::memory::MemoryCount;
+use iota_compute::{MemoryPlan, StageOptions};
+use iota_model::StagePlan;
+
+use crate::device::Cuda;
+use crate::driver::{Address, Driver, Launch, Multiplication};
+use crate::error::Result;
+
+/// A [`Driver`] that takes no memory and computes nothing, but counts. Clones count together.
+#[derive(Debug, Clone, Default)]
+pub struct Planner {
+    held_bytes: Arc<AtomicU64>,
+    held_bytes_max: Arc<AtomicU64>,
+}
+
+/// What a card takes for allocations that are not small: the driver hands out pages of 2 MiB.
+const PAGE_BYTES: u64 = 2 << 20;
+
+/// What a card really takes for an allocation. Small ones share a page.
+const fn taken_bytes(bytes: usize) -> u64 {
+    let bytes = bytes as u64;
+    if bytes < PAGE_BYTES {
+        bytes.next_multiple_of(crate::memory::ALIGNMENT as u64)
+    } else {
+        bytes.next_multiple_of(PAGE_BYTES)
+    }
+}
+
+impl MemoryCount for Planner {
+    fn held_bytes(&self) -> u64 {
+        self.held_bytes.load(Ordering::Relaxed)
+    }
+
+    fn held_bytes_max(&self) -> u64 {
+        self.held_bytes_max.load(Ordering::Relaxed)
+    }
+
+    /// Scratch space is allocated like everything else.
+    fn in_use_bytes_max(&self) -> u64 {
+        self.held_bytes_max()
+    }
+}
+
+/// Memory of a stage on a card, in bytes. Not in it: what the driver takes for itself before there is a stage (its
+/// context, the kernels, cuBLAS's workspace), so compare it with the memory that is free afterwards.
+///
+/// # Errors
+/// As [`MemoryPlan::new`].
+pub fn memory_plan(
+    plan: &StagePlan,
+    index: usize,
+    options: &StageOptions,
+    sample_tokens: usize,
+    waiting: u64,
+) -> iota_compute::Result<MemoryPlan> {
+    let planner = Planner::default();
+    let device = Cuda::on(Arc::new(planner.clone()), options.precision);
+    MemoryPlan::counted(
+        (device, &planner),
+        plan,
+        index,
+        options,
+        sample_tokens,
+        waiting,
+    )
+}
+
+// SAFETY: it touches no memory but the slices that it is given.
+unsafe impl Driver for Planner {
+    fn allocate(&self, bytes: usize) -> Result<Address> {
+        let taken = taken_bytes(bytes);
+        let held = self.held_bytes.fetch_add(taken, Ordering::Relaxed) + taken;
+        self.held_bytes_max.fetch_max(held, Ordering::Relaxed);
+        Ok(Address(crate::memory::ALIGNMENT as u64))
+    }
+
+    unsafe fn release(&self, _: Address, bytes: usize) {
+        self.held_bytes
+            .fetch_sub(taken_bytes(bytes), Ordering::Relaxed);
+    }
+
+    unsafe fn zero(&self, _: Address, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn upload(&self, _: Address, _: &[u8]) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn download(&self, to: &mut [u8], _: Address) -> Result<()> {
+        to.fill(0);
+        Ok(())
+    }
+
+    unsafe fn copy(&self, _: Address, _: Address, _: usize) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn launch(&self, _: &Launch<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    unsafe fn multiply(&self, _: &Multiplication) -> Result<()> {
+        Ok(())
+    }
+}

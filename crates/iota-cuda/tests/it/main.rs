@@ -1,0 +1,17 @@
+//! A card's operations without a card: the kernels' own sources run on the CPU, thread by thread.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, in helpers too"
+)]
+
+/// The code that calls NVIDIA's driver and libraries, with stand-ins for them.
+#[cfg(feature = "cuda")]
+mod card;
+/// A driver whose card is the C++ compiler.
+mod emulator;
+/// Memory is planned, and what does not fit is an error.
+mod memory;
+/// Every operation is what its definition says, in f32 and in bf16.
+mod operations;
+/// A whole stage learns as it does on the CPU.
+mod stage;
