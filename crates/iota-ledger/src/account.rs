@@ -17,7 +17,7 @@ pub struct SampleAccount {
     /// How often it went back to its tokens, in which epoch and why.
     pub restarts: Vec<(Epoch, RestartReason)>,
     /// Credited passes that were undone, or given up with a restart, and so were done again or never.
-    pub redone: u64,
+    pub undone: u64,
     /// Results that came when somebody else's counted already.
     pub superseded: u64,
     /// How it ended; none while it is on its way.
@@ -107,6 +107,8 @@ pub enum Loss {
     Banned,
     /// It was let go because it did not install a checkpoint.
     CannotInstall,
+    /// It kept a place that others waited for and did not install a checkpoint.
+    Idle,
     /// The run ended before its merge.
     RunOver,
     /// It installed the epoch's checkpoint a second time: its weights began anew.
@@ -134,6 +136,7 @@ impl From<SessionEnd> for Loss {
             SessionEnd::Replaced => Self::Replaced,
             SessionEnd::Banned => Self::Banned,
             SessionEnd::CannotInstall => Self::CannotInstall,
+            SessionEnd::Idle => Self::Idle,
             SessionEnd::RunOver => Self::RunOver,
         }
     }
@@ -155,7 +158,7 @@ impl SampleAccount {
             forwards: Vec::new(),
             backwards: Vec::new(),
             restarts: Vec::new(),
-            redone: 0,
+            undone: 0,
             superseded: 0,
             end: None,
             made: (Vec::new(), Vec::new()),
@@ -169,7 +172,7 @@ impl SampleAccount {
         self.backwards.truncate(backwards);
         self.made.0.truncate(forwards);
         self.made.1.truncate(backwards);
-        self.redone += (before - self.forwards.len() - self.backwards.len()) as u64;
+        self.undone += (before - self.forwards.len() - self.backwards.len()) as u64;
     }
 
     /// Whether every stage has learned from it once.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use iota_protocol::event::Phase;
+use iota_protocol::state::WorkCounts;
 use iota_protocol::{StageIndex, State};
 use serde::{Deserialize, Serialize};
 
@@ -24,10 +25,8 @@ pub struct Totals {
     pub tokens: u64,
     /// Backward passes of completed samples: one per stage and sample.
     pub passes: Passes,
-    /// Credited passes of either direction that were undone or given up, and so done again or never.
-    pub redone: u64,
-    /// Results that came when somebody else's counted already.
-    pub superseded: u64,
+    /// Passes of either direction, and how many of them no completed sample needed.
+    pub work: WorkCounts,
 }
 
 /// What became of the backward passes of completed samples.
@@ -51,11 +50,13 @@ impl Ledger {
         let mut totals = Totals {
             samples: self.samples.len() as u64,
             in_flight: self.flying.len() as u64,
+            work: WorkCounts {
+                undone: self.samples.values().map(|account| account.undone).sum(),
+                ..self.work
+            },
             ..Totals::default()
         };
         for account in self.samples.values() {
-            totals.redone += account.redone;
-            totals.superseded += account.superseded;
             match account.end {
                 Some(SampleEnd::Completed { .. }) => totals.completed += 1,
                 Some(SampleEnd::Dropped { .. }) => totals.dropped += 1,
@@ -114,12 +115,17 @@ impl Ledger {
         let passed: u64 = self.peers.values().map(|peer| peer.audits_passed).sum();
         let failed: u64 = self.peers.values().map(|peer| peer.audits_failed).sum();
         let in_flight = state.samples_in_flight() as u64;
+        let (work, said) = (totals.work, state.work_counts());
         for (what, ledger, state) in [
             ("samples", totals.samples, counts.opened),
             ("completed samples", totals.completed, counts.completed),
             ("dropped samples", totals.dropped, counts.lost),
             ("samples on their way", totals.in_flight, in_flight),
             ("restarted samples", self.restarted, counts.restarted),
+            ("finished passes", work.finished, said.finished),
+            ("passes done a second time", work.redone, said.redone),
+            ("superseded passes", work.superseded, said.superseded),
+            ("undone passes", work.undone, said.undone),
             ("the epoch", self.epoch.get(), state.epoch().get()),
             ("audits passed", passed, state.audits_settled().0),
             ("audits failed", failed, state.audits_settled().1),
@@ -169,7 +175,10 @@ impl Ledger {
         differ(found, "merges".to_owned(), count, of);
         for merge in committed {
             let (covered, agreed) = merge.covered_and_agreed();
-            let cells = merge.cells(self.stage_elements(merge.stage));
+            let cells = merge.cells(
+                self.settings.merging.cells,
+                self.stage_elements(merge.stage),
+            );
             let same = said.iter().any(|record| {
                 (record.epoch, record.stage) == (merge.epoch.next(), merge.stage)
                     && (record.cells, record.covered, record.agreed) == (cells, covered, agreed)

@@ -147,7 +147,7 @@ impl Explanation {
                 self.tally.cells_agreed += u64::from(self.is_concerned(event));
                 None
             }
-            Event::RoomOffered { .. } => None,
+            Event::RoomOffered { .. } | Event::WaiterHeard { .. } => None,
             _ => self.is_concerned(event).then(|| words::event(event)),
         }
     }
@@ -301,10 +301,10 @@ impl Ledger {
                 pass.session, pass.lease
             )
         }));
-        if account.redone + account.superseded > 0 {
+        if account.undone + account.superseded > 0 {
             lines.push(format!(
                 "{} passes of it were done in vain, {} results came too late",
-                account.redone, account.superseded
+                account.undone, account.superseded
             ));
         }
         lines
@@ -364,7 +364,10 @@ fn concerns(event: &Event, peer: PeerId) -> bool {
         Event::AuditSettled {
             subject, auditor, ..
         } => is(subject) || is(auditor),
-        Event::PeerBanned { peer: banned, .. } => *banned == peer,
+        Event::WaitBegan { peer: other, .. }
+        | Event::WaitEnded { peer: other, .. }
+        | Event::PlaceLapsed { peer: other, .. }
+        | Event::PeerBanned { peer: other, .. } => *other == peer,
         _ => false,
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use iota_protocol::event::{Direction, LeaseEnd, Phase, RestartReason, SessionEnd};
+use iota_protocol::state::WorkCounts;
 use iota_protocol::work::{Checkpoint, Lease, ObjectName, ObjectRef, Outcome, Verdict, Work};
 use iota_protocol::{Epoch, Event, LeaseId, PeerId, RunSettings, SampleId, Session, StageIndex};
 use serde::{Deserialize, Serialize};
@@ -50,6 +51,8 @@ pub struct Ledger {
     leases: BTreeMap<LeaseId, Lease>,
     next_lease: LeaseId,
     pub(crate) restarted: u64,
+    /// But for what was undone, which each sample's account has.
+    pub(crate) work: WorkCounts,
     pub(crate) found: Vec<Discrepancy>,
 }
 
@@ -72,6 +75,7 @@ impl Ledger {
             leases: BTreeMap::new(),
             next_lease: LeaseId::default(),
             restarted: 0,
+            work: WorkCounts::default(),
             found: Vec::new(),
         }
     }
@@ -236,6 +240,11 @@ impl Ledger {
             }
             Event::PeerBanned { peer, .. } => self.peers.entry(*peer).or_default().banned = true,
             Event::LeaseEnded { .. }
+            | Event::WaitBegan { .. }
+            | Event::WaiterHeard { .. }
+            | Event::WaitEnded { .. }
+            | Event::PlaceLapsed { .. }
+            | Event::RegistrationChanged { .. }
             | Event::Resumed { .. }
             | Event::SessionJoined { .. }
             | Event::RoomOffered { .. }
@@ -279,6 +288,7 @@ impl Ledger {
                 .push(Discrepancy::ResultWithoutLease { lease: id, session });
             return;
         };
+        self.count_work(lease.stage, outcome, credited);
         match (&lease.work, outcome) {
             (Work::Forward { sample, .. } | Work::Backward { sample, .. }, _) if !credited => {
                 self.peers.entry(session.peer).or_default().superseded += 1;
@@ -339,6 +349,23 @@ impl Ledger {
         }
     }
 
+    /// A backward pass that had to begin with the forward is two; at the tail the forward is part of it.
+    fn count_work(&mut self, stage: StageIndex, outcome: &Outcome, credited: bool) {
+        let again = match outcome {
+            Outcome::Forward { .. } => 0,
+            Outcome::Backward { recomputed, .. } => {
+                u64::from(*recomputed && stage != self.settings.tail())
+            }
+            _ => return,
+        };
+        self.work.finished += 1 + again;
+        if credited {
+            self.work.redone += again;
+        } else {
+            self.work.superseded += 1 + again;
+        }
+    }
+
     fn phase_changed(&mut self, phase: Phase, epoch: Epoch) {
         if phase == Phase::Merging {
             let merges = &self.merges;
@@ -366,14 +393,14 @@ impl Ledger {
 
     fn commit(&mut self, checkpoint: &Checkpoint, repaired: bool) {
         let (stage, epoch) = (checkpoint.stage, checkpoint.epoch);
-        let elements = self.stage_elements(stage);
+        let cut = (self.settings.merging.cells, self.stage_elements(stage));
         let merged = Epoch::new(epoch.get().saturating_sub(1));
         let before: Vec<&Checkpoint> = [merged, epoch]
             .iter()
             .filter_map(|epoch| self.checkpoints.get(&(*epoch, stage)))
             .collect();
         if let Some(merge) = self.merges.get_mut(&(merged, stage)) {
-            let found = merge.commit(checkpoint, &before, elements, repaired);
+            let found = merge.commit(checkpoint, &before, cut, repaired);
             self.found.extend(found);
         } else if !repaired {
             self.found.push(Discrepancy::FromNowhere { epoch, stage });

@@ -14,13 +14,14 @@
 //! ```
 //! use iota_ledger::Ledger;
 //! use iota_protocol::{Command, Role, PeerId, State, Timestamp};
-//! # use iota_protocol::settings::{LearningRate, Timing};
+//! # use iota_protocol::settings::{LearningRate, Merging, Registration, Timing};
 //! # use iota_protocol::{RunId, RunSettings};
 //! # let settings = RunSettings {
 //! #     run: RunId::from_bytes([1; 16]), secret: [2; 32], stage_parameters: vec![1_000], activation_bytes: 4_096,
 //! #     gradient_bytes: 4_096, in_batches: false, cell_element_bytes: 12, cell_overhead_bytes: 0, sample_tokens: 128, epochs: 1, samples_per_epoch: 4,
 //! #     samples_in_flight: 2, backwards_per_step: 1, miners_to_start: 1, miners_per_stage_max: 50, validators: vec![],
-//! #     audit_every_epochs: 1, timing: Timing::default(),
+//! #     audit_every_epochs: 1, timing: Timing::default(), registration: Registration::default(),
+//! #     merging: Merging::default(),
 //! #     learning_rate: LearningRate::cosine(1e-3, 0, 0.1),
 //! # };
 //!

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use iota_protocol::cells::Cells;
 use iota_protocol::checkpoint::covers;
 use iota_protocol::event::{CellResult, ExclusionReason};
 use iota_protocol::work::{
@@ -74,15 +75,15 @@ impl StageMerge {
         }
     }
 
-    /// Cells that the roster's pairs give.
-    pub(crate) fn cells(&self, stage_elements: u64) -> u64 {
-        let k = self.roster.len() as u64;
-        let pairs = if k == 1 {
-            1
-        } else {
-            k * k.saturating_sub(1) / 2
+    /// Cells that the stage is cut into.
+    pub(crate) fn cells(&self, rule: Cells, stage_elements: u64) -> u64 {
+        let cells = match (self.roster.len() as u64, rule) {
+            (0, _) => 0,
+            (1, Cells::Butterfly) => 1,
+            (miners, Cells::Butterfly) => miners * (miners - 1) / 2,
+            (_, Cells::Grid { cells, .. }) => cells.into(),
         };
-        pairs.min(stage_elements)
+        cells.min(stage_elements)
     }
 
     /// Leaves out an upload: what was merged so far contains it and is void.
@@ -178,7 +179,7 @@ impl StageMerge {
         &mut self,
         checkpoint: &Checkpoint,
         before: &[&Checkpoint],
-        stage_elements: u64,
+        (rule, stage_elements): (Cells, u64),
         repaired: bool,
     ) -> Vec<Discrepancy> {
         let (stage, epoch) = (self.stage, checkpoint.epoch);
@@ -205,7 +206,7 @@ impl StageMerge {
             }
         }
         if !repaired {
-            let cells = self.cells(stage_elements);
+            let cells = self.cells(rule, stage_elements);
             let cells =
                 (0..cells).map(|cell| CellIndex::new(u32::try_from(cell).unwrap_or(u32::MAX)));
             let missing = cells.filter(|cell| match self.settled.get(cell) {

@@ -7,6 +7,7 @@ use iota_protocol::event::{
     AbandonReason, BanReason, CellResult, Direction, ExclusionReason, LeaseEnd, Phase, PhaseReason,
     Repair, RestartReason, SessionEnd,
 };
+use iota_protocol::registration::{PlaceEnd, WaitReason};
 use iota_protocol::work::{Difference, Failure, Verdict, Work};
 use iota_protocol::{Event, Role, Session};
 
@@ -32,6 +33,30 @@ pub(crate) fn event(event: &Event) -> String {
         },
         Event::SessionEnded { session, why } => {
             format!("{session:?} is gone: {}", session_end(*why))
+        }
+        Event::WaitBegan { peer, ticket, why } => format!(
+            "{} has to wait for a place, with {ticket}: {}",
+            peer.short(),
+            match why {
+                WaitReason::Full => "every place is taken, or kept for a miner that may come back",
+                WaitReason::Closed => "registration is closed for now",
+                WaitReason::InLine => "others were there first",
+            }
+        ),
+        Event::WaiterHeard { peer } => format!("{} still waits for a place", peer.short()),
+        Event::WaitEnded { peer, ticket, why } => format!(
+            "{} no longer waits with {ticket}: {}",
+            peer.short(),
+            place_end(*why)
+        ),
+        Event::PlaceLapsed { peer, why } => format!(
+            "the place that was kept for {} is given up: {}",
+            peer.short(),
+            place_end(*why)
+        ),
+        Event::RegistrationChanged { is_open: true, .. } => "newcomers are taken".to_owned(),
+        Event::RegistrationChanged { is_open: false, .. } => {
+            "newcomers are no longer taken".to_owned()
         }
         Event::RoomOffered { session, room } => format!("{session:?} has room for {room} leases"),
         Event::SampleOpened { sample } => format!("{sample} set out"),
@@ -287,7 +312,19 @@ const fn session_end(end: SessionEnd) -> &'static str {
         SessionEnd::CannotInstall => {
             "it was leased the checkpoint again and again and did not install it"
         }
+        SessionEnd::Idle => {
+            "others wait for its place, and it has not installed the checkpoint and takes no lease for it"
+        }
         SessionEnd::RunOver => "the run is over",
+    }
+}
+
+const fn place_end(end: PlaceEnd) -> &'static str {
+    match end {
+        PlaceEnd::Admitted => "it has a place in the run now",
+        PlaceEnd::Expired => "it was not heard of for as long as a place is kept",
+        PlaceEnd::Banned => "its peer was found cheating",
+        PlaceEnd::RunOver => "the run is over",
     }
 }
 
@@ -400,6 +437,7 @@ pub(crate) const fn loss(loss: Loss) -> &'static str {
         Loss::Replaced => "the miner started anew before it uploaded",
         Loss::Banned => "the miner was banned before it uploaded",
         Loss::CannotInstall => "the miner was let go, since it could not install a checkpoint",
+        Loss::Idle => "the miner kept a place that others waited for, and was let go",
         Loss::RunOver => "the run ended before the merge",
         Loss::BeganAnew => "the miner installed the epoch's checkpoint a second time",
         Loss::Odd => "the miner held other bits than its stage's other replicas",

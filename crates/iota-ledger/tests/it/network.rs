@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use iota_ledger::{Discrepancy, Ledger};
-use iota_protocol::settings::{LearningRate, Timing};
+use iota_protocol::settings::{LearningRate, Merging, Registration, Timing};
 use iota_protocol::work::{Lease, Outcome, Seal, Verdict, Work};
 use iota_protocol::{
     Command, Digest, Event, PeerId, Role, RunId, RunSettings, Session, State, Timestamp,
@@ -27,9 +27,11 @@ pub(crate) fn settings() -> RunSettings {
         backwards_per_step: 2,
         miners_to_start: 2,
         miners_per_stage_max: 8,
+        registration: Registration::default(),
         validators: vec![peer(99)],
         audit_every_epochs: 1,
         learning_rate: LearningRate::cosine(0.001, 2, 0.1),
+        merging: Merging::default(),
         timing: Timing::default(),
     }
 }
