@@ -259,7 +259,7 @@ impl Explanation {
         }
         if tally.cells_agreed > 0 {
             let cells = tally.cells_agreed;
-            parts.push(format!("{cells} cells settled by two owners who agree"));
+            parts.push(format!("{cells} cells settled by owners who agree"));
         }
         let ended = tally.ended.into_iter();
         parts.extend(ended.map(|(what, times)| format!("{times} times {what}")));

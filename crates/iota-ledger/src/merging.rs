@@ -233,7 +233,7 @@ impl StageMerge {
         }
     }
 
-    /// Cells that are settled with a merged object, and those that two owners agree on.
+    /// Cells that are settled with a merged object, and those that their owners agree on.
     pub(crate) fn covered_and_agreed(&self) -> (u64, u64) {
         let settled = self.settled.values();
         let covered = settled.clone().filter(|(_, merged)| merged.is_some());

@@ -363,7 +363,7 @@ const fn phase_reason(reason: PhaseReason) -> &'static str {
 
 fn cell_result(result: CellResult) -> String {
     match result {
-        CellResult::Agreed => "two owners agree".to_owned(),
+        CellResult::Agreed => "its owners agree".to_owned(),
         CellResult::Arbitrated { liar } => format!("owners differed, and {liar:?} was wrong"),
         CellResult::Single => "one owner delivered".to_owned(),
         CellResult::CarriedForward => "nobody delivered, the old values stay".to_owned(),
