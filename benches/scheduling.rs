@@ -231,10 +231,12 @@ impl Network {
             Work::Upload { cells, .. } => Outcome::Upload {
                 cells: cells.iter().map(|cell| self.cell(&cell.range)).collect(),
                 optimizer_steps: 1,
+                kept: None,
             },
             Work::Merge { range, .. } => Outcome::Merge {
                 merged: self.cell(range),
                 quarantined: Vec::new(),
+                delta: None,
             },
             other => unreachable!("nobody audits, and this is {other:?}"),
         }

@@ -2,7 +2,7 @@
 //!
 //! | bench | measures |
 //! |---|---|
-//! | `merge` | averaging eight copies of a cell, beside copying the same bytes |
+//! | `merge` | every rule on eight copies, beside reading the same memory; codecs of what is merged |
 //! | `stage` | training steps of a whole model, passes through a body stage |
 //! | `optimizer` | steps of AdamW, NAdam and Muon, beside copying the same bytes |
 //! | `codec` | activations to bytes and back, digests |

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use iota_identity::KeyLock;
-use iota_miner::{Behaviour, Miner, Stop};
+use iota_miner::{Behaviour, Device, DeviceName, Miner, Stop};
 use iota_node::{Exit, Shutdown, Telemetry};
 
 #[global_allocator]
@@ -52,6 +52,15 @@ struct Run {
         env = "IOTA_THREADS"
     )]
     threads: usize,
+    /// What the stage is computed on: cpu, or cuda:0 for the first of NVIDIA's cards.
+    #[arg(long, value_name = "DEVICE", default_value_t, env = "IOTA_DEVICE")]
+    device: DeviceName,
+    /// Where the device cannot be used, compute on the CPU instead of ending.
+    #[arg(long, env = "IOTA_DEVICE_FALLBACK")]
+    device_fallback: bool,
+    /// Kernels that were compiled for the card, for machines without NVRTC; see docs/CUDA.md.
+    #[arg(long, value_name = "FOLDER", env = "IOTA_CUDA_KERNELS")]
+    cuda_kernels: Option<PathBuf>,
     /// Pieces of work held at a time, at most 64: more hide slow transfers.
     #[arg(
         long,
@@ -110,6 +119,7 @@ fn start(run: Run) -> anyhow::Result<Stop> {
     let Some(_lock) = KeyLock::take(&run.key)? else {
         anyhow::bail!("another process is using the key {}", run.key.display());
     };
+    let device = open_device(&run)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()?;
@@ -123,6 +133,7 @@ fn start(run: Run) -> anyhow::Result<Stop> {
         let mut miner = Miner::builder(run.orchestrator)
             .with_keypair(keypair)
             .with_threads(run.threads)
+            .with_device(device)
             .with_capacity(run.capacity)
             .with_behaviour(behaviour);
         if let Some(limit_mib) = run.memory_limit_mib {
@@ -130,6 +141,18 @@ fn start(run: Run) -> anyhow::Result<Stop> {
         }
         Ok(miner.run(shutdown).await?)
     })
+}
+
+/// Before anybody is told of the miner: one that cannot compute should not join.
+fn open_device(run: &Run) -> anyhow::Result<Device> {
+    match Device::open(run.device, run.cuda_kernels.as_deref()) {
+        Err(error) if run.device_fallback => {
+            let error = anyhow::Error::from(error);
+            eprintln!("iota-miner: {error:#}; computing on the CPU instead");
+            Ok(Device::Cpu)
+        }
+        opened => Ok(opened?),
+    }
 }
 
 fn at_least_one() -> RangedU64ValueParser<usize> {
@@ -165,6 +188,8 @@ mod tests {
         assert!(parse(&["--capacity", "65"]).is_err());
         assert!(parse(&["--memory-limit-mib", "4096"]).is_ok());
         assert!(parse(&["--memory-limit-mib", "0"]).is_err());
+        assert!(parse(&["--device", "cuda:1"]).is_ok());
+        assert!(parse(&["--device", "gpu"]).is_err());
     }
 
     #[test]

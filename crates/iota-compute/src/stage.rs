@@ -6,6 +6,7 @@ mod checks;
 mod parts;
 mod run;
 mod step;
+mod transfer;
 
 use std::ops::Range;
 

@@ -29,17 +29,41 @@ pub struct StateMut<'a> {
 impl State<'_> {
     /// BLAKE3 over the steps (u64) and the three slices (f32), all little-endian.
     pub fn digest(&self) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.optimizer_steps.to_le_bytes());
-        let mut bytes = Vec::with_capacity(4 * HASHED_AT_A_TIME);
+        let mut hasher = StateHasher::new(self.optimizer_steps);
         for slice in [self.parameters, self.first_moment, self.second_moment] {
-            for chunk in slice.chunks(HASHED_AT_A_TIME) {
-                bytes.clear();
-                bytes.extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
-                hasher.update(&bytes);
-            }
+            hasher.update(slice);
         }
-        hasher.finalize().into()
+        hasher.finish()
+    }
+}
+
+/// Makes [`State::digest`] from the slices in any pieces.
+pub(crate) struct StateHasher {
+    hasher: blake3::Hasher,
+    bytes: Vec<u8>,
+}
+
+impl StateHasher {
+    pub(crate) fn new(optimizer_steps: u64) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&optimizer_steps.to_le_bytes());
+        Self {
+            hasher,
+            bytes: Vec::with_capacity(4 * HASHED_AT_A_TIME),
+        }
+    }
+
+    pub(crate) fn update(&mut self, values: &[f32]) {
+        for chunk in values.chunks(HASHED_AT_A_TIME) {
+            self.bytes.clear();
+            self.bytes
+                .extend(chunk.iter().flat_map(|value| value.to_le_bytes()));
+            self.hasher.update(&self.bytes);
+        }
+    }
+
+    pub(crate) fn finish(&self) -> [u8; 32] {
+        self.hasher.finalize().into()
     }
 }
 

@@ -136,7 +136,7 @@ impl Sizes {
     }
 
     /// Between queries and keys, summed over channels: scores.
-    fn to_scores(&self, block: &Block) -> Product {
+    fn scores_product(&self, block: &Block) -> Product {
         Product {
             form: Form::TransposedRight,
             rows: self.rows(block),
@@ -146,7 +146,7 @@ impl Sizes {
     }
 
     /// Between scores and keys, summed over keys: channels of queries.
-    fn to_queries(&self, block: &Block) -> Product {
+    fn queries_product(&self, block: &Block) -> Product {
         Product {
             form: Form::Plain,
             rows: self.rows(block),
@@ -156,7 +156,7 @@ impl Sizes {
     }
 
     /// Between scores and queries, summed over queries: channels of keys.
-    fn to_keys(&self, block: &Block) -> Product {
+    fn keys_product(&self, block: &Block) -> Product {
         Product {
             form: Form::TransposedLeft,
             rows: block.tokens.end,
@@ -251,7 +251,7 @@ impl Cuda {
                 })
             };
             multiply(
-                sizes.to_scores(&block),
+                sizes.scores_product(&block),
                 sizes.of_scores(scores, &block),
                 sizes.of_queries(q, bytes, &block),
                 sizes.of_keys(k, bytes, &block),
@@ -260,7 +260,7 @@ impl Cuda {
             arguments.extend(sizes.place(&block));
             self.launch_warps(softmax, sizes.score_rows(&block) as usize, &arguments)?;
             multiply(
-                sizes.to_queries(&block),
+                sizes.queries_product(&block),
                 sizes.of_queries(gathered_out, size_of::<f32>(), &block),
                 sizes.of_scores(probabilities, &block),
                 sizes.of_keys(v, bytes, &block),
@@ -355,7 +355,7 @@ impl Cuda {
                     add,
                 })
             };
-            let to_scores = sizes.to_scores(&block);
+            let to_scores = sizes.scores_product(&block);
             let [of_q, of_dout] = [q, dout].map(|at| sizes.of_queries(at, bytes, &block));
             let [of_k, of_v] = [k, v].map(|at| sizes.of_keys(at, bytes, &block));
             let [of_p, of_ds] = [p, ds].map(|at| sizes.of_scores(at, &block));
@@ -380,9 +380,21 @@ impl Cuda {
             let of_dq = sizes.of_queries(dq, f32_bytes, &block);
             let [of_dk, of_dv] = [dk, dv].map(|at| sizes.of_keys(at, f32_bytes, &block));
             let not_the_first = block.tokens.end < shape.tokens;
-            multiply(sizes.to_queries(&block), of_dq, of_ds, of_k, false)?;
-            multiply(sizes.to_keys(&block), of_dk, of_ds, of_q, not_the_first)?;
-            multiply(sizes.to_keys(&block), of_dv, of_p, of_dout, not_the_first)?;
+            multiply(sizes.queries_product(&block), of_dq, of_ds, of_k, false)?;
+            multiply(
+                sizes.keys_product(&block),
+                of_dk,
+                of_ds,
+                of_q,
+                not_the_first,
+            )?;
+            multiply(
+                sizes.keys_product(&block),
+                of_dv,
+                of_p,
+                of_dout,
+                not_the_first,
+            )?;
         }
         for (gradient, part) in [(dq, Part::Queries), (dk, Part::Keys), (dv, Part::Values)] {
             self.scatter(

@@ -151,7 +151,7 @@ pub fn small() -> Vec<Operation> {
         operations.push(Operation::SwiGlu { rows, width });
     }
     for [sequences, tokens, heads, key_value_heads, head_width] in [
-        [1, 1, 1, 1, 2],
+        [1, 5, 1, 1, 8],
         [2, 13, 6, 2, 6],
         [1, 70, 4, 1, 16],
         [3, 33, 2, 2, 34],

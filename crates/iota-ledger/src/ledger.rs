@@ -320,10 +320,12 @@ impl Ledger {
                     range,
                     inputs,
                     output,
+                    ..
                 },
                 Outcome::Merge {
                     merged,
                     quarantined,
+                    ..
                 },
             ) => {
                 let (name, seal) = (*output, *merged);
@@ -333,7 +335,7 @@ impl Ledger {
                     self.found.extend(found);
                 }
             }
-            (Work::Install { checkpoint }, Outcome::Install { .. }) if credited => {
+            (Work::Install { checkpoint, .. }, Outcome::Install { .. }) if credited => {
                 if let Some(earlier) = self.present.insert(session, self.stints.len()) {
                     self.lose(earlier, Loss::BeganAnew);
                 }

@@ -245,7 +245,7 @@ pub(crate) fn work(work: &Work) -> String {
         Work::Merge { cell, inputs, .. } => {
             format!("the merge of {cell} over {} copies", inputs.len())
         }
-        Work::Install { checkpoint } => {
+        Work::Install { checkpoint, .. } => {
             format!("installing the checkpoint of {}", checkpoint.epoch)
         }
         Work::Replay {

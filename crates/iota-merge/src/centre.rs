@@ -28,13 +28,13 @@
 //! "Decoupled DiLoCo" (arXiv 2604.21428) for radial-directional averaging.
 
 use crate::element::Element;
-use crate::norm::{LANES, length_of, median, shrinking, sum_of_squares, widened};
+use crate::norm::{BLOCK, length_of, median, shrinking, sum_of_squares};
 use crate::order::{mean_of_sorted, middle};
 use crate::rule::Part;
 use crate::vector::{Kernel, dispatch};
 
 /// Elements that are merged side by side.
-const COLUMNS: usize = 32;
+const COLUMNS: usize = 1024;
 
 /// Writes the centre after so many rounds. `false` if an element of a copy is not finite.
 pub(crate) fn centered_clip<E: Element>(
@@ -84,14 +84,17 @@ impl<E: Element> Kernel for Distance<'_, E> {
 
     #[inline(always)]
     fn run<const FUSED: bool>(self) -> f64 {
-        sum_of_squares(self.centre.len(), |start, length| {
-            let mut offsets = widened(self.part.tile(start, length));
-            for (offset, &centre) in offsets.iter_mut().zip(&self.centre[start..start + length]) {
-                *offset -= f64::from(centre);
+        let (mut values, mut offsets) = ([0.0_f32; BLOCK], [0.0_f64; BLOCK]);
+        let mut total = 0.0;
+        for (block, centre) in self.centre.chunks(BLOCK).enumerate() {
+            let (values, offsets) = (&mut values[..centre.len()], &mut offsets[..centre.len()]);
+            self.part.read(block * BLOCK, values);
+            for ((offset, value), centre) in offsets.iter_mut().zip(&*values).zip(centre) {
+                *offset = f64::from(*value) - f64::from(*centre);
             }
-            offsets
-        })
-        .sqrt()
+            total += sum_of_squares(offsets);
+        }
+        total.sqrt()
     }
 }
 
@@ -109,20 +112,20 @@ impl<E: Element> Kernel for Pull<'_, E> {
 
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
+        let (mut values, mut sums) = ([0.0_f32; COLUMNS], [0.0_f64; COLUMNS]);
         for (tile, centre) in self.centre.chunks_mut(COLUMNS).enumerate() {
-            let mut sums = [0.0_f64; COLUMNS];
-            let mut from = [0.0_f32; COLUMNS];
-            from[..centre.len()].copy_from_slice(centre);
+            let (values, sums) = (&mut values[..centre.len()], &mut sums[..centre.len()]);
+            sums.fill(0.0);
             for (part, &pull) in self.parts.iter().zip(self.pulls) {
-                let values: [f32; COLUMNS] = part.tile(tile * COLUMNS, centre.len());
-                for column in 0..COLUMNS {
-                    sums[column] += pull * (f64::from(values[column]) - f64::from(from[column]));
+                part.read(tile * COLUMNS, values);
+                for ((sum, value), centre) in sums.iter_mut().zip(&*values).zip(&*centre) {
+                    *sum += pull * (f64::from(*value) - f64::from(*centre));
                 }
             }
-            for (centre, sum) in centre.iter_mut().zip(sums) {
+            for (centre, sum) in centre.iter_mut().zip(&*sums) {
                 let moved = (f64::from(*centre) + sum / self.total) as f32;
                 // Adding nothing would make 0 of -0.
-                *centre = if sum == 0.0 { *centre } else { moved };
+                *centre = if *sum == 0.0 { *centre } else { moved };
             }
         }
     }
@@ -139,17 +142,11 @@ pub(crate) fn radial<E: Element>(parts: &[Part<'_, E>], total: f64, merged: &mut
         .map(|(part, length)| part.weight * length)
         .sum::<f64>()
         / total;
-    let turns: Vec<f64> = parts
-        .iter()
-        .zip(&lengths)
-        .map(|(part, &length)| {
-            if length > 0.0 {
-                part.weight / length
-            } else {
-                0.0
-            }
-        })
-        .collect();
+    let unit = |(part, length): (&Part<'_, E>, &f64)| match *length {
+        0.0 => 0.0,
+        length => part.weight / length,
+    };
+    let turns: Vec<f64> = parts.iter().zip(&lengths).map(unit).collect();
     dispatch(Direction {
         parts,
         turns: &turns,
@@ -169,35 +166,42 @@ struct Direction<'a, E> {
 }
 
 impl<E: Element> Direction<'_, E> {
-    /// The sum of the directions, not yet of the right length.
+    /// Fills `sums` with the sum of the directions from `start` on, not yet of the right length.
     #[inline(always)]
-    fn tile(&self, start: usize, length: usize) -> [f64; LANES] {
-        let mut sums = [0.0; LANES];
+    fn read(&self, start: usize, values: &mut [f32], sums: &mut [f64]) {
+        sums.fill(0.0);
         for (part, &turn) in self.parts.iter().zip(self.turns) {
-            for (sum, x) in sums.iter_mut().zip(widened(part.tile(start, length))) {
-                *sum += turn * x;
+            part.read(start, values);
+            for (sum, value) in sums.iter_mut().zip(&*values) {
+                *sum += turn * f64::from(*value);
             }
         }
-        sums
     }
 }
 
 impl<E: Element> Kernel for Direction<'_, E> {
     type Output = ();
 
+    /// The sums are made twice, once for their length: keeping them would take twice the memory of the result.
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
         const MAX: f64 = f32::MAX as f64;
-        let squares = sum_of_squares(self.merged.len(), |start, length| self.tile(start, length));
+        let (mut values, mut sums) = ([0.0; BLOCK], [0.0; BLOCK]);
+        let mut squares = 0.0;
+        for start in (0..self.merged.len()).step_by(BLOCK) {
+            let length = BLOCK.min(self.merged.len() - start);
+            self.read(start, &mut values[..length], &mut sums[..length]);
+            squares += sum_of_squares(&sums[..length]);
+        }
         let scale = if squares > 0.0 {
             self.length / squares.sqrt()
         } else {
             0.0
         };
-        for start in (0..self.merged.len()).step_by(LANES) {
-            let length = LANES.min(self.merged.len() - start);
-            let sums = self.tile(start, length);
-            for (merged, sum) in self.merged[start..start + length].iter_mut().zip(sums) {
+        for start in (0..self.merged.len()).step_by(BLOCK) {
+            let length = BLOCK.min(self.merged.len() - start);
+            self.read(start, &mut values[..length], &mut sums[..length]);
+            for (merged, sum) in self.merged[start..start + length].iter_mut().zip(&sums) {
                 // The length of long copies may be more than one element can hold.
                 *merged = (scale * sum).clamp(-MAX, MAX) as f32;
             }

@@ -20,11 +20,12 @@
 //! environments.
 
 use crate::element::Element;
+use crate::quarantine::is_all_finite;
 use crate::rule::Part;
 use crate::vector::{Kernel, dispatch};
 
 /// Elements that are merged side by side.
-const COLUMNS: usize = 32;
+const COLUMNS: usize = 128;
 
 /// Writes the geometric mean. `total` is the sum of the weights. `false` if an element of a copy is not finite.
 pub(crate) fn geometric_mean<E: Element>(
@@ -50,35 +51,43 @@ impl<E: Element> Kernel for Geometric<'_, E> {
 
     #[inline(always)]
     fn run<const FUSED: bool>(self) -> bool {
-        let mut worst = [0_u32; COLUMNS];
+        let mut values = [0.0; COLUMNS];
+        let mut is_finite = true;
         for (tile, merged) in self.merged.chunks_mut(COLUMNS).enumerate() {
+            let values = &mut values[..merged.len()];
             let mut sums = [0.0_f64; COLUMNS];
-            let (mut all, mut any) = ([u32::MAX; COLUMNS], [0_u32; COLUMNS]);
+            // Bits that all numbers have, that any has, and the least magnitude.
+            let mut all = [u32::MAX; COLUMNS];
+            let mut any = [0_u32; COLUMNS];
             let mut least = [u32::MAX; COLUMNS];
             for part in self.parts {
-                let values: [f32; COLUMNS] = part.tile(tile * COLUMNS, merged.len());
-                for column in 0..COLUMNS {
-                    let bits = values[column].to_bits();
-                    all[column] &= bits;
-                    any[column] |= bits;
-                    least[column] = least[column].min(bits & !SIGN);
-                    worst[column] = worst[column].max(bits & !SIGN);
-                    sums[column] += part.weight * log2(f64::from(values[column].abs()));
+                part.read(tile * COLUMNS, values);
+                is_finite &= is_all_finite(values);
+                for (sum, x) in sums.iter_mut().zip(&*values) {
+                    *sum += part.weight * log2(f64::from(x.abs()));
+                }
+                for ((all, any), x) in all.iter_mut().zip(&mut any).zip(&*values) {
+                    *all &= x.to_bits();
+                    *any |= x.to_bits();
+                }
+                for (least, x) in least.iter_mut().zip(&*values) {
+                    *least = (*least).min(x.abs().to_bits());
                 }
             }
-            for (column, merged) in merged.iter_mut().enumerate() {
-                let magnitude = (exp2(sums[column] / self.total) as f32).to_bits();
-                let agreed = (all[column] ^ any[column]) & SIGN == 0 && least[column] > 0;
-                let magnitude = if agreed { magnitude } else { 0 };
-                *merged = f32::from_bits(magnitude | (all[column] & SIGN));
+            for (merged, sum) in merged.iter_mut().zip(&sums) {
+                *merged = exp2(sum / self.total) as f32;
+            }
+            for (((merged, all), any), least) in merged.iter_mut().zip(&all).zip(&any).zip(&least) {
+                let agreed = (all ^ any) & SIGN == 0 && *least > 0;
+                let magnitude = if agreed { merged.to_bits() } else { 0 };
+                *merged = f32::from_bits(magnitude | (all & SIGN));
             }
         }
-        worst.iter().all(|&bits| bits < INFINITY)
+        is_finite
     }
 }
 
 const SIGN: u32 = 1 << 31;
-const INFINITY: u32 = 0x7f80_0000;
 const FRACTION_BITS: u32 = 52;
 const FRACTION: u64 = (1 << FRACTION_BITS) - 1;
 /// Of f64.

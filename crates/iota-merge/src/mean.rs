@@ -21,7 +21,7 @@
 
 use crate::element::Element;
 use crate::error::Error;
-use crate::quarantine::{Quarantined, first_non_finite};
+use crate::quarantine::{Quarantined, first_non_finite, is_all_finite};
 use crate::rule::{Clip, Part, Rule};
 use crate::vector::{Kernel, dispatch, fused};
 
@@ -43,8 +43,9 @@ pub struct Merged {
     pub left_out: Vec<Quarantined>,
 }
 
-/// Elements whose sums are made side by side, in registers: the copies are streamed through once and nothing else moves.
-const COLUMNS: usize = 32;
+/// Elements whose sums are made side by side. Their sums (8 KiB) and a copy's elements stay in L1, so that the copies are
+/// streamed through once and nothing else moves.
+const COLUMNS: usize = 1024;
 
 /// Where sums start: `-0.0 + x` is `x` for every x, while `0.0 + -0.0` would lose the sign of a negative zero.
 const NOTHING: f64 = -0.0;
@@ -159,7 +160,7 @@ impl Accumulator {
             return Err(Error::ZeroWeight);
         }
         let total = self.total as f64;
-        let elements: Vec<f32> = self.sums.iter().map(|sum| (sum / total) as f32).collect();
+        let elements = self.sums.iter().map(|sum| (sum / total) as f32).collect();
         Ok(Merged {
             elements,
             left_out: self.left_out,
@@ -176,6 +177,7 @@ pub(crate) fn mean_of_parts<E: Element>(
 ) -> bool {
     dispatch(Mean {
         parts,
+        is_unclipped: parts.iter().all(|part| part.factor == 1.0),
         total,
         merged,
     })
@@ -183,6 +185,7 @@ pub(crate) fn mean_of_parts<E: Element>(
 
 struct Mean<'a, E> {
     parts: &'a [Part<'a, E>],
+    is_unclipped: bool,
     total: f64,
     merged: &'a mut [f32],
 }
@@ -203,30 +206,73 @@ impl<E: Element> Kernel for Mean<'_, E> {
 impl<E: Element> Mean<'_, E> {
     #[inline(always)]
     fn mean<const FUSED: bool>(self) -> bool {
-        let mut worst = [0_u32; COLUMNS];
+        let mut sums = [0.0; COLUMNS];
+        let mut values = [0.0; COLUMNS];
+        let mut is_finite = true;
         for (tile, merged) in self.merged.chunks_mut(COLUMNS).enumerate() {
-            let mut sums = [NOTHING; COLUMNS];
-            for part in self.parts {
-                let values: [f32; COLUMNS] = part.tile(tile * COLUMNS, merged.len());
-                for (sum, x) in sums.iter_mut().zip(values) {
-                    *sum = fused::<FUSED>(part.weight, f64::from(x), *sum);
+            let (start, length) = (tile * COLUMNS, merged.len());
+            let sums = &mut sums[..length];
+            sums.fill(NOTHING);
+            if self.is_unclipped {
+                let (eights, rest) = self.parts.as_chunks::<8>();
+                let (fours, rest) = rest.as_chunks::<4>();
+                for eight in eights {
+                    add_all::<FUSED, E, 8>(sums, start, eight);
+                }
+                for four in fours {
+                    add_all::<FUSED, E, 4>(sums, start, four);
+                }
+                for part in rest {
+                    add::<FUSED, E>(sums, &part.elements[start..start + length], part.weight);
+                }
+            } else {
+                let values = &mut values[..length];
+                for part in self.parts {
+                    part.read(start, values);
+                    add::<FUSED, f32>(sums, values, part.weight);
                 }
             }
-            for ((mean, worst), sum) in merged.iter_mut().zip(&mut worst).zip(sums) {
+            for (mean, sum) in merged.iter_mut().zip(&*sums) {
                 *mean = (sum / self.total) as f32;
-                *worst = (*worst).max(mean.to_bits() & !SIGN);
             }
+            is_finite &= is_all_finite(merged);
         }
-        worst.iter().all(|&bits| bits < INFINITY)
+        is_finite
+    }
+}
+
+/// As [`add`] for one after the other of several unclipped copies, whose elements from `start` on are added. The sums are
+/// fetched once for all of them, and memory is read at as many places at once, as it likes to be.
+#[inline(always)]
+fn add_all<const FUSED: bool, E: Element, const COPIES: usize>(
+    sums: &mut [f64],
+    start: usize,
+    parts: &[Part<'_, E>; COPIES],
+) {
+    let length = sums.len();
+    let copies = parts.map(|part| &part.elements[start..start + length]);
+    let weights = parts.map(|part| part.weight);
+    for index in 0..length {
+        let mut sum = sums[index];
+        for copy in 0..COPIES {
+            let x = f64::from(copies[copy][index].to_f32());
+            sum = fused::<FUSED>(weights[copy], x, sum);
+        }
+        sums[index] = sum;
+    }
+}
+
+/// `sums += weight * copy`. The lengths are equal.
+#[inline(always)]
+fn add<const FUSED: bool, E: Element>(sums: &mut [f64], copy: &[E], weight: f64) {
+    for (sum, x) in sums.iter_mut().zip(copy) {
+        *sum = fused::<FUSED>(weight, f64::from(x.to_f32()), *sum);
     }
 }
 
 /// Weights below this have at most 29 bits; with the 24 of an f32 their product fits into the 53 of an f64.
 const EXACT: f64 = (1_u32 << 29) as f64;
-const SIGN: u32 = 1 << 31;
-const INFINITY: u32 = 0x7f80_0000;
-
-/// `sums += weight * copy`. The lengths are equal.
+/// One copy for the accumulator.
 struct Add<'a, E> {
     sums: &'a mut [f64],
     copy: &'a [E],
@@ -238,9 +284,7 @@ impl<E: Element> Kernel for Add<'_, E> {
 
     #[inline(always)]
     fn run<const FUSED: bool>(self) {
-        for (sum, x) in self.sums.iter_mut().zip(self.copy) {
-            *sum += self.weight * f64::from(x.to_f32());
-        }
+        add::<false, E>(self.sums, self.copy, self.weight);
     }
 }
 

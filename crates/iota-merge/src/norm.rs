@@ -17,7 +17,7 @@ use crate::rule::Part;
 use crate::vector::{Kernel, dispatch};
 
 /// Elements of a block of the sum.
-const BLOCK: usize = 4096;
+pub(crate) const BLOCK: usize = 4096;
 /// Partial sums.
 pub(crate) const LANES: usize = 16;
 
@@ -44,33 +44,34 @@ impl<E: Element> Kernel for Length<'_, E> {
 
     #[inline(always)]
     fn run<const FUSED: bool>(self) -> f64 {
-        let tile = |start, length| widened(self.0.tile(start, length));
-        sum_of_squares(self.0.elements.len(), tile).sqrt()
-    }
-}
-
-/// The sum of the squares of so many elements, in the order of the module. `tile(start, length)` gives the elements from
-/// `start` on, `length` of them, then zeros.
-#[inline(always)]
-pub(crate) fn sum_of_squares(elements: usize, tile: impl Fn(usize, usize) -> [f64; LANES]) -> f64 {
-    let mut total = 0.0;
-    for block in (0..elements).step_by(BLOCK) {
-        let end = elements.min(block + BLOCK);
-        let mut lanes = [0.0; LANES];
-        for start in (block..end).step_by(LANES) {
-            let values = tile(start, LANES.min(end - start));
-            for (sum, x) in lanes.iter_mut().zip(values) {
-                *sum += x * x;
-            }
+        let mut values = [0.0; BLOCK];
+        let mut total = 0.0;
+        for start in (0..self.0.elements.len()).step_by(BLOCK) {
+            let length = BLOCK.min(self.0.elements.len() - start);
+            let values = &mut values[..length];
+            self.0.read(start, values);
+            total += sum_of_squares(values);
         }
-        total += tree(lanes);
+        total.sqrt()
     }
-    total
 }
 
+/// The sum of the squares of a block, in the order of the module.
 #[inline(always)]
-pub(crate) fn widened(values: [f32; LANES]) -> [f64; LANES] {
-    values.map(f64::from)
+pub(crate) fn sum_of_squares<X: Copy + Into<f64>>(block: &[X]) -> f64 {
+    let mut lanes = [0.0; LANES];
+    let (rows, rest) = block.as_chunks::<LANES>();
+    for row in rows {
+        for (lane, x) in lanes.iter_mut().zip(row) {
+            let x: f64 = (*x).into();
+            *lane += x * x;
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        let x: f64 = (*x).into();
+        *lane += x * x;
+    }
+    tree(lanes)
 }
 
 /// The sum of the lanes, as a tree.

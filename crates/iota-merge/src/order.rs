@@ -22,6 +22,7 @@
 use std::ops::Range;
 
 use crate::element::Element;
+use crate::quarantine::is_all_finite;
 use crate::rule::Part;
 use crate::vector::{Kernel, dispatch};
 
@@ -67,15 +68,16 @@ impl<E: Element> Kernel for Columns<'_, E> {
     #[inline(always)]
     fn run<const FUSED: bool>(self) -> bool {
         let mut keys = vec![[0_i32; COLUMNS]; self.parts.len()];
-        let mut worst = [0_u32; COLUMNS];
+        let mut values = [0.0; COLUMNS];
+        let mut is_finite = true;
         let count = self.keep.len() as f64;
         for (tile, merged) in self.merged.chunks_mut(COLUMNS).enumerate() {
-            let start = tile * COLUMNS;
+            let values = &mut values[..merged.len()];
             for (part, keys) in self.parts.iter().zip(&mut keys) {
-                let values: [f32; COLUMNS] = part.tile(start, merged.len());
-                for ((key, worst), value) in keys.iter_mut().zip(&mut worst).zip(values) {
-                    *worst = (*worst).max(value.to_bits() & !SIGN);
-                    *key = to_key(value);
+                part.read(tile * COLUMNS, values);
+                is_finite &= is_all_finite(values);
+                for (key, value) in keys.iter_mut().zip(&*values) {
+                    *key = to_key(*value);
                 }
             }
             for &(low, high) in self.network {
@@ -90,16 +92,13 @@ impl<E: Element> Kernel for Columns<'_, E> {
                     *sum += f64::from(from_key(key));
                 }
             }
-            for (mean, sum) in merged.iter_mut().zip(sums) {
+            for (mean, sum) in merged.iter_mut().zip(&sums) {
                 *mean = (sum / count) as f32;
             }
         }
-        worst.iter().all(|&bits| bits < INFINITY)
+        is_finite
     }
 }
-
-const SIGN: u32 = 1 << 31;
-const INFINITY: u32 = 0x7f80_0000;
 
 /// An integer that is ordered as the number is: of a negative number all bits but the sign are turned over.
 #[inline(always)]

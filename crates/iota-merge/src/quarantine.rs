@@ -44,6 +44,17 @@ pub fn first_non_finite<E: Element>(elements: &[E]) -> Option<usize> {
     None
 }
 
+/// Whether no element is a NaN or an infinity. For loops that go on anyway.
+#[inline(always)]
+pub(crate) fn is_all_finite(elements: &[f32]) -> bool {
+    let largest = elements
+        .iter()
+        .fold(0, |largest, x| (x.to_bits() & !SIGN).max(largest));
+    largest < EXPONENT
+}
+
+const SIGN: u32 = 1 << 31;
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -227,25 +227,18 @@ impl<'a, E: Element> Part<'a, E> {
         }
     }
 
-    /// The elements from `start` on, `length` of them at most, then zeros.
+    /// Fills `values` with the elements from `start` on.
     #[inline(always)]
-    pub(crate) fn tile<const COLUMNS: usize>(&self, start: usize, length: usize) -> [f32; COLUMNS] {
-        let mut tile = [0.0; COLUMNS];
-        if let Some(elements) = self.elements[start..start + length].as_array::<COLUMNS>() {
-            for (slot, element) in tile.iter_mut().zip(elements) {
-                *slot = element.to_f32();
-            }
-        } else {
-            for (slot, element) in tile.iter_mut().zip(&self.elements[start..start + length]) {
-                *slot = element.to_f32();
-            }
+    pub(crate) fn read(&self, start: usize, values: &mut [f32]) {
+        let elements = &self.elements[start..start + values.len()];
+        for (value, element) in values.iter_mut().zip(elements) {
+            *value = element.to_f32();
         }
         if self.factor != 1.0 {
-            for slot in &mut tile {
-                *slot = (f64::from(*slot) * self.factor) as f32;
+            for value in values {
+                *value = (f64::from(*value) * self.factor) as f32;
             }
         }
-        tile
     }
 }
 

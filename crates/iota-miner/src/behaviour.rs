@@ -13,13 +13,19 @@ pub enum Behaviour {
     WrongTensors,
     /// Uploads tensors with a value that is not a number, and commits to those: what poisons everybody who adds it up.
     NotFinite,
+    /// Trains as it should, then uploads large numbers in place of what it learned, and commits to those: what spoils the
+    /// merge of a run that nobody audits. Where uploads are not of f32 the bytes mean something else, or nothing.
+    Garbage,
 }
+
+/// As large as no parameter is, and as no optimizer would make one.
+const LARGE: f32 = 100.0;
 
 impl Behaviour {
     /// What goes to the store in place of an encoded activation or gradient.
     pub(crate) fn tamper(self, honest: Bytes) -> Bytes {
         match self {
-            Self::Honest => honest,
+            Self::Honest | Self::Garbage => honest,
             Self::WrongTensors => {
                 let mut bytes = honest.to_vec();
                 // Flipping every other sign keeps shape, norm and finiteness.
@@ -34,6 +40,19 @@ impl Behaviour {
                 bytes.into()
             }
         }
+    }
+
+    /// What goes to the store in place of an encoded cell of f32.
+    pub(crate) fn tamper_upload(self, honest: Bytes) -> Bytes {
+        if self != Self::Garbage {
+            return honest;
+        }
+        let mut bytes = honest.to_vec();
+        for (at, value) in values(&mut bytes).as_chunks_mut().0.iter_mut().enumerate() {
+            let garbage = if at % 2 == 0 { LARGE } else { -LARGE };
+            *value = garbage.to_le_bytes();
+        }
+        bytes.into()
     }
 }
 

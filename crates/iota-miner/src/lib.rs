@@ -43,7 +43,7 @@ use iota_peer::{Gate, Participation, participate};
 use iota_protocol::Role;
 
 pub use behaviour::Behaviour;
-pub use iota_peer::Error;
+pub use iota_peer::{Device, DeviceName, Error};
 pub use iota_protocol::peer::Stop;
 
 use stage_thread::StageThread;
@@ -56,6 +56,7 @@ pub struct MinerBuilder {
     keypair: Option<Keypair>,
     capacity: u32,
     threads: usize,
+    device: Device,
     memory_limit_bytes: Option<u64>,
     gate: Option<Gate>,
     behaviour: Behaviour,
@@ -74,6 +75,7 @@ impl Miner {
             keypair: None,
             capacity: 4,
             threads: iota_node::threads::available(),
+            device: Device::default(),
             memory_limit_bytes: None,
             gate: None,
             behaviour: Behaviour::Honest,
@@ -101,6 +103,13 @@ impl MinerBuilder {
     #[must_use]
     pub const fn with_threads(mut self, threads: usize) -> Self {
         self.threads = threads;
+        self
+    }
+
+    /// What the stage is computed on: the CPU by default. Results on a card are not, bit for bit, those on a CPU.
+    #[must_use]
+    pub fn with_device(mut self, device: Device) -> Self {
+        self.device = device;
         self
     }
 
@@ -164,7 +173,7 @@ impl MinerBuilder {
             description,
             stage,
             gate,
-            self.threads,
+            (self.device, self.threads),
             memory_limit_bytes,
             self.behaviour,
         )?);

@@ -3,10 +3,11 @@
 //! Tensors arrive decoded and leave encoded, so that downloads and uploads of other samples go on meanwhile.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use iota_peer::{BackwardResult, CellPlanes, Engine, Error, Gate, OperationInput};
+use iota_peer::{BackwardResult, Base, CellPlanes, Engine, Error, Gate, OperationInput, Start};
 use iota_protocol::work::{CellUpload, Checkpoint, ObjectName};
 use iota_protocol::{Digest, SampleId, Session};
 use tokio::sync::{mpsc, oneshot};
@@ -32,8 +33,11 @@ enum Job {
         Session,
         Checkpoint,
         BTreeMap<ObjectName, CellPlanes>,
+        bool,
         Reply<(Weights, Digest)>,
     ),
+    Base(Weights, Range<u64>, Reply<Option<Base>>),
+    Stepped(Weights, Range<u64>, Bytes, Reply<(CellPlanes, Digest)>),
     Forward(Weights, SampleId, OperationInput, Reply<(u32, Bytes)>),
     Backward(
         Weights,
@@ -63,6 +67,7 @@ pub(crate) struct BackwardJob {
 #[derive(Debug)]
 pub(crate) struct Uploaded {
     pub(crate) cells: Vec<Bytes>,
+    pub(crate) kept: Option<Bytes>,
     pub(crate) optimizer_steps: u64,
 }
 
@@ -97,8 +102,29 @@ impl StageThread {
         session: Session,
         checkpoint: Checkpoint,
         cells: BTreeMap<ObjectName, CellPlanes>,
+        goes_on: bool,
     ) -> Result<(Weights, Digest), Error> {
-        self.ask(|reply| Job::Install(session, checkpoint, cells, reply))
+        self.ask(|reply| Job::Install(session, checkpoint, cells, goes_on, reply))
+            .await
+    }
+
+    /// What a range of the checkpoint was that these weights began with, if the run asks for it.
+    pub(crate) async fn base(
+        &self,
+        weights: Weights,
+        range: Range<u64>,
+    ) -> Result<Option<Base>, Error> {
+        self.ask(|reply| Job::Base(weights, range, reply)).await
+    }
+
+    /// The merged cell that a delta makes of a range of that checkpoint, and its object's digest.
+    pub(crate) async fn stepped(
+        &self,
+        weights: Weights,
+        range: Range<u64>,
+        delta: Bytes,
+    ) -> Result<(CellPlanes, Digest), Error> {
+        self.ask(|reply| Job::Stepped(weights, range, delta, reply))
             .await
     }
 
@@ -173,8 +199,18 @@ impl Owner {
                 self.stage = Some((session, engine));
                 self.weights = None;
             }
-            Job::Install(session, checkpoint, cells, reply) => {
-                drop(reply.send(self.install(session, &checkpoint, &cells)));
+            Job::Install(session, checkpoint, cells, goes_on, reply) => {
+                drop(reply.send(self.install(session, &checkpoint, &cells, goes_on)));
+            }
+            Job::Base(weights, range, reply) => {
+                let base = self.engine(weights).and_then(|engine| engine.base(&range));
+                drop(reply.send(base));
+            }
+            Job::Stepped(weights, range, delta, reply) => {
+                let stepped = self
+                    .engine(weights)
+                    .and_then(|engine| engine.stepped(&range, &delta));
+                drop(reply.send(stepped));
             }
             Job::Forward(weights, sample, input, reply) => {
                 let done = self
@@ -210,12 +246,14 @@ impl Owner {
         session: Session,
         checkpoint: &Checkpoint,
         cells: &BTreeMap<ObjectName, CellPlanes>,
+        goes_on: bool,
     ) -> Result<(Weights, Digest), Error> {
         let Some((_, engine)) = self.stage.as_mut().filter(|(owner, _)| *owner == session) else {
             return Err(Error::Outdated);
         };
         self.weights = None;
-        let state = engine.install(checkpoint, cells)?;
+        let start = if goes_on { Start::GoesOn } else { Start::Anew };
+        let state = engine.install(checkpoint, cells, start)?;
         self.installs += 1;
         let weights = Weights(self.installs);
         self.weights = Some(weights);
@@ -239,6 +277,7 @@ impl Owner {
             .collect::<Result<_, _>>()?;
         Ok(Uploaded {
             cells: encoded,
+            kept: engine.kept()?,
             optimizer_steps: engine.optimizer_steps(),
         })
     }
@@ -299,6 +338,7 @@ mod tests {
             precision: iota_model::Precision::F32,
             recompute: false,
             wire: iota_run::Wire::default(),
+            merge: iota_run::Merge::default(),
             data: shards.finish(),
         };
         Box::new(Engine::new(Arc::new(description), StageIndex::new(1), 1).unwrap())
@@ -323,7 +363,7 @@ mod tests {
                 source: SegmentSource::Genesis,
             }],
         };
-        let (weights, _) = owner.install(session, &checkpoint, &BTreeMap::new())?;
+        let (weights, _) = owner.install(session, &checkpoint, &BTreeMap::new(), false)?;
         Ok(weights)
     }
 

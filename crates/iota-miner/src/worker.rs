@@ -3,9 +3,12 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iota_peer::{
-    Engine, Error, Gate, OperationInput, PeerMemory, Transfer, Undone, Worker, fetch_cells, merge,
+    Device, Engine, Error, Gate, OperationInput, PeerMemory, Transfer, Undone, Worker,
+    fetch_cells_with, merge,
 };
-use iota_protocol::work::{CellUpload, Checkpoint, Failure, Lease, ObjectRef, Outcome, Seal, Work};
+use iota_protocol::work::{
+    CellUpload, Checkpoint, Failure, Lease, ObjectName, ObjectRef, Outcome, Seal, Work,
+};
 use iota_protocol::{Epoch, SampleId, Session, StageIndex};
 use iota_run::Description;
 use iota_wire::{Joined, LeasedWork};
@@ -23,6 +26,7 @@ pub(crate) struct MinerWorker {
     transfer: Transfer,
     stage: StageThread,
     gate: Gate,
+    device: Device,
     threads: usize,
     memory_limit_bytes: Option<u64>,
     behaviour: Behaviour,
@@ -50,7 +54,7 @@ impl MinerWorker {
         description: Arc<Description>,
         stage: StageThread,
         gate: Gate,
-        threads: usize,
+        (device, threads): (Device, usize),
         memory_limit_bytes: Option<u64>,
         behaviour: Behaviour,
     ) -> Result<Self, Error> {
@@ -60,6 +64,7 @@ impl MinerWorker {
             transfer,
             stage,
             gate,
+            device,
             threads,
             memory_limit_bytes,
             behaviour,
@@ -69,15 +74,13 @@ impl MinerWorker {
 
     /// What the stage will take; with as many kept forwards as there is room for.
     fn planned_memory(&self, stage: StageIndex) -> Result<PeerMemory, Error> {
-        let all = PeerMemory::new(&self.description, stage, self.threads)?;
-        let planned = match self.memory_limit_bytes {
-            None => all,
-            Some(limit_bytes) => all.within(limit_bytes).ok_or_else(|| Error::Memory {
-                stage,
-                needed_bytes: all.least().total_bytes(),
-                limit_bytes,
-            })?,
-        };
+        let planned = PeerMemory::planned(
+            &self.device,
+            &self.description,
+            stage,
+            self.threads,
+            self.memory_limit_bytes,
+        )?;
         info!(
             %stage,
             total_bytes = planned.total_bytes(),
@@ -220,8 +223,8 @@ impl MinerWorker {
         };
         let result = match done {
             Ok(result) => result,
-            // Gradients or weights have blown up, and the pass is in them.
-            Err(error) if error.is_not_finite() => {
+            // Gradients or weights have blown up, or the device gave up in the middle; the pass, or a part of it, is in them.
+            Err(error) if error.spoils_gradients() => {
                 failure(&error);
                 return Err(tainted());
             }
@@ -254,6 +257,7 @@ impl MinerWorker {
             weights, ledger, ..
         }: Installed,
         cells: &[CellUpload],
+        kept: Option<ObjectName>,
         learning_rate: f32,
         leased: &LeasedWork,
     ) -> Result<Outcome, Undone> {
@@ -268,30 +272,52 @@ impl MinerWorker {
         let uploads = cells
             .iter()
             .zip(uploaded.cells)
+            .map(|(cell, bytes)| (cell, self.behaviour.tamper_upload(bytes)))
             .map(|(cell, bytes)| self.transfer.upload(cell.output, bytes, leased));
         let seals: Vec<Seal> = futures::future::try_join_all(uploads).await?;
+        let kept = match (kept, uploaded.kept) {
+            (None, _) => None,
+            (Some(name), Some(bytes)) => Some(self.transfer.upload(name, bytes, leased).await?),
+            (Some(_), None) => return Err(Failure::Internal.into()),
+        };
         // The upload holds every backward pass that the stage has done, so the log has to hold them too before anybody
         // may compare the two.
         settling.wait().await.map_err(|Tainted| Undone::Tainted)?;
         Ok(Outcome::Upload {
             cells: seals,
             optimizer_steps: uploaded.optimizer_steps,
+            kept,
         })
     }
 
     async fn install(
         &self,
         checkpoint: &Checkpoint,
+        goes_on: bool,
         leased: &LeasedWork,
         abandoned: &watch::Receiver<bool>,
     ) -> Result<Outcome, Undone> {
         let session = leased.lease.session;
-        let cells = fetch_cells(&self.transfer, checkpoint, leased).await?;
+        // What the merge changed is enough for whoever has the checkpoint before.
+        let before = {
+            let place = self.place();
+            let place = place.as_ref().filter(|it| it.session == session);
+            let installed = place.and_then(|it| it.installed.as_ref());
+            let before = installed.filter(|it| it.epoch.next() == checkpoint.epoch);
+            before.map(|it| it.weights)
+        };
+        let step = |range, delta| async move {
+            let stepped = self.stage.stepped(before?, range, delta).await;
+            stepped
+                .inspect_err(|error| debug!(%error, "a delta cannot be used"))
+                .ok()
+        };
+        let cells = fetch_cells_with(&self.transfer, &checkpoint.segments, leased, step).await?;
         // Another install may have been leased meanwhile, and this one must not come after it.
         still_wanted(abandoned)?;
         let (weights, state) = self
             .stage
-            .install(session, checkpoint.clone(), cells)
+            .install(session, checkpoint.clone(), cells, goes_on)
             .await
             .map_err(|error| failure(&error))?;
         if let Some(place) = self.place().as_mut().filter(|it| it.session == session) {
@@ -318,8 +344,9 @@ impl Worker for MinerWorker {
         self.stage.vacate().await?;
         let memory = self.planned_memory(stage)?;
         let (description, threads) = (Arc::clone(&self.description), self.threads);
+        let device = self.device.clone();
         let engine = tokio::task::spawn_blocking(move || {
-            let engine = Engine::new(description, stage, threads)?;
+            let engine = Engine::on(&device, description, stage, threads)?;
             Ok::<_, Error>(engine.with_kept_max(memory.kept_max()))
         })
         .await
@@ -354,12 +381,28 @@ impl Worker for MinerWorker {
             Work::Upload {
                 cells,
                 learning_rate,
+                kept,
             } => {
-                self.upload(installed()?, cells, *learning_rate, &leased)
+                self.upload(installed()?, cells, *kept, *learning_rate, &leased)
                     .await
             }
-            Work::Merge { .. } => Ok(merge(&self.transfer, &self.gate, &leased).await?),
-            Work::Install { checkpoint } => self.install(checkpoint, &leased, &abandoned).await,
+            Work::Merge { range, .. } => {
+                let base = if self.description.merge.is_relative() {
+                    let weights = installed()?.weights;
+                    let base = self.stage.base(weights, range.clone()).await;
+                    base.map_err(|error| failure(&error))?
+                } else {
+                    None
+                };
+                Ok(merge(&self.transfer, &self.gate, &leased, base).await?)
+            }
+            Work::Install {
+                checkpoint,
+                goes_on,
+            } => {
+                self.install(checkpoint, *goes_on, &leased, &abandoned)
+                    .await
+            }
             Work::Replay { .. } | Work::Inspect { .. } => {
                 debug!(lease = %leased.lease.id, "work for a validator came to a miner");
                 Err(Failure::Internal.into())

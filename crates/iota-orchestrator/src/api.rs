@@ -36,24 +36,35 @@ impl Api {
 
     /// Whether a merged cell is what its owner commits to. Every miner of the stage will install it, so it is looked at
     /// before it counts: twice per cell and epoch, in the caller's own task.
-    async fn check_merged(&self, lease: LeaseId, merged: &Seal) -> Result<(), ApiError> {
+    async fn check_merged(
+        &self,
+        lease: LeaseId,
+        merged: &Seal,
+        changed: Option<&Seal>,
+    ) -> Result<(), ApiError> {
         let Some(lease) = self.owner.lease(lease).await? else {
             return Ok(());
         };
-        let Work::Merge { output, .. } = lease.work else {
+        let Work::Merge { output, delta, .. } = lease.work else {
             return Ok(());
         };
-        let key = ObjectKey::object(self.info.run, output);
-        match self.store.get(&key, merged).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == ErrorKind::Retry => Err(ApiError::Unavailable {
-                retry_after: Duration::from_secs(1),
-            }),
-            Err(error) => {
-                warn!(%key, %error, "a merged cell is not what its owner commits to");
-                Err(Rejection::NotStored.into())
+        let written = [Some((output, merged)), delta.zip(changed)];
+        for (name, seal) in written.into_iter().flatten() {
+            let key = ObjectKey::object(self.info.run, name);
+            match self.store.get(&key, seal).await {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::Retry => {
+                    return Err(ApiError::Unavailable {
+                        retry_after: Duration::from_secs(1),
+                    });
+                }
+                Err(error) => {
+                    warn!(%key, %error, "a merged cell is not what its owner commits to");
+                    return Err(Rejection::NotStored.into());
+                }
             }
         }
+        Ok(())
     }
 
     fn work_status(&self) -> WorkStatus {
@@ -129,8 +140,8 @@ impl OrchestratorApi for Api {
         lease: LeaseId,
         outcome: Outcome,
     ) -> Result<bool, ApiError> {
-        if let Outcome::Merge { merged, .. } = &outcome {
-            self.check_merged(lease, merged).await?;
+        if let Outcome::Merge { merged, delta, .. } = &outcome {
+            self.check_merged(lease, merged, delta.as_ref()).await?;
         }
         let events = self
             .command(Command::Complete {
@@ -178,3 +189,6 @@ impl From<Gone> for ApiError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use iota_data::Sampler;
-use iota_protocol::work::{Checkpoint, Lease, ObjectName, ObjectRef, Seal, SegmentSource, Work};
+use iota_protocol::settings::ObjectSize;
+use iota_protocol::work::{Lease, ObjectName, ObjectRef, Seal, Segment, SegmentSource, Work};
 use iota_protocol::{RunId, RunSettings, SampleId, StageIndex, Timestamp};
 use iota_run::Description;
 use iota_store::{Grants, Method, ObjectKey};
@@ -83,8 +84,6 @@ impl Granter {
 impl Collector<'_> {
     fn work(&mut self, work: &Work, stage: StageIndex) {
         let settings = &self.granter.settings;
-        let cell_bytes =
-            |elements: u64| settings.cell_overhead_bytes + elements * settings.cell_element_bytes;
         match work {
             Work::Forward {
                 sample,
@@ -106,29 +105,49 @@ impl Collector<'_> {
                     self.write(*gradient, settings.gradient_bytes);
                 }
             }
-            Work::Upload { cells, .. } => {
+            Work::Upload { cells, kept, .. } => {
                 for cell in cells {
-                    self.write(cell.output, cell_bytes(cell.range.end - cell.range.start));
+                    let elements = cell.range.end - cell.range.start;
+                    self.write(cell.output, settings.upload_bytes(elements));
                 }
+                let elements = settings.stage_parameters[usize::from(stage.get())];
+                self.write_if_asked_for(*kept, settings.merging.kept, elements);
             }
             Work::Merge {
                 range,
                 inputs,
                 output,
+                delta,
+                base,
                 ..
             } => {
                 for input in inputs {
                     self.read(&input.object);
                 }
-                self.write(*output, cell_bytes(range.end - range.start));
+                self.read_segments(base);
+                let elements = range.end - range.start;
+                self.write(*output, settings.cell_bytes(elements));
+                self.write_if_asked_for(*delta, settings.merging.delta, elements);
             }
-            Work::Install { checkpoint } => self.read_checkpoint(checkpoint),
+            Work::Install { checkpoint, .. } => {
+                self.read_segments(&checkpoint.segments);
+                for segment in &checkpoint.segments {
+                    if let SegmentSource::Merged {
+                        delta: Some(delta), ..
+                    } = &segment.source
+                    {
+                        self.read(delta);
+                    }
+                }
+            }
             Work::Replay {
                 checkpoint,
+                kept,
                 entries,
                 ..
             } => {
-                self.read_checkpoint(checkpoint);
+                self.read_segments(&checkpoint.segments);
+                kept.iter().for_each(|kept| self.read(kept));
                 for entry in entries {
                     match &entry.work {
                         Work::Forward { sample, input, .. } => {
@@ -180,8 +199,8 @@ impl Collector<'_> {
         }
     }
 
-    fn read_checkpoint(&mut self, checkpoint: &Checkpoint) {
-        for segment in &checkpoint.segments {
+    fn read_segments(&mut self, segments: &[Segment]) {
+        for segment in segments {
             if let SegmentSource::Merged { object, .. } = &segment.source {
                 self.read(object);
             }
@@ -200,6 +219,18 @@ impl Collector<'_> {
         if self.readable.insert(target) {
             let grant = self.granter.signer.get(key, seal, self.ttl, self.now);
             self.grants.push(travelling(target, grant));
+        }
+    }
+
+    /// Something that only some runs want.
+    fn write_if_asked_for(
+        &mut self,
+        name: Option<ObjectName>,
+        size: Option<ObjectSize>,
+        elements: u64,
+    ) {
+        if let (Some(name), Some(size)) = (name, size) {
+            self.write(name, size.bytes(elements));
         }
     }
 

@@ -74,6 +74,15 @@ const POSITION: &str = "keeper.json";
 /// Entries after which the position is noted, if no phase ended meanwhile: what is read again after a restart.
 const NOTE_EVERY: u64 = 10_000;
 
+/// What is read in the epoch that it belongs to, and by audits of that epoch or the next.
+const OF_AN_EPOCH: [Purpose; 5] = [
+    Purpose::Activation,
+    Purpose::Gradient,
+    Purpose::Upload,
+    Purpose::Delta,
+    Purpose::Kept,
+];
+
 impl Keeper {
     /// Of a run that begins.
     pub(crate) fn new(run: RunId, store: Store, folder: &Path) -> Result<Self, Error> {
@@ -273,11 +282,12 @@ impl Keeper {
             .position
             .unsettled
             .values()
-            .map(|epoch| epoch.get())
+            // An audit begins with what its subject kept from the epoch before.
+            .map(|epoch| epoch.get().saturating_sub(1))
             .chain([needed])
             .min();
         while Some(self.position.oldest.get()) < first_needed {
-            for purpose in [Purpose::Activation, Purpose::Gradient, Purpose::Upload] {
+            for purpose in OF_AN_EPOCH {
                 let prefix = KeyPrefix::Epoch(self.run, purpose, self.position.oldest);
                 match self.store.delete_prefix(&prefix).await {
                     Ok(objects) => info!(%prefix, objects, "deleted what nobody needs any more"),
@@ -427,6 +437,7 @@ mod tests {
             },
             offset: 0,
             cell_elements: 9,
+            delta: None,
         };
         let of = |source| Checkpoint {
             epoch: Epoch::new(1),

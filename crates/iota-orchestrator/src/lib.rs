@@ -38,7 +38,7 @@
 //! | `options`, `setup` | from what an operator wants to what the rules, the peers and the store are given |
 //! | `start` | from a setup, or from the folder of a run that goes on, to a run that is served |
 //! | `run_file` | what a run folder holds so that the run can be resumed |
-//! | `owner` | the task that owns the state, and polls that wait for work |
+//! | `owner`, `parked` | the task that owns the state, and polls that wait for work |
 //! | `api` | what peers can call, as commands |
 //! | `grants` | the presigned requests that go with a lease |
 //! | `writer` | the thread that writes the journal |
@@ -57,6 +57,7 @@ mod history;
 mod keeper;
 mod options;
 mod owner;
+mod parked;
 mod run_file;
 mod setup;
 mod start;
@@ -79,11 +80,11 @@ use tracing::{info, warn};
 pub use course::Course;
 pub use error::Error;
 pub use history::{Finding, History, LedgerAudit, Story};
-pub use iota_run::{Codec, Wire};
+pub use iota_run::{Codec, OptimizerState, Wire};
 pub use options::{
-    BoundaryChoice, CutError, CutOptions, CutRule, Cuts, MergingOptions, ModelOptions, MuonOptions,
-    NAdamOptions, OpensChoice, OptimizerName, RegistrationOptions, RunOptions, TimingOptions,
-    TrainingOptions,
+    BoundaryChoice, CodecName, CutError, CutOptions, CutRule, Cuts, DeltaChoice, MergingOptions,
+    ModelOptions, MuonOptions, NAdamOptions, OpensChoice, OptimizerName, OuterName,
+    RegistrationOptions, RuleName, RunOptions, TimingOptions, TrainingOptions,
 };
 pub use run_file::JOURNAL;
 pub use setup::{Participants, Setup, SetupError};

@@ -14,7 +14,7 @@ use iota_run::{Codec, Wire};
 use serde::{Deserialize, Serialize};
 
 pub use self::cut::{CutError, CutOptions, CutRule, Cuts};
-pub use self::merging::MergingOptions;
+pub use self::merging::{CodecName, DeltaChoice, MergingOptions, OuterName, RuleName};
 pub use self::optimizer::{MuonOptions, NAdamOptions, OptimizerName};
 pub use self::registration::{OpensChoice, RegistrationOptions};
 

@@ -11,9 +11,9 @@
 //! The owner does not wait for the disk: it goes on deciding, and tells once the journal has caught up. A refusal and a
 //! glance at the state rest on what was decided before as much as a success does, so they wait in the same line.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use iota_journal::{Entry, Snapshot};
 use iota_node::{Clock, Shutdown};
@@ -28,6 +28,7 @@ use tracing::{debug, info};
 
 use crate::Error;
 use crate::grants::Granter;
+use crate::parked::Parked;
 use crate::writer::{Job, Writer};
 
 /// Requests that may wait for the owner. A caller beyond that waits in its own task, which the server bounds.
@@ -176,12 +177,14 @@ pub(crate) struct Owner {
     granter: Granter,
     clock: Arc<dyn Clock>,
     requests: mpsc::Receiver<Request>,
-    parked: BTreeMap<Session, Poll>,
+    parked: Parked<Poll>,
     followers: mpsc::Sender<Arc<Entry>>,
     published: watch::Sender<Arc<State>>,
     published_at: Timestamp,
     /// A copy waits to be published: one is enough, however long the disk takes.
     copy_waits: bool,
+    /// How long the last copy took.
+    copy_took: Duration,
     /// When it came back, until it has leased something.
     resumed_at: Option<Timestamp>,
 }
@@ -197,6 +200,10 @@ pub(crate) struct Start {
 
 /// The state is copied for readers at most this often.
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
+
+/// One in so many parts of the owner's time, at most, goes into copies for readers: fewer calls than one in a hundred meet
+/// one.
+const COPY_SHARE: u32 = 200;
 
 impl Owner {
     pub(crate) fn new(
@@ -219,10 +226,11 @@ impl Owner {
             published_at: clock.now(),
             clock,
             requests,
-            parked: BTreeMap::new(),
+            parked: Parked::default(),
             followers,
             published,
             copy_waits: false,
+            copy_took: Duration::ZERO,
             resumed_at: start.resumed_at,
         };
         (owner, OwnerHandle { requests: sender }, readers)
@@ -257,7 +265,7 @@ impl Owner {
             let now = self.clock.now();
             // Here and not on a timer alone: requests that never cease must not starve those that wait.
             self.answer_overdue(now);
-            if now.since(self.published_at) >= PUBLISH_EVERY {
+            if now.since(self.published_at) >= self.publish_every() {
                 self.publish().await;
             }
             let next = self.next_wake();
@@ -336,14 +344,16 @@ impl Owner {
             News::Entry(entry) => drop(self.followers.send(entry).await),
             News::State(state) => {
                 self.copy_waits = false;
-                self.published.send_replace(state);
+                let earlier = self.published.send_replace(state);
+                // To take a large state apart takes as long as to copy it.
+                tokio::task::spawn_blocking(move || drop(earlier));
             }
         }
     }
 
     fn next_wake(&self) -> Option<Timestamp> {
-        let polls = self.parked.values().map(|poll| poll.until).min();
-        let publish = self.published_at + PUBLISH_EVERY * 5;
+        let polls = self.parked.next_due();
+        let publish = self.published_at + self.publish_every() * 5;
         self.state
             .next_deadline()
             .into_iter()
@@ -377,8 +387,8 @@ impl Owner {
         self.writer.jobs.send(job).await.map_err(|_| WriterGone)?;
         self.tell(News::Entry(entry)).await;
         self.answer_parked(&events).await;
-        self.take_snapshot(events.len() as u64);
-        if now.since(self.published_at) >= PUBLISH_EVERY || self.state.is_over() {
+        self.take_snapshot(events.len() as u64).await;
+        if now.since(self.published_at) >= self.publish_every() || self.state.is_over() {
             self.publish().await;
         }
         Ok(Ok(events))
@@ -407,8 +417,8 @@ impl Owner {
         Ok(Err(Refused { rejection, place }))
     }
 
-    /// Packs the state, if it is time, beside the work: the owner only copies it.
-    fn take_snapshot(&mut self, new_events: u64) {
+    /// Packs the state, if it is time, beside the work: the owner only copies it, and readers get the same copy.
+    async fn take_snapshot(&mut self, new_events: u64) {
         self.events_since_snapshot += new_events;
         let busy = self
             .snapshot
@@ -418,7 +428,10 @@ impl Owner {
             return;
         }
         self.events_since_snapshot = 0;
-        let (sequence, state) = (self.sequence, self.state.clone());
+        let (sequence, state) = (self.sequence, self.copy());
+        if !self.copy_waits {
+            self.publish_copy(Arc::clone(&state)).await;
+        }
         let jobs = self.writer.jobs.clone();
         self.snapshot = Some(tokio::task::spawn_blocking(move || {
             let snapshot = Snapshot::of(sequence, &state);
@@ -432,7 +445,7 @@ impl Owner {
         if poll.reply.is_closed() {
             return Ok(());
         }
-        if let Some(earlier) = self.parked.remove(&poll.session) {
+        if let Some(earlier) = self.parked.remove(poll.session) {
             drop(earlier.reply.send(Ok(PollAnswer::default())));
         }
         let offer = Command::OfferRoom {
@@ -458,7 +471,7 @@ impl Owner {
             self.note_first_lease(&answer);
             self.tell(News::Poll(poll.reply, Ok(answer))).await;
         } else {
-            self.parked.insert(poll.session, poll);
+            self.parked.insert(poll.session, poll.until, poll);
         }
     }
 
@@ -491,38 +504,50 @@ impl Owner {
         touched.sort_unstable();
         touched.dedup();
         for session in touched {
-            if let Some(poll) = self.parked.remove(&session) {
+            if let Some(poll) = self.parked.remove(session) {
                 self.park_or_answer(poll).await;
             }
         }
     }
 
     fn answer_overdue(&mut self, now: Timestamp) {
-        let overdue: Vec<Session> = self
-            .parked
-            .iter()
-            .filter(|(_, poll)| poll.until <= now)
-            .map(|(session, _)| *session)
-            .collect();
-        for session in overdue {
-            if let Some(poll) = self.parked.remove(&session) {
-                drop(poll.reply.send(Ok(PollAnswer::default())));
-            }
+        while let Some(poll) = self.parked.pop_due(now) {
+            drop(poll.reply.send(Ok(PollAnswer::default())));
         }
         if self.state.is_over() {
-            for (_, poll) in std::mem::take(&mut self.parked) {
+            while let Some(poll) = self.parked.pop() {
                 drop(poll.reply.send(Ok(PollAnswer::default())));
             }
         }
     }
 
+    /// How often the state is copied for readers: so seldom that all the copying takes next to nothing of the owner's time,
+    /// however large the run is.
+    fn publish_every(&self) -> Duration {
+        PUBLISH_EVERY.max(self.copy_took * COPY_SHARE)
+    }
+
+    /// A copy of the state, which nobody else is served during.
+    fn copy(&mut self) -> Arc<State> {
+        let began = Instant::now();
+        let copy = Arc::new(self.state.clone());
+        self.copy_took = began.elapsed();
+        copy
+    }
+
     async fn publish(&mut self) {
-        self.published_at = self.clock.now();
-        if !self.copy_waits {
-            self.copy_waits = true;
-            let copy = Arc::new(self.state.clone());
-            self.tell(News::State(copy)).await;
+        if self.copy_waits {
+            self.published_at = self.clock.now();
+        } else {
+            let copy = self.copy();
+            self.publish_copy(copy).await;
         }
+    }
+
+    async fn publish_copy(&mut self, copy: Arc<State>) {
+        self.published_at = self.clock.now();
+        self.copy_waits = true;
+        self.tell(News::State(copy)).await;
     }
 
     /// How long it took until a resumed run went on.

@@ -6,7 +6,7 @@ use iota_model::{ModelConfig, UnknownPreset, preset};
 use iota_protocol::event::Direction;
 use iota_protocol::settings::InvalidSetting;
 use iota_protocol::{PeerId, RunId, RunSettings};
-use iota_run::{Description, VERSION, cell_spec};
+use iota_run::{Description, VERSION};
 use iota_store::{ObjectKey, Store, tensor};
 
 use crate::Error;
@@ -126,14 +126,18 @@ impl Setup {
             precision: training.precision,
             recompute: training.recompute,
             wire: options.wire,
+            merge: options.merging.merge(),
             data,
         };
         description.sampler()?;
-        let cell_bytes = |elements| tensor::encoded_length(&cell_spec(elements));
+        let merge = description.merge;
+        merge.validate().map_err(iota_run::Error::from)?;
+        let cell_bytes = |elements| tensor::encoded_length(&merge.cell_spec(elements));
         let stage_parameters: Vec<u64> = (0..usize::from(options.stages))
             .map(|stage| plan.layout(stage).elements() as u64)
             .collect();
         let miners_to_start = participants.miners_to_start;
+        let audited = !participants.validators.is_empty();
         let in_flight = match training.samples_in_flight {
             0 => (2 * miners_to_start).max(u32::from(options.stages) + 1),
             samples => samples,
@@ -161,7 +165,7 @@ impl Setup {
             validators: participants.validators,
             audit_every_epochs: training.audit_every_epochs,
             learning_rate: training.schedule(),
-            merging: options.merging.rules(),
+            merging: options.merging.rules(audited),
             timing: options.timing.into(),
         };
         settings.validate()?;

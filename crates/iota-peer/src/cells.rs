@@ -1,147 +1,297 @@
-//! Cells: fetching those of a checkpoint, averaging the copies of one.
+//! Cells: fetching those of a checkpoint, merging the copies of one.
 
 use std::collections::BTreeMap;
+use std::future::Future;
+use std::ops::Range;
 
 use bytes::Bytes;
-use iota_merge::Accumulator;
-use iota_protocol::Session;
+use futures::{StreamExt, TryStreamExt};
+use iota_merge::{Clip, InProgress, Rule};
 use iota_protocol::work::{
-    Checkpoint, Failure, MergeInput, ObjectName, Outcome, SegmentSource, Work,
+    Difference, Failure, MergeInput, ObjectName, ObjectRef, Outcome, Segment, SegmentSource, Work,
 };
-use iota_run::cell_spec;
+use iota_protocol::{Digest, Session};
+use iota_run::Merge;
 use iota_store::tensor;
 use iota_wire::LeasedWork;
+use tracing::debug;
 
-use crate::engine::CellPlanes;
 use crate::gate::Gate;
+use crate::learned::{self, Base, CellPlanes, Learned};
 use crate::transfer::Transfer;
 
-/// The merged cells that a checkpoint names, each fetched once.
+/// Uploads of a cell that are fetched before it is their turn.
+const FETCHED_AHEAD: usize = 3;
+
+/// The merged cells that segments of a checkpoint name, each fetched once and whole.
 ///
 /// # Errors
 /// [`Failure::BadInput`] if one is missing, altered or of another shape.
 pub async fn fetch_cells(
     transfer: &Transfer,
-    checkpoint: &Checkpoint,
+    segments: &[Segment],
     leased: &LeasedWork,
 ) -> Result<BTreeMap<ObjectName, CellPlanes>, Failure> {
+    fetch_cells_with(transfer, segments, leased, |_, _| async { None }).await
+}
+
+/// As [`fetch_cells`], but in place of a merged cell what the merge changed, where there is such an object.
+///
+/// `step`: makes the merged cell of a range, and the digest of its object, out of what changed; none if it cannot. Where it
+/// gives anything but what the checkpoint names, and where a delta cannot be read, the cell is fetched whole: the bits do
+/// not depend on the way they came.
+///
+/// # Errors
+/// As [`fetch_cells`].
+pub async fn fetch_cells_with<Stepping>(
+    transfer: &Transfer,
+    segments: &[Segment],
+    leased: &LeasedWork,
+    step: impl Fn(Range<u64>, Bytes) -> Stepping,
+) -> Result<BTreeMap<ObjectName, CellPlanes>, Failure>
+where
+    Stepping: Future<Output = Option<(CellPlanes, Digest)>>,
+{
     let mut objects = BTreeMap::new();
-    for segment in &checkpoint.segments {
+    for segment in segments {
         if let SegmentSource::Merged {
             object,
             cell_elements,
+            delta,
             ..
         } = &segment.source
         {
-            objects.insert(object.name, (*object, *cell_elements as usize));
+            let delta = delta.map(|delta| (delta, segment.range.clone()));
+            objects.insert(object.name, (*object, *cell_elements as usize, delta));
         }
     }
-    let fetches = objects.into_values().map(|(object, elements)| async move {
-        Ok((object.name, transfer.cell(&object, elements, leased).await?))
-    });
+    let step = &step;
+    let fetches = objects
+        .into_values()
+        .map(|(object, elements, delta)| async move {
+            if let Some((delta, range)) = delta
+                && let Some(planes) = by_delta(transfer, &object, &delta, range, leased, step).await
+            {
+                return Ok((object.name, planes));
+            }
+            Ok((object.name, transfer.cell(&object, elements, leased).await?))
+        });
     Ok(futures::future::try_join_all(fetches)
         .await?
         .into_iter()
         .collect())
 }
 
-/// Averages a cell over its uploads, as they arrive but in the order of the lease.
+async fn by_delta<Stepping>(
+    transfer: &Transfer,
+    object: &ObjectRef,
+    delta: &ObjectRef,
+    range: Range<u64>,
+    leased: &LeasedWork,
+    step: impl Fn(Range<u64>, Bytes) -> Stepping,
+) -> Option<CellPlanes>
+where
+    Stepping: Future<Output = Option<(CellPlanes, Digest)>>,
+{
+    let bytes = transfer.object(delta, leased).await.ok()?;
+    let (planes, digest) = step(range, bytes).await?;
+    if digest != object.seal.digest {
+        debug!(?delta, "a delta does not lead to its cell");
+        return None;
+    }
+    Some(planes)
+}
+
+/// Merges the uploads of a cell, as they arrive but in the order of the lease. `base`: what the cell was in the checkpoint
+/// that the uploads are relative to, if they are.
+///
+/// A copy is taken in while the next ones travel. No more is in memory than [`FETCHED_AHEAD`] uploads of this cell and what
+/// the rule needs: a weighted mean keeps sums, other rules all copies of the cell.
 ///
 /// # Errors
-/// [`Failure::BadInput`] if an upload is missing, altered or of another shape.
+/// [`Failure::BadInput`] if an upload is missing, altered or malformed.
 pub async fn merge(
     transfer: &Transfer,
     gate: &Gate,
     leased: &LeasedWork,
+    base: Option<Base>,
 ) -> Result<Outcome, Failure> {
     let Work::Merge {
         range,
         inputs,
         output,
+        delta,
         ..
     } = &leased.lease.work
     else {
         unreachable!("called for a merge")
     };
     let elements = (range.end - range.start) as usize;
-    let mut mean = CellMean::new(elements);
-    for MergeInput {
-        session,
-        object,
-        weight,
-    } in inputs
-    {
-        let copy = transfer.cell(object, elements, leased).await?;
-        let (gate, session, weight) = (gate.clone(), *session, *weight);
-        mean = blocking(move || {
+    let settings = transfer.merge_settings();
+    let mut cell = CellMerge::new(settings, elements)?;
+    let mut copies = futures::stream::iter(inputs.iter().cloned())
+        .map(|input| fetch(transfer, input, leased))
+        .buffered(FETCHED_AHEAD);
+    while let Some((input, copy)) = copies.try_next().await? {
+        let gate = gate.clone();
+        cell = blocking(move || {
             gate.pass(|| {
-                mean.add(session, &copy, weight)?;
-                Ok(mean)
+                let bad = |difference| Failure::BadInput {
+                    object: input.object.name,
+                    difference,
+                };
+                cell.add(input.session, &copy, input.weight).map_err(bad)?;
+                Ok(cell)
             })
         })
         .await??;
     }
-    let (bytes, quarantined) = blocking(move || mean.finish()).await??;
-    let merged = transfer.upload(*output, bytes, leased).await?;
+    let (gate, round) = (gate.clone(), leased.lease.epoch.get());
+    let merged = blocking(move || gate.pass(|| cell.finish(base, round))).await??;
+    let changed = match (delta, merged.delta) {
+        (None, None) => None,
+        (Some(name), Some(bytes)) => Some(transfer.upload(*name, bytes, leased).await?),
+        // The orchestrator and this machine do not know the same run.
+        _ => return Err(Failure::Internal),
+    };
     Ok(Outcome::Merge {
-        merged,
-        quarantined,
+        merged: transfer.upload(*output, merged.cell, leased).await?,
+        quarantined: merged.quarantined,
+        delta: changed,
     })
 }
 
-/// The weighted mean of the copies of a cell, as it grows.
+async fn fetch(
+    transfer: &Transfer,
+    input: MergeInput,
+    leased: &LeasedWork,
+) -> Result<(MergeInput, Bytes), Failure> {
+    let copy = transfer.object(&input.object, leased).await?;
+    Ok((input, copy))
+}
+
+/// The copies of a cell on their way to a merged one.
 ///
-/// Its bits depend on the copies, their weights and their order, on nothing else (M3).
+/// The bits depend on the copies, their weights and their order, on nothing else (M3).
 #[derive(Debug)]
-pub struct CellMean {
+pub struct CellMerge {
+    settings: Merge,
     elements: usize,
-    planes: [Accumulator; 3],
+    /// One for the parameters, or for what was learned of them; one for each moment that is merged.
+    planes: Vec<InProgress>,
     quarantined: Vec<Session>,
 }
 
-impl CellMean {
-    /// Of a cell of so many elements.
-    pub fn new(elements: usize) -> Self {
-        Self {
-            elements,
-            planes: [(); 3].map(|()| Accumulator::new(elements)),
-            quarantined: Vec::new(),
-        }
-    }
+/// What became of the copies of a cell.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MergedCell {
+    /// The merged cell's object.
+    pub cell: Bytes,
+    /// The object of what the merge changed, if the run has such.
+    pub delta: Option<Bytes>,
+    /// Whose copies were left out.
+    pub quarantined: Vec<Session>,
+}
 
-    /// Takes in the copy that a session uploaded, or leaves all of it out if any of it is not finite.
+impl CellMerge {
+    /// Of a cell of so many elements.
     ///
     /// # Errors
-    /// [`Failure::Internal`] if the copy has another number of elements.
-    pub fn add(&mut self, session: Session, copy: &CellPlanes, weight: u64) -> Result<(), Failure> {
-        if copy
-            .iter()
-            .any(|plane| tensor::first_non_finite(plane).is_some())
-        {
+    /// [`Failure::Internal`] if the run's settings make no sense.
+    pub fn new(settings: Merge, elements: usize) -> Result<Self, Failure> {
+        let moments = if settings.shares_moments() { 2 } else { 0 };
+        let parameters = (settings.rule, settings.clip);
+        let rules = [parameters].into_iter().chain(std::iter::repeat_n(
+            (rule_of_moments(settings.rule), Clip::None),
+            moments,
+        ));
+        let planes = rules.map(|(rule, clip)| InProgress::new(rule, clip, elements));
+        Ok(Self {
+            settings,
+            elements,
+            planes: planes
+                .collect::<Result<_, _>>()
+                .map_err(|_| Failure::Internal)?,
+            quarantined: Vec::new(),
+        })
+    }
+
+    /// Takes in the object that a session uploaded, or leaves all of it out if any of it is not finite.
+    ///
+    /// # Errors
+    /// Says what is wrong with the object if it is no upload of such a cell.
+    pub fn add(&mut self, session: Session, copy: &[u8], weight: u64) -> Result<(), Difference> {
+        let Some(planes) = self.decode(copy)? else {
             self.quarantined.push(session);
             return Ok(());
-        }
-        for (plane, values) in self.planes.iter_mut().zip(copy) {
-            plane.add(values, weight).map_err(|_| Failure::Internal)?;
+        };
+        for (plane, values) in self.planes.iter_mut().zip(&planes) {
+            plane
+                .add(values, weight)
+                .map_err(|_| Difference::Malformed)?;
         }
         Ok(())
     }
 
-    /// The merged cell's object, and whose copies were left out.
+    /// The planes of an upload; none if they are not finite.
+    fn decode(&self, copy: &[u8]) -> Result<Option<CellPlanes>, Difference> {
+        if self.settings.is_relative() {
+            let codec = self.settings.upload;
+            return match learned::decode(&self.settings, codec, self.elements, copy) {
+                Ok(Learned { delta, moments }) => {
+                    Ok(Some([delta].into_iter().chain(moments).collect()))
+                }
+                Err(error) if error.is_not_finite() => Ok(None),
+                Err(_) => Err(Difference::Malformed),
+            };
+        }
+        let spec = self.settings.cell_spec(self.elements);
+        let planes = tensor::decode(copy, &spec).map_err(|_| Difference::Malformed)?;
+        let is_finite = |plane: &Vec<f32>| tensor::first_non_finite(plane).is_none();
+        Ok(planes.iter().all(is_finite).then_some(planes))
+    }
+
+    /// The merged cell. `base`: as for [`merge`]; `round`: merges before this one.
     ///
     /// # Errors
-    /// [`Failure::NotFinite`] if every copy was left out: there is nothing to average.
-    pub fn finish(self) -> Result<(Bytes, Vec<Session>), Failure> {
-        let [Ok(parameters), Ok(first), Ok(second)] = self.planes.map(Accumulator::finish) else {
-            return Err(Failure::NotFinite);
-        };
-        let [a, b, c] = cell_spec(self.elements);
-        let bytes = tensor::encode(&[
-            (a, &parameters.elements),
-            (b, &first.elements),
-            (c, &second.elements),
-        ]);
-        Ok((bytes, self.quarantined))
+    /// [`Failure::NotFinite`] if every copy was left out, or the result is not finite. [`Failure::Internal`] without a base
+    /// if the uploads are relative to one.
+    pub fn finish(self, base: Option<Base>, round: u64) -> Result<MergedCell, Failure> {
+        let settings = &self.settings;
+        let planes = self.planes.into_iter().map(InProgress::finish);
+        let merged = planes.map(|plane| plane.map(|merged| merged.elements));
+        let mut planes: CellPlanes = merged
+            .collect::<Result<_, _>>()
+            .map_err(|_| Failure::NotFinite)?;
+        let mut delta = None;
+        if settings.is_relative() {
+            let base = base.ok_or(Failure::Internal)?;
+            let mut learned = Learned {
+                moments: planes.split_off(1),
+                delta: planes.remove(0),
+            };
+            if let Some(codec) = settings.delta {
+                let (bytes, decoded) = learned::encode_merged(settings, codec, learned)
+                    .map_err(|_| Failure::NotFinite)?;
+                delta = Some(bytes);
+                learned = decoded;
+            }
+            planes =
+                learned::step(settings, base, learned, round).map_err(|_| Failure::NotFinite)?;
+        }
+        Ok(MergedCell {
+            cell: learned::encode_cell(settings, &planes),
+            delta,
+            quarantined: self.quarantined,
+        })
+    }
+}
+
+/// Moments are no directions: a rule about lengths and directions has nothing to say of them.
+const fn rule_of_moments(rule: Rule) -> Rule {
+    match rule {
+        Rule::Radial => Rule::WeightedMean,
+        rule => rule,
     }
 }
 
@@ -154,57 +304,4 @@ async fn blocking<T: Send + 'static>(
 }
 
 #[cfg(test)]
-mod tests {
-    use iota_protocol::PeerId;
-
-    use super::*;
-
-    fn session(generation: u32) -> Session {
-        Session {
-            peer: PeerId::from_bytes([7; 32]),
-            generation,
-        }
-    }
-
-    fn mean(copies: &[(CellPlanes, u64)]) -> Result<(Bytes, Vec<Session>), Failure> {
-        let mut mean = CellMean::new(2);
-        for (generation, (copy, weight)) in (0..).zip(copies) {
-            mean.add(session(generation), copy, *weight).unwrap();
-        }
-        mean.finish()
-    }
-
-    fn planes(bytes: &[u8]) -> Vec<Vec<f32>> {
-        tensor::decode(bytes, &cell_spec(2)).unwrap()
-    }
-
-    const COPY: [[f32; 2]; 3] = [[0.1, -7.25], [1e-30, 0.3], [3.0, f32::MAX]];
-
-    #[test]
-    fn merging_copies_of_one_cell_gives_that_cell_back() {
-        let copy = COPY.map(Vec::from);
-        let (bytes, _) = mean(&[(copy.clone(), 3), (copy.clone(), 1), (copy.clone(), 7)]).unwrap();
-        assert_eq!(planes(&bytes), copy);
-    }
-
-    #[test]
-    fn every_plane_is_averaged_by_weight() {
-        let (a, b) = (
-            [[1.0, 2.0]; 3].map(Vec::from),
-            [[5.0, 10.0]; 3].map(Vec::from),
-        );
-        let (bytes, quarantined) = mean(&[(a, 3), (b, 1)]).unwrap();
-        assert_eq!(planes(&bytes), [[2.0, 4.0]; 3]);
-        assert_eq!(quarantined, []);
-    }
-
-    #[test]
-    fn a_copy_with_one_bad_moment_is_left_out_as_a_whole() {
-        let (good, mut bad) = (COPY.map(Vec::from), [[9.0, 9.0]; 3].map(Vec::from));
-        bad[2][1] = f32::NAN;
-        let (bytes, quarantined) = mean(&[(bad.clone(), 5), (good.clone(), 1)]).unwrap();
-        assert_eq!(planes(&bytes), good);
-        assert_eq!(quarantined, [session(0)]);
-        assert_eq!(mean(&[(bad, 5)]), Err(Failure::NotFinite));
-    }
-}
+mod tests;

@@ -6,20 +6,26 @@
 //!
 //! A result that is not finite is no result: it is refused here, before anybody can be blamed for having uploaded it.
 
+mod merging;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use iota_compute::{Input, Recompute, Saved, Stage, StageOptions};
+use iota_compute::{Input, Recompute, Stage, StageOptions};
 use iota_model::StagePlan;
 use iota_protocol::event::{Direction, Piece};
-use iota_protocol::work::{Checkpoint, ObjectName, SegmentSource};
+use iota_protocol::work::{Checkpoint, ObjectName, Segment, SegmentSource};
 use iota_protocol::{Digest, Epoch, SampleId, StageIndex};
-use iota_run::{Description, Tokens, cell_spec};
-use iota_store::tensor;
+use iota_run::{Description, Tokens};
 
+use self::merging::Holdings;
+pub use self::merging::Start;
+pub(crate) use self::merging::merging_bytes;
 use crate::Error;
+use crate::device::{Device, DeviceSaved, DeviceStage};
+use crate::learned::{self, Base, CellPlanes};
 use crate::optimizer::optimizer_settings;
 
 /// A stage with the weights of an epoch.
@@ -27,7 +33,7 @@ use crate::optimizer::optimizer_settings;
 pub struct Engine {
     description: Arc<Description>,
     index: StageIndex,
-    stage: Stage,
+    stage: DeviceStage,
     epoch: Option<Epoch>,
     ordinal: u32,
     /// Backward passes since the last optimizer step.
@@ -36,6 +42,7 @@ pub struct Engine {
     kept: BTreeMap<SampleId, Kept>,
     /// How many of them there may be.
     kept_max: usize,
+    holdings: Holdings,
 }
 
 #[derive(Debug)]
@@ -44,7 +51,7 @@ struct Kept {
     ordinal: u32,
     /// Digest of the activation that the forward read; none at the head, where the sample says it all.
     input: Option<Digest>,
-    saved: Saved,
+    saved: DeviceSaved,
 }
 
 /// Forwards kept for their backwards, at most; the oldest goes first, and its backward redoes it. Without a bound the
@@ -74,12 +81,9 @@ pub struct BackwardResult {
     pub loss: Option<f32>,
 }
 
-/// The planes of a cell: parameters, first and second moment, equally long.
-pub type CellPlanes = [Vec<f32>; 3];
-
 impl Engine {
-    /// Stage `index` of the run, without weights. `threads`: how many its operations may use; the bits do not depend
-    /// on it.
+    /// Stage `index` of the run, without weights, on the CPU. `threads`: how many its operations may use; the bits do
+    /// not depend on it.
     ///
     /// # Errors
     /// If the run has no such stage.
@@ -88,9 +92,22 @@ impl Engine {
         index: StageIndex,
         threads: usize,
     ) -> Result<Self, Error> {
+        Self::on(&Device::Cpu, description, index, threads)
+    }
+
+    /// The same on any device. The bits are those of the device.
+    ///
+    /// # Errors
+    /// If the run has no such stage, or the device no room for it.
+    pub fn on(
+        device: &Device,
+        description: Arc<Description>,
+        index: StageIndex,
+        threads: usize,
+    ) -> Result<Self, Error> {
         let plan = description.plan()?;
         let options = stage_options(&description, threads);
-        let stage = Stage::new(&plan, usize::from(index.get()), options)?;
+        let stage = DeviceStage::new(device, &plan, usize::from(index.get()), options)?;
         Ok(Self {
             description,
             index,
@@ -100,7 +117,20 @@ impl Engine {
             pending: 0,
             kept: BTreeMap::new(),
             kept_max: KEPT_MAX,
+            holdings: Holdings::default(),
         })
+    }
+
+    /// The weights that stage `index` of the run has before anybody has trained it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn initial(description: &Description, index: StageIndex) -> Result<Vec<f32>, Error> {
+        let options = stage_options(description, 1);
+        let plan = description.plan()?;
+        let mut stage = Stage::new(&plan, usize::from(index.get()), options)?;
+        stage.initialise(description.seed)?;
+        Ok(stage.state().parameters.to_vec())
     }
 
     /// Keeps fewer forwards than [`KEPT_MAX`]: as many as there is memory for. With 0 every backward redoes its forward.
@@ -133,7 +163,7 @@ impl Engine {
     }
 
     /// Takes over a checkpoint, for which `cells` holds every merged cell that it names, and starts counting operations
-    /// from 0. Returns the digest of parameters and optimizer state.
+    /// from 0. Returns the digest of what all who installed it have in common: parameters, and moments if they are merged.
     ///
     /// # Errors
     /// If a segment does not fit the stage; the weights are then those of no epoch.
@@ -141,8 +171,10 @@ impl Engine {
         &mut self,
         checkpoint: &Checkpoint,
         cells: &BTreeMap<ObjectName, CellPlanes>,
+        start: Start<'_>,
     ) -> Result<Digest, Error> {
         self.epoch = None;
+        let merge = self.description.merge;
         for (_, kept) in std::mem::take(&mut self.kept) {
             self.stage.discard(kept.saved);
         }
@@ -152,13 +184,11 @@ impl Engine {
         let elements = self.elements() as u64;
         let mut next = 0;
         // Initial weights are the same for every range of genesis, so they are made once, below what is merged.
-        if checkpoint
-            .segments
-            .iter()
-            .any(|segment| segment.source == SegmentSource::Genesis)
-        {
-            self.stage.initialise(self.description.seed)?;
+        let has_initial = |segment: &Segment| segment.source == SegmentSource::Genesis;
+        if checkpoint.segments.iter().any(has_initial) {
+            self.initialise(matches!(start, Start::GoesOn))?;
         }
+        let momentum = self.holdings.begin(&merge, elements as usize);
         for segment in &checkpoint.segments {
             if segment.range.start != next
                 || segment.range.end > elements
@@ -177,23 +207,78 @@ impl Engine {
                 .ok_or(Error::Checkpoint("a cell of it was not given"))?;
             let target = segment.range.start as usize..segment.range.end as usize;
             let source = *offset as usize..*offset as usize + target.len();
-            let state = self.stage.state_mut();
-            for (plane, values) in [state.parameters, state.first_moment, state.second_moment]
-                .into_iter()
-                .zip(planes)
-            {
-                let values = values
+            let mut state: [&[f32]; 3] = [&[]; 3];
+            let own: &mut [f32] = if merge.outer.has_momentum() {
+                &mut momentum[target.clone()]
+            } else {
+                &mut []
+            };
+            // As `Merge::cell_spec` has them: parameters, moments if they are merged, momentum if there is one.
+            let shared = if merge.shares_moments() { 3 } else { 1 };
+            let mut parts = Vec::with_capacity(planes.len());
+            for values in planes {
+                let part = values
                     .get(source.clone())
                     .ok_or(Error::Checkpoint("a segment exceeds its cell"))?;
-                plane[target.clone()].copy_from_slice(values);
+                parts.push(part);
             }
+            for (plane, part) in state.iter_mut().zip(parts.iter().take(shared)) {
+                *plane = part;
+            }
+            if let Some(part) = parts.get(shared).filter(|_| !own.is_empty()) {
+                own.copy_from_slice(part);
+            }
+            self.stage.upload_state(target.start, state)?;
         }
         if next != elements {
             return Err(Error::Checkpoint("its segments do not cover the stage"));
         }
-        *self.stage.state_mut().optimizer_steps = checkpoint.optimizer_steps;
+        let steps = checkpoint.optimizer_steps;
+        self.holdings
+            .installed(&merge, &mut self.stage, steps, start)?;
         self.epoch = Some(checkpoint.epoch);
-        Ok(Digest::from_bytes(self.stage.digest()))
+        Holdings::digest(&merge, &self.stage)
+    }
+
+    /// The stage's initial weights. `keeps_moments`: the moments stay what they are, unless they are merged.
+    fn initialise(&mut self, keeps_moments: bool) -> Result<(), Error> {
+        let kept = if keeps_moments && !self.description.merge.shares_moments() {
+            let [_, first, second] = self.stage.state(0..self.stage.elements())?;
+            let moments = [first.into_owned(), second.into_owned()];
+            Some((moments, self.stage.optimizer_steps()))
+        } else {
+            None
+        };
+        self.stage.initialise(self.description.seed)?;
+        if let Some(([first, second], steps)) = kept {
+            self.stage.upload_state(0, [&[], &first, &second])?;
+            self.stage.set_optimizer_steps(steps);
+        }
+        Ok(())
+    }
+
+    /// What a range of the installed checkpoint was, if the run merges what was learned since.
+    ///
+    /// # Errors
+    /// If the range exceeds the stage.
+    pub fn base(&self, range: &Range<u64>) -> Result<Option<Base>, Error> {
+        let range = self.within(range)?;
+        Ok(self.holdings.base(&range))
+    }
+
+    /// The merged cell that a delta makes of a range of the installed checkpoint, and its object's digest.
+    ///
+    /// # Errors
+    /// If nothing is installed, the range exceeds the stage, or the delta is none.
+    pub fn stepped(&self, range: &Range<u64>, delta: &[u8]) -> Result<(CellPlanes, Digest), Error> {
+        let merge = &self.description.merge;
+        let epoch = self.epoch.ok_or(Error::Input("nothing is installed"))?;
+        let base = self
+            .base(range)?
+            .ok_or(Error::Input("the run has no deltas"))?;
+        let planes = merging::stepped(merge, base, delta, epoch.get())?;
+        let digest = Digest::of(&learned::encode_cell(merge, &planes));
+        Ok((planes, digest))
     }
 
     /// Carries a sample through the stage and keeps what its backward needs. Returns the operation's ordinal and the
@@ -320,30 +405,39 @@ impl Engine {
 
     /// Optimizer steps that lie behind its weights.
     pub fn optimizer_steps(&self) -> u64 {
-        self.stage.state().optimizer_steps
+        self.holdings.optimizer_steps(&self.stage)
     }
 
     /// Elements of the stage's flat parameters.
     pub fn elements(&self) -> usize {
-        self.stage.state().parameters.len()
+        self.stage.elements()
     }
 
-    /// The object that holds a range of parameters and optimizer state.
+    /// The object that the stage uploads of a range: the same one however often it is asked for.
     ///
     /// # Errors
-    /// If the range exceeds the stage.
-    pub fn cell(&self, range: &Range<u64>) -> Result<Bytes, Error> {
+    /// If the range exceeds the stage, or what was learned is not finite.
+    pub fn cell(&mut self, range: &Range<u64>) -> Result<Bytes, Error> {
+        let range = self.within(range)?;
+        self.holdings
+            .upload(&self.description.merge, &self.stage, range)
+    }
+
+    /// The object with what the engine keeps for itself and begins the next epoch with, once every
+    /// [`cell`](Self::cell) has been made; none if it keeps nothing.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn kept(&self) -> Result<Option<Bytes>, Error> {
+        self.holdings.kept(&self.description.merge, &self.stage)
+    }
+
+    fn within(&self, range: &Range<u64>) -> Result<Range<usize>, Error> {
         let range = range.start as usize..range.end as usize;
         if range.is_empty() || range.end > self.elements() {
             return Err(Error::Checkpoint("a cell exceeds the stage"));
         }
-        let state = self.stage.state();
-        let planes = [state.parameters, state.first_moment, state.second_moment];
-        let tensors: Vec<_> = cell_spec(range.len())
-            .into_iter()
-            .zip(planes.map(|plane| &plane[range.clone()]))
-            .collect();
-        Ok(tensor::encode(&tensors))
+        Ok(range)
     }
 
     /// Forgets what the forward of a sample has left: its result was not accepted, so it never happened.

@@ -12,7 +12,9 @@
 //! |---|---|
 //! | [`session`] | joins, polls, reports, leaves: makes the calls that the protocol's machine asks for |
 //! | [`transfer`] | tokens, activations and cells by the grants of a lease |
-//! | [`cells`] | fetching a checkpoint's cells, averaging the copies of one |
+//! | [`cells`] | fetching a checkpoint's cells, merging the copies of one |
+//! | [`device`] | what a peer computes on: the CPU, or a card |
+//! | `learned` | what was learned since a checkpoint as an object, and what it makes of the checkpoint |
 //! | [`engine`] | forward, backward and steps with ordinals; the same bits for a miner and for whoever replays it |
 //! | [`memory`] | what a peer of a stage needs, and whether it is there |
 //! | `optimizer` | the run's update rule as the compute engine wants it |
@@ -25,16 +27,20 @@
 
 pub mod cells;
 mod convert;
+pub mod device;
 pub mod engine;
 pub mod gate;
+mod learned;
 pub mod memory;
 mod optimizer;
 pub mod session;
 pub mod transfer;
 
-pub use cells::{CellMean, fetch_cells, merge};
-pub use engine::{BackwardResult, CellPlanes, Engine, KEPT_MAX, OperationInput};
+pub use cells::{CellMerge, MergedCell, fetch_cells, fetch_cells_with, merge};
+pub use device::{Device, DeviceName};
+pub use engine::{BackwardResult, Engine, KEPT_MAX, OperationInput, Start};
 pub use gate::Gate;
+pub use learned::{Base, CellPlanes};
 pub use memory::PeerMemory;
 pub use optimizer::optimizer_settings;
 pub use session::{Participation, Undone, Worker, participate};
@@ -59,6 +65,12 @@ pub enum Error {
     /// A checkpoint does not fit the stage.
     #[error("the checkpoint cannot be installed: {0}")]
     Checkpoint(&'static str),
+    /// Copies cannot be merged, or what was learned cannot be written or read.
+    #[error(transparent)]
+    Merge(#[from] iota_merge::Error),
+    /// What a miner says it kept is nothing of the kind.
+    #[error("the object is not of what a miner keeps for itself")]
+    Kept,
     /// An operation was not given what it needs.
     #[error("the operation cannot be done: {0}")]
     Input(&'static str),
@@ -81,6 +93,15 @@ pub enum Error {
         /// What it may take.
         limit_bytes: u64,
     },
+    /// The device that was asked for cannot be used.
+    #[error("{name} cannot be used")]
+    Device {
+        /// As it was asked for.
+        name: DeviceName,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The stage's thread is gone.
     #[error("the stage's thread is gone")]
     StageGone,
@@ -89,7 +110,22 @@ pub enum Error {
 impl Error {
     /// Whether weights, gradients or a result have blown up.
     pub const fn is_not_finite(&self) -> bool {
-        matches!(self, Self::Compute(iota_compute::Error::NotFinite { .. }))
+        matches!(
+            self,
+            Self::Compute(iota_compute::Error::NotFinite { .. })
+                | Self::Merge(iota_merge::Error::Value { .. })
+        )
+    }
+
+    /// Whether a backward pass that failed with this may have left a part of itself in the gradients.
+    pub const fn spoils_gradients(&self) -> bool {
+        use iota_compute::Error as Compute;
+        matches!(
+            self,
+            Self::Compute(
+                Compute::NotFinite { .. } | Compute::OutOfMemory { .. } | Compute::Device(_)
+            )
+        )
     }
 
     /// Whether the address of the orchestrator is none: nothing was tried, and nothing will help but another address.

@@ -10,12 +10,12 @@ use iota_data::{Sampler, Shard};
 use iota_protocol::event::Direction;
 use iota_protocol::work::{Difference, Failure, ObjectName, ObjectRef, Purpose, Seal};
 use iota_protocol::{Digest, SampleId};
-use iota_run::{BoundaryError, Description, Tokens, cell_spec};
-use iota_store::{ErrorKind, Grant, GrantClient, TensorSpec, tensor};
+use iota_run::{BoundaryError, Description, Merge, Tokens};
+use iota_store::{ErrorKind, Grant, GrantClient, tensor};
 use iota_wire::{GrantTarget, LeasedWork};
 use tracing::debug;
 
-use crate::engine::CellPlanes;
+use crate::learned::CellPlanes;
 use crate::{Error, convert};
 
 /// Fetches and uploads what leases grant.
@@ -116,7 +116,12 @@ impl Transfer {
         Ok(values.into())
     }
 
-    /// The planes of a cell of so many elements. They may hold values that are not finite: merging leaves those out.
+    /// How the run merges.
+    pub fn merge_settings(&self) -> Merge {
+        self.description.merge
+    }
+
+    /// The planes of a merged cell of so many elements.
     ///
     /// # Errors
     /// [`Failure::BadInput`] if it is missing, altered or of another shape.
@@ -127,7 +132,8 @@ impl Transfer {
         leased: &LeasedWork,
     ) -> Result<CellPlanes, Failure> {
         let bytes = self.object(object, leased).await?;
-        decode(&bytes, cell_spec(elements), object.name)
+        let spec = self.description.merge.cell_spec(elements);
+        tensor::decode(&bytes, &spec).map_err(|_| bad_input(object.name, Difference::Malformed))
     }
 
     /// An object's bytes, which match its seal.
@@ -225,18 +231,6 @@ where
         wait = (wait * 2).min(Duration::from_secs(4));
     }
     call().await
-}
-
-fn decode<const N: usize>(
-    bytes: &[u8],
-    specs: [TensorSpec; N],
-    object: ObjectName,
-) -> Result<[Vec<f32>; N], Failure> {
-    let tensors =
-        tensor::decode(bytes, &specs).map_err(|_| bad_input(object, Difference::Malformed))?;
-    tensors
-        .try_into()
-        .map_err(|_| bad_input(object, Difference::Malformed))
 }
 
 const fn bad_input(object: ObjectName, difference: Difference) -> Failure {

@@ -227,6 +227,7 @@ impl State {
                 let work = Work::Replay {
                     subject: *subject,
                     checkpoint: self.checkpoint(*stage).clone(),
+                    kept: self.session(*subject).and_then(|state| state.began_with),
                     entries: Vec::new(),
                     upload: None,
                 };

@@ -19,24 +19,34 @@ pub(crate) fn genesis(stage: StageIndex, elements: u64) -> Checkpoint {
     }
 }
 
+/// A merged cell in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Merged {
+    /// All of it.
+    pub(crate) object: ObjectRef,
+    /// What the merge changed.
+    pub(crate) delta: Option<ObjectRef>,
+}
+
 /// The checkpoint that follows `previous`: for each cell its merged object, or, where there is none, what `previous`
 /// holds in that range (split where needed). `cells` are in order and cover the stage exactly; so do the segments (M1).
 pub(crate) fn succeed(
     previous: &Checkpoint,
     optimizer_steps: u64,
-    cells: &[(Range<u64>, Option<ObjectRef>)],
+    cells: &[(Range<u64>, Option<Merged>)],
 ) -> Checkpoint {
     let mut segments = Vec::with_capacity(cells.len());
     for (range, merged) in cells {
         match merged {
-            Some(object) => push(
+            Some(merged) => push(
                 &mut segments,
                 Segment {
                     range: range.clone(),
                     source: SegmentSource::Merged {
-                        object: *object,
+                        object: merged.object,
                         offset: 0,
                         cell_elements: range.end - range.start,
+                        delta: merged.delta,
                     },
                 },
             ),
@@ -75,12 +85,14 @@ pub(crate) fn mend(
                 object,
                 offset,
                 cell_elements,
+                delta,
             } if object.name == lost => {
                 if let Some(object) = copy {
                     let source = SegmentSource::Merged {
                         object,
                         offset: *offset,
                         cell_elements: *cell_elements,
+                        delta: *delta,
                     };
                     let range = segment.range.clone();
                     push(&mut segments, Segment { range, source });
@@ -137,7 +149,13 @@ pub fn covers(checkpoint: &Checkpoint, elements: u64) -> bool {
     next == elements
 }
 
-/// The part of a segment that lies in a range.
+/// What a checkpoint says of a range.
+pub(crate) fn within(checkpoint: &Checkpoint, range: &Range<u64>) -> Vec<Segment> {
+    let segments = checkpoint.segments.iter();
+    segments.filter_map(|segment| cut(segment, range)).collect()
+}
+
+/// The part of a segment that lies in a range, as an older one.
 fn cut(segment: &Segment, range: &Range<u64>) -> Option<Segment> {
     let start = segment.range.start.max(range.start);
     let end = segment.range.end.min(range.end);
@@ -148,10 +166,13 @@ fn cut(segment: &Segment, range: &Range<u64>) -> Option<Segment> {
                 object,
                 offset,
                 cell_elements,
+                ..
             } => SegmentSource::Merged {
                 object: *object,
                 offset: offset + (start - segment.range.start),
                 cell_elements: *cell_elements,
+                // It was made from a checkpoint that is not the one before any more.
+                delta: None,
             },
         };
         Segment {
@@ -205,6 +226,13 @@ mod tests {
         }
     }
 
+    fn merged_cell(n: u8) -> Option<Merged> {
+        Some(Merged {
+            object: object(n),
+            delta: None,
+        })
+    }
+
     fn merged(range: Range<u64>, n: u8, offset: u64, cell_elements: u64) -> Segment {
         Segment {
             range,
@@ -212,6 +240,7 @@ mod tests {
                 object: object(n),
                 offset,
                 cell_elements,
+                delta: None,
             },
         }
     }
@@ -221,7 +250,7 @@ mod tests {
         let next = succeed(
             &genesis(StageIndex::new(0), 10),
             3,
-            &[(0..4, Some(object(1))), (4..10, Some(object(2)))],
+            &[(0..4, merged_cell(1)), (4..10, merged_cell(2))],
         );
         assert_eq!(next.epoch, Epoch::new(1));
         assert_eq!(next.optimizer_steps, 3);
@@ -237,15 +266,15 @@ mod tests {
         let first = succeed(
             &genesis(StageIndex::new(0), 10),
             1,
-            &[(0..5, Some(object(1))), (5..10, Some(object(2)))],
+            &[(0..5, merged_cell(1)), (5..10, merged_cell(2))],
         );
         let second = succeed(
             &first,
             2,
             &[
-                (0..3, Some(object(3))),
+                (0..3, merged_cell(3)),
                 (3..7, None),
-                (7..10, Some(object(4))),
+                (7..10, merged_cell(4)),
             ],
         );
         assert_eq!(
@@ -265,10 +294,27 @@ mod tests {
         let first = succeed(
             &genesis(StageIndex::new(0), 10),
             1,
-            &[(0..5, Some(object(1))), (5..10, None)],
+            &[(0..5, merged_cell(1)), (5..10, None)],
         );
         let second = succeed(&first, 1, &[(0..3, None), (3..6, None), (6..10, None)]);
         assert_eq!(second.segments, first.segments);
+    }
+
+    #[test]
+    fn a_delta_is_named_by_the_checkpoint_that_it_leads_to_and_by_no_later_one() {
+        let cell = Some(Merged {
+            object: object(1),
+            delta: Some(object(2)),
+        });
+        let delta_of = |checkpoint: &Checkpoint| match checkpoint.segments[0].source {
+            SegmentSource::Merged { delta, .. } => delta,
+            SegmentSource::Genesis => None,
+        };
+        let first = succeed(&genesis(StageIndex::new(0), 10), 1, &[(0..10, cell)]);
+        assert_eq!(delta_of(&first), Some(object(2)));
+        let second = succeed(&first, 2, &[(0..10, None)]);
+        assert_eq!(delta_of(&second), None);
+        assert!(covers(&second, 10));
     }
 
     #[test]
@@ -276,9 +322,9 @@ mod tests {
         let first = succeed(
             &genesis(StageIndex::new(0), 10),
             1,
-            &[(0..5, Some(object(1))), (5..10, Some(object(2)))],
+            &[(0..5, merged_cell(1)), (5..10, merged_cell(2))],
         );
-        let cells = [(0..3, Some(object(3))), (3..10, Some(object(4)))];
+        let cells = [(0..3, merged_cell(3)), (3..10, merged_cell(4))];
         let second = succeed(&first, 2, &cells);
         let lost = object(4).name;
         let copied = mend(&second, lost, Some(object(5)), &first, |_| false);

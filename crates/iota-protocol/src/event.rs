@@ -225,6 +225,10 @@ pub enum AbandonReason {
 /// ([`State::apply`](crate::State::apply)).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "most events are leases and what comes of them; few are held at a time"
+)]
 pub enum Event {
     /// The orchestrator is back: every deadline has moved by the time that it was away.
     Resumed {

@@ -30,6 +30,15 @@ impl Durations {
             .push_back(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
     }
 
+    /// The longest of those that are remembered.
+    pub(crate) fn longest(&self) -> Option<Duration> {
+        self.recent_ms
+            .iter()
+            .max()
+            .copied()
+            .map(Duration::from_millis)
+    }
+
     /// The duration that 95 % of the measured ones do not exceed, once enough were measured.
     fn percentile_95(&self) -> Option<Duration> {
         if self.recent_ms.len() < ENOUGH {

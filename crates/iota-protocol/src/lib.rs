@@ -75,9 +75,10 @@
 //!         Work::Upload { cells, .. } => Outcome::Upload {
 //!             cells: cells.iter().map(|upload| cell(upload.range.end - upload.range.start)).collect(),
 //!             optimizer_steps: ordinal.into(),
+//!             kept: None,
 //!         },
 //!         Work::Merge { range, .. } => {
-//!             Outcome::Merge { merged: cell(range.end - range.start), quarantined: vec![] }
+//!             Outcome::Merge { merged: cell(range.end - range.start), quarantined: vec![], delta: None }
 //!         }
 //!         other => unreachable!("a miner alone is not leased {other:?}"),
 //!     };

@@ -9,6 +9,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::checkpoint;
 use crate::event::{BanReason, CellResult, Event, ExclusionReason, LeaseEnd, Phase, SessionEnd};
 use crate::id::{CellIndex, PeerId, Session, StageIndex};
 use crate::registration::PlaceEnd;
@@ -214,11 +215,22 @@ impl State {
                 })
             })?;
         let merge = self.merge_of(stage);
+        let range = merge.cells[cell.get() as usize].range.clone();
+        let is_miner = self
+            .session(owner)
+            .is_some_and(|state| state.stage.is_some());
+        let wants_delta = self.settings.merging.delta.is_some();
         let work = Work::Merge {
             cell,
-            range: merge.cells[cell.get() as usize].range.clone(),
             inputs: merge.inputs(cell),
             output: self.object_name(Purpose::Merged, 0),
+            delta: wants_delta.then(|| self.object_name(Purpose::Delta, 1)),
+            base: if is_miner {
+                Vec::new()
+            } else {
+                checkpoint::within(self.checkpoint(stage), &range)
+            },
+            range,
         };
         Some(self.lease_for(owner, stage, work, now))
     }

@@ -185,12 +185,7 @@ impl State {
         let cells: Vec<_> = merge
             .cells
             .iter()
-            .map(|cell| {
-                (
-                    cell.range.clone(),
-                    cell.settled.and_then(|settled| settled.merged),
-                )
-            })
+            .map(|cell| (cell.range.clone(), cell.merged()))
             .collect();
         if cells.iter().all(|(_, merged)| merged.is_none()) {
             let everything = 0..self.settings.stage_parameters[usize::from(stage.get())];
@@ -250,7 +245,26 @@ impl State {
             quorum_after(&self.settings.timing, live as u64, done as u64)
         });
         let longest = waits.try_fold(Duration::ZERO, |longest, wait| Some(longest.max(wait?)))?;
-        Some(self.phase_since + longest)
+        let quorum_at = self.phase_since + longest;
+        Some(quorum_at.max(self.uploads_may_last_until().unwrap_or(quorum_at)))
+    }
+
+    /// Until when uploads may take that were begun in time, before less than all were enough: as long as the slowest of
+    /// their stage lately took, times the factor of all leases. The phase's deadline bounds them too.
+    fn uploads_may_last_until(&self) -> Option<Timestamp> {
+        if self.phase != Phase::Uploading {
+            return None;
+        }
+        let timing = &self.settings.timing;
+        let relaxes = self.phase_since + timing.quorum_relaxes_after;
+        let uploads = self
+            .leases()
+            .filter(|lease| lease.work.kind() == WorkKind::Upload && lease.issued_at < relaxes);
+        let ends = uploads.filter_map(|lease| {
+            let measured = self.durations.get(&(lease.stage, WorkKind::Upload))?;
+            Some(lease.issued_at + measured.longest()?.saturating_mul(timing.lease_factor))
+        });
+        ends.max()
     }
 }
 

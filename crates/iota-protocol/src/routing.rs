@@ -82,8 +82,13 @@ impl State {
     /// A miner that lacks the epoch's checkpoint gets it before anything else.
     fn next_install(&self, now: Timestamp) -> Option<Lease> {
         let (stage, session) = *self.index.to_install.first()?;
-        let checkpoint = self.checkpoint(stage).clone();
-        Some(self.lease_for(session, stage, Work::Install { checkpoint }, now))
+        let work = Work::Install {
+            checkpoint: self.checkpoint(stage).clone(),
+            goes_on: self
+                .session(session)
+                .is_some_and(|state| state.keeps.is_some()),
+        };
+        Some(self.lease_for(session, stage, work, now))
     }
 
     /// A waiting piece: backward before forward, later forwards before earlier ones, the oldest sample first.
@@ -229,6 +234,11 @@ impl State {
         let work = Work::Upload {
             cells: cells.collect(),
             learning_rate: self.learning_rate(),
+            kept: self
+                .settings
+                .merging
+                .kept
+                .map(|_| self.object_name(Purpose::Kept, u64::from(u32::MAX))),
         };
         Some(self.lease_for(session, stage, work, now))
     }

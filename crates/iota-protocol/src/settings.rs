@@ -168,6 +168,45 @@ impl LearningRate {
 pub struct Merging {
     /// How its parameters are cut into cells, and how many miners merge each.
     pub cells: Cells,
+    /// Length of the object with what a miner uploads of a cell; none: that of a merged cell.
+    pub upload: Option<ObjectSize>,
+    /// Length of the object with what a merge changed in a cell. None: there is no such object, and everybody installs
+    /// merged cells whole.
+    pub delta: Option<ObjectSize>,
+    /// Length of the object with what a miner keeps for itself from epoch to epoch. Validators start from it, so a miner
+    /// uploads it and commits to it together with its cells. None: nothing is kept, or there is no validator.
+    pub kept: Option<ObjectSize>,
+}
+
+/// How long an object is that holds something about so many elements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ObjectSize {
+    /// Whatever the number of elements.
+    pub overhead_bytes: u64,
+    /// For each element.
+    pub element_bytes: u64,
+    /// For each begun chunk of elements.
+    pub chunk_bytes: u64,
+    /// Elements of a chunk. At least 1.
+    pub chunk_elements: u64,
+}
+
+impl ObjectSize {
+    /// Length in bytes of the object about so many elements.
+    ///
+    /// ```
+    /// use iota_protocol::settings::ObjectSize;
+    ///
+    /// let size = ObjectSize { overhead_bytes: 512, element_bytes: 1, chunk_bytes: 4, chunk_elements: 256 };
+    /// assert_eq!(size.bytes(257), 512 + 257 + 2 * 4);
+    /// ```
+    pub fn bytes(&self, elements: u64) -> u64 {
+        let chunks = elements.div_ceil(self.chunk_elements.max(1));
+        self.overhead_bytes
+            .saturating_add(elements.saturating_mul(self.element_bytes))
+            .saturating_add(chunks.saturating_mul(self.chunk_bytes))
+    }
 }
 
 impl Merging {
@@ -185,6 +224,13 @@ impl Merging {
             within("merging.cells", cells, 1..=CELLS_MAX, "")?;
             let why = ": nobody's word is taken alone";
             within("merging.owners", owners, 2..=OWNERS_MAX, why)?;
+        }
+        let sizes = [self.upload, self.delta, self.kept];
+        if sizes.iter().flatten().any(|size| size.chunk_elements == 0) {
+            return Err(InvalidSetting {
+                setting: "merging.chunk_elements",
+                problem: "must be at least 1".to_owned(),
+            });
         }
         Ok(())
     }
@@ -258,6 +304,19 @@ impl RunSettings {
     /// Samples that the whole run trains on.
     pub const fn samples_total(&self) -> u64 {
         self.epochs.saturating_mul(self.samples_per_epoch)
+    }
+
+    /// Length in bytes of the object that holds a merged cell of so many elements.
+    pub const fn cell_bytes(&self, elements: u64) -> u64 {
+        elements
+            .saturating_mul(self.cell_element_bytes)
+            .saturating_add(self.cell_overhead_bytes)
+    }
+
+    /// Length in bytes of the object that holds what a miner uploads of a cell of so many elements.
+    pub fn upload_bytes(&self, elements: u64) -> u64 {
+        let size = self.merging.upload;
+        size.map_or_else(|| self.cell_bytes(elements), |size| size.bytes(elements))
     }
 
     /// Checks what the rules rely on.

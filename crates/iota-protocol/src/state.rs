@@ -267,8 +267,8 @@ impl State {
         self.audits.pending.iter().map(|(id, audit)| (*id, audit))
     }
 
-    /// The oldest epoch whose activations, gradients and uploads somebody may still have to read. Merged cells are kept
-    /// as long as a checkpoint names them.
+    /// The oldest epoch whose activations, gradients and uploads somebody may still have to read, and that before it whose
+    /// miners' own state. Merged cells are kept as long as a checkpoint names them.
     pub fn oldest_epoch_in_use(&self) -> Epoch {
         self.audits
             .pending
@@ -304,13 +304,6 @@ impl State {
             epoch: self.epoch,
             id,
         }
-    }
-
-    /// Length in bytes of the object that holds a cell of so many elements.
-    pub(crate) fn cell_bytes(&self, elements: u64) -> u64 {
-        elements
-            .saturating_mul(self.settings.cell_element_bytes)
-            .saturating_add(self.settings.cell_overhead_bytes)
     }
 
     /// Whether every stage has a live miner that may do its work. If not, training pauses.

@@ -8,6 +8,7 @@ mod registering;
 mod repairing;
 mod sessions;
 mod training;
+mod wasting;
 mod world;
 
 pub(crate) use world::settings;

@@ -19,6 +19,10 @@ pub enum Purpose {
     Upload,
     /// One merged cell.
     Merged,
+    /// What a merge changed in one cell.
+    Delta,
+    /// What a miner keeps for itself from epoch to epoch, for whoever audits the next one.
+    Kept,
 }
 
 /// Where an object will be, chosen by the orchestrator before it exists.
@@ -64,6 +68,10 @@ pub enum SegmentSource {
         offset: u64,
         /// Elements of the whole cell.
         cell_elements: u64,
+        /// What the merge changed in the whole cell. There only if this is the merge that the checkpoint comes from, and
+        /// the range the whole cell: whoever holds the checkpoint before may take this and make the cell's values itself.
+        #[serde(default)]
+        delta: Option<ObjectRef>,
     },
 }
 
@@ -147,6 +155,9 @@ pub enum Work {
         cells: Vec<CellUpload>,
         /// Learning rate of the pending step.
         learning_rate: f32,
+        /// Where to put what the session keeps for itself; none if nobody asks for it.
+        #[serde(default)]
+        kept: Option<ObjectName>,
     },
     /// Average one cell over the uploads.
     Merge {
@@ -158,11 +169,20 @@ pub enum Work {
         inputs: Vec<MergeInput>,
         /// Where the merged cell goes.
         output: ObjectName,
+        /// Where that goes which the merge changes in the cell; none if nobody asks for it.
+        #[serde(default)]
+        delta: Option<ObjectName>,
+        /// What the present checkpoint says of this range, for a validator; an uploader has it installed.
+        #[serde(default)]
+        base: Vec<Segment>,
     },
     /// Take over a checkpoint: after a merge, or on joining.
     Install {
         /// What to take over.
         checkpoint: Checkpoint,
+        /// Whether the session goes on with what it kept for itself when it last uploaded; if not, it begins with nothing.
+        #[serde(default)]
+        goes_on: bool,
     },
     /// A validator's: redo the first operations of a miner's epoch and compare digests.
     Replay {
@@ -170,6 +190,9 @@ pub enum Work {
         subject: Session,
         /// What it started from.
         checkpoint: Checkpoint,
+        /// What it had kept for itself from the epoch before, as it committed to it then; none: it began with nothing.
+        #[serde(default)]
+        kept: Option<ObjectRef>,
         /// Its operations in the order in which it says it did them.
         entries: Vec<LogEntry>,
         /// Its upload, if the entries are all that it did: then the optimizer's result is compared too.
@@ -282,6 +305,9 @@ pub enum Outcome {
         cells: Vec<Seal>,
         /// Optimizer steps that lie behind it, those before the epoch included.
         optimizer_steps: u64,
+        /// What the session keeps for itself, if it was asked for.
+        #[serde(default)]
+        kept: Option<Seal>,
     },
     /// Of [`Work::Merge`].
     Merge {
@@ -289,6 +315,9 @@ pub enum Outcome {
         merged: Seal,
         /// Uploaders whose copy held values that are not finite and was left out.
         quarantined: Vec<Session>,
+        /// What the merge changes in the cell, if that was asked for.
+        #[serde(default)]
+        delta: Option<Seal>,
     },
     /// Of [`Work::Install`].
     Install {
@@ -389,4 +418,7 @@ pub struct UploadRecord {
     pub learning_rate: f32,
     /// Optimizer steps that lie behind it.
     pub optimizer_steps: u64,
+    /// What the session keeps for itself, if it was asked for.
+    #[serde(default)]
+    pub kept: Option<ObjectRef>,
 }

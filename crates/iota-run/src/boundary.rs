@@ -16,7 +16,10 @@ use iota_protocol::{Digest, SampleId};
 use iota_store::tensor::{self, TensorError, TensorSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::{ACTIVATION, Description};
+use crate::Description;
+
+/// Name of the tensor in an activation's or a gradient's object.
+const ACTIVATION: &str = "activation";
 
 /// How tensors are encoded that stages send to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -4,7 +4,8 @@
 //!                        ┌─ model, cuts ────► shapes of activations, elements of each stage
 //!   Description (JSON) ──┼─ data, seed ─────► the tokens of a sample
 //!     from GetRun        ├─ wire ───────────► what crosses a boundary, in how many bytes
-//!                        └─ optimizer ──────► when a stage steps, and how
+//!                        ├─ optimizer ──────► when a stage steps, and how
+//!                        └─ merge ──────────► how copies become one, and the objects that it takes
 //! ```
 //!
 //! The orchestrator makes a [`Description`] once and hands it out as it is; miners and validators derive the same
@@ -12,13 +13,14 @@
 //! grants for objects of exactly the right length without knowing what a tensor is.
 //!
 //! ```
-//! use iota_run::{cell_elements, cell_spec};
+//! use iota_run::Merge;
 //! use iota_store::tensor;
 //!
 //! // A cell of 1000 elements is an object of so many bytes, whatever is in it; so its length says how many there are.
-//! let length_bytes = tensor::encoded_length(&cell_spec(1_000));
-//! assert_eq!(cell_elements(length_bytes), Some(1_000));
-//! assert_eq!(cell_elements(length_bytes + 1), None);
+//! let merge = Merge::default();
+//! let length_bytes = tensor::encoded_length(&merge.cell_spec(1_000));
+//! assert_eq!(merge.cell_elements(length_bytes), Some(1_000));
+//! assert_eq!(merge.cell_elements(length_bytes + 1), None);
 //! ```
 //!
 //! | module | concern |
@@ -26,13 +28,13 @@
 //! | this one | the [`Description`]: model, cuts, data, precision; what follows from it |
 //! | `optimizer` | the update rules that a run can have |
 //! | `boundary` | the tensors between stages: their codecs, lengths, and the chance of their rounding |
-//! | `objects` | the tensors in cells |
+//! | `merging` | how copies become one, and the tensors in the objects of merges |
 //!
 //! It does *not* know how a stage computes (`iota-compute`), who does what (`iota-protocol`) or where objects are
 //! (`iota-store` is here for the lengths of encoded tensors only).
 
 mod boundary;
-mod objects;
+mod merging;
 mod optimizer;
 
 use iota_data::{Batch, BatchShape, DataManifest, Sampler};
@@ -42,12 +44,11 @@ use serde::{Deserialize, Serialize};
 
 pub use boundary::{BoundaryError, Wire};
 pub use iota_codec::Codec;
-use objects::ACTIVATION;
-pub use objects::{CELL_PLANES, cell_elements, cell_spec};
+pub use merging::{Merge, MergeError, OptimizerState};
 pub use optimizer::{AdamW, Beta1, Muon, NAdam, Optimizer, UpdateRule, UpdateScale};
 
 /// Version of the description's format; a peer refuses another.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// A run as its participants see it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -77,6 +78,8 @@ pub struct Description {
     pub recompute: bool,
     /// How stages send tensors to each other.
     pub wire: Wire,
+    /// How the copies of a stage become one.
+    pub merge: Merge,
     /// The training tokens.
     pub data: DataManifest,
 }
@@ -97,6 +100,9 @@ pub enum Error {
     /// The model cannot be cut like this.
     #[error(transparent)]
     Model(#[from] PlanError),
+    /// Stages cannot be merged like this.
+    #[error(transparent)]
+    Merge(#[from] MergeError),
     /// The data cannot give samples like this.
     #[error(transparent)]
     Data(#[from] iota_data::Error),
@@ -118,6 +124,7 @@ impl Description {
         }
         let description: Self = serde_json::from_slice(json)?;
         description.plan()?;
+        description.merge.validate()?;
         description.sampler()?;
         Ok(description)
     }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use iota_protocol::cells::Cells;
-use iota_protocol::settings::{LearningRate, Merging, Opens, Registration, Timing};
+use iota_protocol::settings::{LearningRate, Merging, ObjectSize, Opens, Registration, Timing};
 use iota_protocol::{PeerId, Role, RunId, RunSettings};
 
 use crate::chance::Chance;
@@ -190,6 +190,16 @@ fn registration(secret: &[u8; 32], stages: u16) -> Registration {
     }
 }
 
+/// How long objects of a kind are that only some runs have; none in half of all worlds.
+fn size(drawn: u8) -> Option<ObjectSize> {
+    drawn.is_multiple_of(2).then(|| ObjectSize {
+        overhead_bytes: 5,
+        element_bytes: u64::from(drawn % 3),
+        chunk_bytes: 2,
+        chunk_elements: 1 + u64::from(drawn % 7),
+    })
+}
+
 fn settings(chance: &mut Chance, stages: u16, validated: bool) -> RunSettings {
     let mut secret = [0; 32];
     secret[..8].copy_from_slice(&chance.next().to_le_bytes());
@@ -227,6 +237,10 @@ fn settings(chance: &mut Chance, stages: u16, validated: bool) -> RunSettings {
                     owners: 2 + u32::from(secret[4] % 3),
                 }
             },
+            // As runs have them that send what was learned in few bytes: all three, or some.
+            upload: size(secret[5]),
+            delta: size(secret[6]),
+            kept: size(secret[7]),
         },
         timing: Timing {
             lease_initial: Duration::from_secs(20),

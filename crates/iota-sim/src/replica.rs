@@ -12,6 +12,8 @@ use iota_protocol::{Digest, SampleId};
 /// A stage's weights, gradients and kept activations.
 #[derive(Debug, Clone)]
 pub(crate) struct Replica {
+    /// As the checkpoint says.
+    state: Digest,
     weights: Digest,
     gradients: Option<Digest>,
     backwards: u32,
@@ -30,8 +32,12 @@ pub(crate) struct Backward {
 }
 
 impl Replica {
-    /// The stage as a checkpoint says.
-    pub(crate) fn install(checkpoint: &Checkpoint, backwards_per_step: u32) -> Self {
+    /// The stage as a checkpoint says, with what its holder kept for itself.
+    pub(crate) fn install(
+        checkpoint: &Checkpoint,
+        kept: Option<Digest>,
+        backwards_per_step: u32,
+    ) -> Self {
         let mut mix = Mix::new("checkpoint").number(checkpoint.stage.get().into());
         for segment in &checkpoint.segments {
             mix = mix.range(&segment.range);
@@ -39,8 +45,14 @@ impl Replica {
                 mix = mix.digest(object.seal.digest).number(*offset);
             }
         }
+        let weights = mix.end();
         Self {
-            weights: mix.end(),
+            state: weights,
+            // Work depends on both; what is compared with others' does not.
+            weights: match kept {
+                Some(kept) => Mix::new("kept").digest(weights).digest(kept).end(),
+                None => weights,
+            },
             gradients: None,
             backwards: 0,
             backwards_per_step,
@@ -52,7 +64,12 @@ impl Replica {
 
     /// What is reported of an installation.
     pub(crate) const fn state(&self) -> Digest {
-        self.weights
+        self.state
+    }
+
+    /// What its holder keeps for itself.
+    pub(crate) fn kept(&self) -> Digest {
+        Mix::new("keeps").digest(self.weights).end()
     }
 
     pub(crate) const fn steps(&self) -> u64 {

@@ -7,7 +7,7 @@ use iota_protocol::work::{
     CellUpload, Checkpoint, Difference, Failure, Lease, LogEntry, ObjectName, ObjectRef, Outcome,
     Seal, SegmentSource, UploadRecord, Verdict, Work,
 };
-use iota_protocol::{Digest, Epoch, LeaseId, RunSettings, SampleId};
+use iota_protocol::{Digest, Epoch, LeaseId, RunSettings, SampleId, StageIndex};
 
 use crate::plan::Behaviour;
 use crate::replica::{self, Replica};
@@ -142,8 +142,6 @@ impl Worker {
             .filter(|it| it.number == task.installation && it.epoch == task.lease.epoch)
             .filter(|it| !it.closed)
             .ok_or(Undone::Failed(Failure::Internal));
-        let cell_bytes =
-            |elements: u64| settings.cell_overhead_bytes + elements * settings.cell_element_bytes;
         let mut operated = Operated::default();
         let outcome = match &task.lease.work {
             Work::Forward {
@@ -199,28 +197,36 @@ impl Worker {
             Work::Upload {
                 cells,
                 learning_rate,
+                kept,
             } => {
                 let installed = installed?;
                 installed.closed = true;
                 installed.replica.finish(*learning_rate);
                 operated.lied = behaviour == Behaviour::WrongUploads;
+                let stage = task.lease.stage;
+                let kept =
+                    kept.map(|name| (name, seal_of_kept(&installed.replica, stage, settings)));
                 for cell in cells {
                     let digest = installed.replica.cell(&cell.range);
                     let seal = Seal {
                         digest: said(digest, operated.lied),
-                        length: cell_bytes(cell.range.end - cell.range.start),
+                        length: settings.upload_bytes(cell.range.end - cell.range.start),
                     };
                     operated.outputs.push((cell.output, seal));
                 }
+                let cells = operated.outputs.iter().map(|(_, seal)| *seal).collect();
+                operated.outputs.extend(kept);
                 Outcome::Upload {
-                    cells: operated.outputs.iter().map(|(_, seal)| *seal).collect(),
+                    cells,
                     optimizer_steps: installed.replica.steps(),
+                    kept: kept.map(|(_, seal)| seal),
                 }
             }
             Work::Merge {
                 range,
                 inputs,
                 output,
+                delta,
                 ..
             } => {
                 operated.lied = behaviour == Behaviour::WrongMerges;
@@ -231,17 +237,29 @@ impl Worker {
                 }
                 let merged = Seal {
                     digest,
-                    length: cell_bytes(range.end - range.start),
+                    length: settings.cell_bytes(range.end - range.start),
                 };
                 operated.outputs.push((*output, merged));
+                let delta = delta.zip(settings.merging.delta).map(|(name, size)| {
+                    let length = size.bytes(range.end - range.start);
+                    (name, Seal { digest, length })
+                });
+                operated.outputs.extend(delta);
                 Outcome::Merge {
                     merged,
                     quarantined: Vec::new(),
+                    delta: delta.map(|(_, seal)| seal),
                 }
             }
-            Work::Install { checkpoint } => {
+            Work::Install {
+                checkpoint,
+                goes_on,
+            } => {
                 self.installations += 1;
-                let replica = Replica::install(checkpoint, settings.backwards_per_step);
+                let before = self.installed.as_ref().map(|it| it.replica.kept());
+                // What is kept counts only where somebody can check it.
+                let kept = before.filter(|_| *goes_on && settings.merging.kept.is_some());
+                let replica = Replica::install(checkpoint, kept, settings.backwards_per_step);
                 let state = replica.state();
                 self.installed = Some(Installed {
                     epoch: checkpoint.epoch,
@@ -256,11 +274,18 @@ impl Worker {
             }
             Work::Replay {
                 checkpoint,
+                kept,
                 entries,
                 upload,
                 ..
             } => Outcome::Audit {
-                verdict: replay(checkpoint, entries, upload.as_ref(), settings),
+                verdict: replay(
+                    checkpoint,
+                    digest_of(kept),
+                    entries,
+                    upload.as_ref(),
+                    settings,
+                ),
             },
             Work::Inspect { .. } => Outcome::Audit {
                 verdict: match task.found {
@@ -349,11 +374,12 @@ impl Worker {
 /// What a validator says of a log.
 fn replay(
     checkpoint: &Checkpoint,
+    kept: Option<Digest>,
     entries: &[LogEntry],
     upload: Option<&UploadRecord>,
     settings: &RunSettings,
 ) -> Verdict {
-    let mut replica = Replica::install(checkpoint, settings.backwards_per_step);
+    let mut replica = Replica::install(checkpoint, kept, settings.backwards_per_step);
     let differs = |ordinal, difference| Verdict::Differs {
         ordinal,
         difference,
@@ -404,12 +430,25 @@ fn replay(
         let cells: &[CellUpload] = &upload.cells;
         let mut pairs = cells.iter().zip(&upload.seals);
         let same = pairs.all(|(cell, seal)| replica.cell(&cell.range) == seal.digest);
+        let keeps = upload.kept.as_ref().map(|kept| kept.seal);
+        let same = same
+            && keeps.is_none_or(|seal| seal == seal_of_kept(&replica, checkpoint.stage, settings));
         if !same || replica.steps() != upload.optimizer_steps {
             return differs(None, Difference::Upload);
         }
     }
     Verdict::Agrees {
         operations: u32::try_from(entries.len()).expect("a replay is bounded"),
+    }
+}
+
+/// What a miner commits to as what it keeps for itself.
+fn seal_of_kept(replica: &Replica, stage: StageIndex, settings: &RunSettings) -> Seal {
+    let elements = settings.stage_parameters[usize::from(stage.get())];
+    let bytes = settings.merging.kept.map(|size| size.bytes(elements));
+    Seal {
+        digest: replica.kept(),
+        length: bytes.unwrap_or_default(),
     }
 }
 
@@ -445,13 +484,15 @@ pub(crate) fn inputs(work: &Work) -> Vec<ObjectRef> {
             ..
         } => input.iter().chain(output_gradient).copied().collect(),
         Work::Merge { inputs, .. } => inputs.iter().map(|input| input.object).collect(),
-        Work::Install { checkpoint } => merged(checkpoint),
+        Work::Install { checkpoint, .. } => merged(checkpoint),
         Work::Replay {
             checkpoint,
+            kept,
             entries,
             ..
         } => {
             let mut objects = merged(checkpoint);
+            objects.extend(kept);
             objects.extend(entries.iter().flat_map(|entry| inputs(&entry.work)));
             objects
         }

@@ -149,11 +149,13 @@ const DATA: &str = "data";
 const CHECKPOINTS: &str = "checkpoints";
 const JSON: &str = ".json";
 
-const PURPOSES: [Purpose; 4] = [
+const PURPOSES: [Purpose; 6] = [
     Purpose::Activation,
     Purpose::Gradient,
     Purpose::Upload,
     Purpose::Merged,
+    Purpose::Delta,
+    Purpose::Kept,
 ];
 
 const fn purpose_segment(purpose: Purpose) -> &'static str {
@@ -162,6 +164,8 @@ const fn purpose_segment(purpose: Purpose) -> &'static str {
         Purpose::Gradient => "gradient",
         Purpose::Upload => "upload",
         Purpose::Merged => "merged",
+        Purpose::Delta => "delta",
+        Purpose::Kept => "kept",
     }
 }
 

@@ -10,7 +10,7 @@ use iota_peer::optimizer_settings;
 use iota_protocol::work::{Checkpoint, SegmentSource};
 use iota_protocol::{Digest, SampleId, StageIndex};
 use iota_protocol::{RunSettings, learning_rate_at};
-use iota_run::{Description, cell_spec};
+use iota_run::Description;
 use iota_store::{ObjectKey, Store, tensor};
 use tokio::task::spawn_blocking;
 
@@ -70,6 +70,7 @@ impl Whole {
                     object,
                     offset,
                     cell_elements,
+                    ..
                 } = &segment.source
                 else {
                     continue;
@@ -80,8 +81,8 @@ impl Whole {
                         &object.seal,
                     )
                     .await?;
-                let planes = tensor::decode(&bytes, &cell_spec(*cell_elements as usize))
-                    .map_err(iota_store::Error::from)?;
+                let spec = description.merge.cell_spec(*cell_elements as usize);
+                let planes = tensor::decode(&bytes, &spec).map_err(iota_store::Error::from)?;
                 let target = segment.range.start as usize..segment.range.end as usize;
                 let source = *offset as usize..*offset as usize + target.len();
                 stage.state_mut().parameters[target].copy_from_slice(&planes[0][source]);

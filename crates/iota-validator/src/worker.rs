@@ -1,15 +1,17 @@
 //! What a validator does with a lease.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 use iota_peer::{
-    Engine, Error, Gate, OperationInput, Transfer, Undone, Worker, fetch_cells, merge,
+    Base, CellPlanes, Engine, Error, Gate, OperationInput, Start, Transfer, Undone, Worker,
+    fetch_cells, merge,
 };
 use iota_protocol::work::{
-    Checkpoint, Difference, Failure, Lease, LogEntry, ObjectRef, Outcome, Purpose, UploadRecord,
-    Verdict, Work,
+    Checkpoint, Difference, Failure, Lease, LogEntry, ObjectName, ObjectRef, Outcome, Purpose,
+    Segment, SegmentSource, UploadRecord, Verdict, Work,
 };
 use iota_protocol::{Digest, StageIndex};
 use iota_run::Description;
@@ -54,25 +56,47 @@ impl ValidatorWorker {
     async fn replay(
         &self,
         checkpoint: &Checkpoint,
+        kept: Option<&ObjectRef>,
         entries: &[LogEntry],
         upload: Option<&UploadRecord>,
         leased: &LeasedWork,
         abandoned: &watch::Receiver<bool>,
     ) -> Result<Verdict, Failure> {
-        let cells = fetch_cells(&self.transfer, checkpoint, leased).await?;
+        let cells = fetch_cells(&self.transfer, &checkpoint.segments, leased).await?;
+        // What the subject kept it has committed to. If it is not there, or nothing of the kind, that is its own doing: to
+        // give the audit back would let it get away.
+        let not_kept = |difference| Verdict::Differs {
+            ordinal: None,
+            difference,
+        };
+        let kept = match kept {
+            Some(object) => match self.transfer.object(object, leased).await {
+                Ok(bytes) => Some(bytes),
+                Err(Failure::BadInput { difference, .. }) => return Ok(not_kept(difference)),
+                Err(failure) => return Err(failure),
+            },
+            None => None,
+        };
         let (description, stage, threads) = (
             Arc::clone(&self.description),
             checkpoint.stage,
             self.threads,
         );
         let start = checkpoint.clone();
-        let mut engine = self
+        let begun = self
             .compute(move || {
                 let mut engine = Engine::new(description, stage, threads)?;
-                engine.install(&start, &cells)?;
-                Ok(engine)
+                let begins = kept.as_deref().map_or(Start::Anew, Start::Kept);
+                match engine.install(&start, &cells, begins) {
+                    Ok(_) => Ok(Some(engine)),
+                    Err(Error::Kept) => Ok(None),
+                    Err(error) => Err(error),
+                }
             })
             .await?;
+        let Some(mut engine) = begun else {
+            return Ok(not_kept(Difference::Malformed));
+        };
         let reused = reused_forwards(entries);
         let mut operations = 0;
         let mut fetched = futures::stream::iter(entries.iter().cloned())
@@ -162,8 +186,12 @@ impl ValidatorWorker {
             Purpose::Activation | Purpose::Gradient => {
                 self.transfer.activation(object, leased).await.map(drop)
             }
-            Purpose::Upload | Purpose::Merged => {
-                match iota_run::cell_elements(object.seal.length) {
+            // Whether these are well-formed depends on which range they are of; that they are there does not.
+            Purpose::Upload | Purpose::Delta | Purpose::Kept if self.is_relative() => {
+                self.transfer.object(object, leased).await.map(drop)
+            }
+            Purpose::Upload | Purpose::Merged | Purpose::Delta | Purpose::Kept => {
+                match self.description.merge.cell_elements(object.seal.length) {
                     Some(elements) => self.transfer.cell(object, elements, leased).await.map(drop),
                     None => Err(Failure::BadInput {
                         object: object.name,
@@ -182,6 +210,24 @@ impl ValidatorWorker {
         }
     }
 
+    /// What a cell was in the checkpoint that is being merged on.
+    async fn base(
+        &self,
+        stage: StageIndex,
+        range: Range<u64>,
+        segments: &[Segment],
+        leased: &LeasedWork,
+    ) -> Result<Base, Failure> {
+        let cells = fetch_cells(&self.transfer, segments, leased).await?;
+        let (description, segments) = (Arc::clone(&self.description), segments.to_vec());
+        self.compute(move || base_of(description, stage, &range, &segments, &cells))
+            .await
+    }
+
+    fn is_relative(&self) -> bool {
+        self.description.merge.is_relative()
+    }
+
     async fn compute<T: Send + 'static>(
         &self,
         job: impl FnOnce() -> Result<T, Error> + Send + 'static,
@@ -192,6 +238,57 @@ impl ValidatorWorker {
             .map_err(|_| Failure::Internal)?
             .map_err(|_| Failure::Internal)
     }
+}
+
+/// The range of a checkpoint that `segments` say everything about.
+fn base_of(
+    description: Arc<Description>,
+    stage: StageIndex,
+    range: &Range<u64>,
+    segments: &[Segment],
+    cells: &BTreeMap<ObjectName, CellPlanes>,
+) -> Result<Base, Error> {
+    let has_momentum = description.merge.outer.has_momentum();
+    let mut base = Base {
+        anchor: Vec::new(),
+        momentum: Vec::new(),
+    };
+    let mut initial = None;
+    for segment in segments {
+        let length = (segment.range.end - segment.range.start) as usize;
+        match &segment.source {
+            SegmentSource::Merged { object, offset, .. } => {
+                let source = *offset as usize..*offset as usize + length;
+                let planes = cells.get(&object.name);
+                let plane = |at: usize| planes?.get(at)?.get(source.clone());
+                let missing = Error::Checkpoint("a cell of it was not given");
+                base.anchor.extend_from_slice(plane(0).ok_or(missing)?);
+                if has_momentum {
+                    // Momentum is the last plane.
+                    let last = planes.map_or(0, |planes| planes.len() - 1);
+                    let missing = Error::Checkpoint("a cell of it has no momentum");
+                    base.momentum.extend_from_slice(plane(last).ok_or(missing)?);
+                }
+            }
+            SegmentSource::Genesis => {
+                let weights = match &initial {
+                    Some(weights) => weights,
+                    None => initial.insert(Engine::initial(&description, stage)?),
+                };
+                let range = segment.range.start as usize..segment.range.end as usize;
+                let missing = Error::Checkpoint("a segment exceeds the stage");
+                base.anchor
+                    .extend_from_slice(weights.get(range).ok_or(missing)?);
+                if has_momentum {
+                    base.momentum.resize(base.anchor.len(), 0.0);
+                }
+            }
+        }
+    }
+    if base.anchor.len() as u64 != range.end - range.start {
+        return Err(Error::Checkpoint("its segments do not cover the cell"));
+    }
+    Ok(base)
 }
 
 /// Ordinals of the forwards that a later backward of the log made use of. Nothing else has to be kept: what a miner kept
@@ -277,7 +374,16 @@ fn compare_upload(engine: &mut Engine, upload: &UploadRecord) -> Result<Option<D
         return Ok(Some(Difference::Upload));
     }
     for (cell, seal) in upload.cells.iter().zip(&upload.seals) {
-        if Digest::of(&engine.cell(&cell.range)?) != seal.digest {
+        let Some(bytes) = finite(engine.cell(&cell.range))? else {
+            return Ok(Some(Difference::NotFinite));
+        };
+        if Digest::of(&bytes) != seal.digest {
+            return Ok(Some(Difference::Upload));
+        }
+    }
+    if let Some(kept) = &upload.kept {
+        let ours = engine.kept()?.as_deref().map(Digest::of);
+        if ours != Some(kept.seal.digest) {
             return Ok(Some(Difference::Upload));
         }
     }
@@ -308,11 +414,13 @@ impl Worker for ValidatorWorker {
             Work::Replay {
                 subject,
                 checkpoint,
+                kept,
                 entries,
                 upload,
             } => {
+                let (kept, upload) = (kept.as_ref(), upload.as_ref());
                 let verdict = self
-                    .replay(checkpoint, entries, upload.as_ref(), &leased, &abandoned)
+                    .replay(checkpoint, kept, entries, upload, &leased, &abandoned)
                     .await?;
                 info!(?subject, stage = %checkpoint.stage, ?verdict, "audit finished");
                 verdict
@@ -326,7 +434,15 @@ impl Worker for ValidatorWorker {
                 info!(?producer, ?accuser, ?verdict, "inspection finished");
                 verdict
             }
-            Work::Merge { .. } => return Ok(merge(&self.transfer, &self.gate, &leased).await?),
+            Work::Merge { range, base, .. } => {
+                let base = if self.is_relative() {
+                    let stage = leased.lease.stage;
+                    Some(self.base(stage, range.clone(), base, &leased).await?)
+                } else {
+                    None
+                };
+                return Ok(merge(&self.transfer, &self.gate, &leased, base).await?);
+            }
             Work::Forward { .. }
             | Work::Backward { .. }
             | Work::Upload { .. }
@@ -343,7 +459,7 @@ impl Worker for ValidatorWorker {
 #[cfg(test)]
 mod tests {
     use iota_data::{Corpus, Document, Preparation, Split, Tokenizer};
-    use iota_protocol::work::{ObjectName, Seal, Segment, SegmentSource};
+    use iota_protocol::work::Seal;
     use iota_protocol::{Epoch, LeaseId, ObjectId, RunId, SampleId};
 
     use super::*;
@@ -370,6 +486,7 @@ mod tests {
             precision: iota_model::Precision::F32,
             recompute: false,
             wire: iota_run::Wire::default(),
+            merge: iota_run::Merge::default(),
             data: shards.finish(),
         };
         let stage = StageIndex::new(1);
@@ -384,7 +501,9 @@ mod tests {
             optimizer_steps: 0,
             segments,
         };
-        engine.install(&checkpoint, &BTreeMap::new()).unwrap();
+        engine
+            .install(&checkpoint, &BTreeMap::new(), Start::Anew)
+            .unwrap();
         engine
     }
 
@@ -508,6 +627,7 @@ mod tests {
             seals: Vec::new(),
             optimizer_steps: 1,
             learning_rate: 0.01,
+            kept: None,
         };
         assert_eq!(
             compare_upload(&mut validator, &upload).unwrap(),

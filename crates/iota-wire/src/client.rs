@@ -137,7 +137,7 @@ impl Client {
     /// Begins a stay. One that we still had ends.
     ///
     /// # Errors
-    /// Those of a call.
+    /// [`CallError::Waiting`] if there is no place in the run for us yet; those of a call.
     pub async fn join(&self, role: Role, capacity: u32) -> Result<Joined, CallError> {
         let role = proto::Role::from(role).into();
         let request = self.signed("Join", proto::JoinRequest { role, capacity }, CALL_TIMEOUT);

@@ -37,7 +37,8 @@ pub trait OrchestratorApi: Send + Sync + 'static {
     /// What a peer needs to know before it can take part. Anybody may ask.
     fn run_info(&self) -> impl Future<Output = Result<RunInfo, ApiError>> + Send;
 
-    /// Begins a stay of `peer`, which can hold `capacity` leases at a time.
+    /// Begins a stay of `peer`, which can hold `capacity` leases at a time; [`ApiError::Waiting`] if it has to wait for a
+    /// place in the run.
     fn join(
         &self,
         peer: PeerId,

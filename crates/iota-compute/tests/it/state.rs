@@ -22,6 +22,27 @@ fn stages_start_from_the_weights_of_the_uncut_model() {
     assert_eq!(parameters(&plan), parameters(&plan.regroup(1).unwrap()));
 }
 
+/// The way of a state to and from a device whose memory is not the host's.
+#[test]
+fn a_state_that_travels_in_ranges_is_the_same_state() {
+    let mut original = stages(&tiny(1), StageOptions::default());
+    let (text, targets) = (tokens(64, 256, 1), tokens(64, 256, 2));
+    train_pass(&mut original, &text, &targets);
+    original[0].step(0.01, 1).unwrap();
+    let mut copy = Stage::new(&tiny(1), 0, StageOptions::default()).unwrap();
+    let elements = copy.layout().elements();
+    for start in (0..elements).step_by(1000) {
+        let range = start..(start + 1000).min(elements);
+        let planes = original[0].download_state(range).unwrap();
+        let planes = planes.each_ref().map(Vec::as_slice);
+        copy.upload_state(start, planes).unwrap();
+    }
+    assert_ne!(copy.digest(), original[0].digest(), "the steps are missing");
+    copy.set_optimizer_steps(original[0].optimizer_steps());
+    assert_eq!(copy.digest(), original[0].digest());
+    assert_eq!(copy.download_digest().unwrap(), copy.digest());
+}
+
 #[test]
 fn a_digest_tells_states_apart_and_a_copied_state_goes_on_with_the_same_bits() {
     for optimizer in optimizers() {

@@ -171,26 +171,29 @@ pub(super) fn attention(shape: AttentionShape, packed: &[f32], out_gradient: &[f
                 let dy = &dout[out_at..][..head_width];
                 for (key, probability) in probabilities.iter().enumerate() {
                     let value = &packed[value_at(key)..][..head_width];
-                    for channel in 0..head_width {
-                        result.out[out_at + channel] += probability * value[channel];
-                    }
+                    add(&mut result.out[out_at..], *probability, value);
                 }
                 let along = dot(dy, &result.out[out_at..][..head_width]);
                 for (key, probability) in probabilities.iter().enumerate() {
                     let value = &packed[value_at(key)..][..head_width];
                     let slope = probability * (dot(dy, value) - along) * scale;
-                    for channel in 0..head_width {
-                        let gradient = &mut result.packed_gradient;
-                        gradient[query_at(query) + channel] +=
-                            slope * packed[key_at(key) + channel];
-                        gradient[key_at(key) + channel] += slope * q[channel];
-                        gradient[value_at(key) + channel] += probability * dy[channel];
-                    }
+                    let gradient = &mut result.packed_gradient;
+                    let k = &packed[key_at(key)..][..head_width];
+                    add(&mut gradient[query_at(query)..], slope, k);
+                    add(&mut gradient[key_at(key)..], slope, q);
+                    add(&mut gradient[value_at(key)..], *probability, dy);
                 }
             }
         }
     }
     result
+}
+
+/// `out += weight x`, for the elements that `x` has.
+fn add(out: &mut [f64], weight: f64, x: &[f64]) {
+    for (out, x) in out.iter_mut().zip(x) {
+        *out += weight * x;
+    }
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {

@@ -40,7 +40,7 @@ fn losses<B: Backend>(
     (0..STEPS)
         .map(|_| {
             let (activation, saved) = head.forward(Input::Tokens(tokens)).unwrap();
-            let input = Input::Activation(&activation);
+            let input = Input::of(plan, tokens, Some(&activation));
             let (loss, gradient) = tail.forward_backward_loss(input, targets).unwrap();
             head.backward(saved, &gradient.unwrap()).unwrap();
             head.step(0.003, 1).unwrap();
@@ -101,14 +101,19 @@ fn a_model_learns_as_it_does_on_a_cpu_with_every_optimizer() {
 }
 
 #[test]
-fn a_model_with_resbms_boundaries_and_recomputation_does_too() {
-    let plan = StagePlan::new(&model(Boundary::ResBm { channels: 17 }), 2).unwrap();
-    let optimizer = StageOptions::default().optimizer;
-    let computed = on_cuda(Precision::F32, &plan, optimizer, Recompute::Blocks);
-    let Some(computed) = computed else {
-        return;
-    };
-    assert_close(&computed, &on_cpu(&plan, optimizer), 1e-4);
+fn a_model_with_other_boundaries_and_recomputation_does_too() {
+    for boundary in [
+        Boundary::ResBm { channels: 17 },
+        Boundary::Anchored { channels: 9 },
+    ] {
+        let plan = StagePlan::new(&model(boundary), 2).unwrap();
+        let optimizer = StageOptions::default().optimizer;
+        let computed = on_cuda(Precision::F32, &plan, optimizer, Recompute::Blocks);
+        let Some(computed) = computed else {
+            return;
+        };
+        assert_close(&computed, &on_cpu(&plan, optimizer), 1e-4);
+    }
 }
 
 /// 8 significant bits in every factor move the losses of the first steps by about a thousandth.

@@ -79,6 +79,7 @@ fn command(state: &State, said: &[Command], step: &Step) -> Option<Command> {
                 Outcome::Merge { merged, .. } => Outcome::Merge {
                     merged: seal("a lie", merged.length),
                     quarantined: Vec::new(),
+                    delta: None,
                 },
                 Outcome::Install { .. } => Outcome::Install {
                     state: seal("a lie", 0).digest,

@@ -190,6 +190,7 @@ pub(crate) fn honest(state: &State, lease: &Lease) -> Outcome {
                 .map(|cell| seal(format!("upload {}", cell.cell), cell_bytes(&cell.range)))
                 .collect(),
             optimizer_steps: 3,
+            kept: None,
         },
         Work::Merge { range, inputs, .. } => {
             let digests = inputs.iter().map(|input| input.object.seal.digest);
@@ -197,9 +198,10 @@ pub(crate) fn honest(state: &State, lease: &Lease) -> Outcome {
             Outcome::Merge {
                 merged: seal(content, cell_bytes(range)),
                 quarantined: Vec::new(),
+                delta: None,
             }
         }
-        Work::Install { checkpoint } => Outcome::Install {
+        Work::Install { checkpoint, .. } => Outcome::Install {
             state: Digest::of(format!("{checkpoint:?}").as_bytes()),
         },
         Work::Replay { entries, .. } => Outcome::Audit {

@@ -190,12 +190,14 @@ fn honest(state: &State, lease: &Lease) -> Outcome {
                 .map(|cell| seal(format!("upload {}", cell.cell), cell_bytes(&cell.range)))
                 .collect(),
             optimizer_steps: 3,
+            kept: None,
         },
         Work::Merge { range, inputs, .. } => Outcome::Merge {
             merged: seal(format!("{inputs:?}"), cell_bytes(range)),
             quarantined: Vec::new(),
+            delta: None,
         },
-        Work::Install { checkpoint } => Outcome::Install {
+        Work::Install { checkpoint, .. } => Outcome::Install {
             state: Digest::of(format!("{checkpoint:?}").as_bytes()),
         },
         Work::Replay { entries, .. } => Outcome::Audit {

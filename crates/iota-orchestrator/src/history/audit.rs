@@ -229,6 +229,7 @@ async fn audit_checkpoints(
                 audit.findings.push(Finding::Store { key, what });
             }
         }
+        // A delta only saves bytes on the way, and is deleted like an upload: the whole cell is what lasts.
         for segment in &checkpoint.segments {
             if let SegmentSource::Merged { object, .. } = &segment.source {
                 if ledger.is_given_up(object.name) {

@@ -1,8 +1,11 @@
+mod merging;
+
 use iota_data::{Corpus, Document, Preparation, Split, Tokenizer};
 use iota_model::preset;
 use iota_protocol::work::{ObjectRef, Purpose, Seal, Segment};
 use iota_protocol::{ObjectId, RunId};
-use iota_run::{Codec, Optimizer, Wire};
+use iota_run::{Codec, Merge, Optimizer, Wire};
+use iota_store::tensor;
 
 use super::*;
 
@@ -15,6 +18,10 @@ pub(crate) fn description() -> Arc<Description> {
 }
 
 fn described(wire: Wire) -> Arc<Description> {
+    described_with(wire, Merge::default())
+}
+
+fn described_with(wire: Wire, merge: Merge) -> Arc<Description> {
     let documents = vec![Document {
         name: "song".to_owned(),
         text: "Row, row, row your boat, gently down the stream. ".repeat(20),
@@ -35,6 +42,7 @@ fn described(wire: Wire) -> Arc<Description> {
         precision: iota_model::Precision::F32,
         recompute: false,
         wire,
+        merge,
         data: shards.finish(),
     };
     description.sampler().unwrap();
@@ -64,7 +72,9 @@ fn engine(stage: u16, threads: usize) -> Engine {
 fn engine_of(description: Arc<Description>, stage: u16, threads: usize) -> Engine {
     let mut engine = Engine::new(description, StageIndex::new(stage), threads).unwrap();
     let checkpoint = genesis(engine.elements() as u64);
-    engine.install(&checkpoint, &BTreeMap::new()).unwrap();
+    engine
+        .install(&checkpoint, &BTreeMap::new(), Start::Anew)
+        .unwrap();
     engine
 }
 
@@ -350,13 +360,15 @@ fn merged(
         digest: Digest::of(bytes),
         length: bytes.len() as u64,
     };
-    let elements = iota_run::cell_elements(seal.length).unwrap();
-    let planes = tensor::decode(bytes, &cell_spec(elements)).unwrap();
-    cells.insert(name, planes.try_into().unwrap());
+    let merge = Merge::default();
+    let elements = merge.cell_elements(seal.length).unwrap();
+    let planes = tensor::decode(bytes, &merge.cell_spec(elements)).unwrap();
+    cells.insert(name, planes);
     move |offset| SegmentSource::Merged {
         object: ObjectRef { name, seal },
         offset,
         cell_elements: elements as u64,
+        delta: None,
     }
 }
 
@@ -377,12 +389,12 @@ fn a_checkpoint_of_all_cells_is_the_state_that_they_were_taken_from() {
     ];
     let mut fresh = engine(1, 1);
     let checkpoint = checkpoint(trained.optimizer_steps(), segments);
-    let digest = fresh.install(&checkpoint, &cells).unwrap();
-    assert_eq!(digest, Digest::from_bytes(trained.stage.digest()));
+    let digest = fresh.install(&checkpoint, &cells, Start::Anew).unwrap();
+    assert_eq!(digest, Digest::from_bytes(trained.stage.digest().unwrap()));
     assert_eq!(fresh.epoch(), Some(checkpoint.epoch));
     // From here on the two go the same way.
     let log = mine(&mut fresh, &script(1));
-    trained.install(&checkpoint, &cells).unwrap();
+    trained.install(&checkpoint, &cells, Start::Anew).unwrap();
     assert_eq!(replay(&mut trained, &log), log);
 }
 
@@ -402,8 +414,10 @@ fn what_nobody_has_merged_yet_starts_from_genesis() {
     // On a stage that has been trained: nothing of that may shine through.
     let mut mixed = engine(1, 1);
     mine(&mut mixed, &script(1));
-    mixed.install(&checkpoint(3, segments), &cells).unwrap();
-    let untrained = engine(1, 1);
+    mixed
+        .install(&checkpoint(3, segments), &cells, Start::Anew)
+        .unwrap();
+    let mut untrained = engine(1, 1);
     assert!(mixed.cell(&start).unwrap() == untrained.cell(&start).unwrap());
     assert!(mixed.cell(&middle).unwrap() == trained.cell(&middle).unwrap());
     assert!(mixed.cell(&end).unwrap() == untrained.cell(&end).unwrap());
@@ -428,8 +442,10 @@ fn a_checkpoint_that_does_not_cover_the_stage_leaves_it_without_an_epoch() {
             &BTreeMap::new(),
         ),
     ] {
-        engine.install(&genesis(elements), &cells).unwrap();
-        let refused = engine.install(&checkpoint(0, segments), known);
+        engine
+            .install(&genesis(elements), &cells, Start::Anew)
+            .unwrap();
+        let refused = engine.install(&checkpoint(0, segments), known, Start::Anew);
         assert!(matches!(refused, Err(Error::Checkpoint(_))), "{refused:?}");
         assert_eq!(engine.epoch(), None);
     }
@@ -446,16 +462,16 @@ fn overflowing() -> OperationInput {
 #[test]
 fn a_forward_that_overflows_has_not_happened() {
     let mut engine = engine(1, 1);
-    for parameter in engine.stage.state_mut().parameters.iter_mut() {
+    for parameter in engine.stage.cpu().state_mut().parameters.iter_mut() {
         *parameter *= 100.0;
     }
-    let before = engine.stage.digest();
+    let before = engine.stage.digest().unwrap();
     let kept = forward(&mut engine, 0);
     let refused = engine
         .forward(SampleId::new(0), &overflowing())
         .unwrap_err();
     assert!(refused.is_not_finite(), "{refused}");
-    assert_eq!(engine.stage.digest(), before);
+    assert_eq!(engine.stage.digest().unwrap(), before);
     let backward = backward(&mut engine, 0, 0, false);
     assert_eq!((kept.ordinal, backward.ordinal), (0, 1));
     assert_eq!(
@@ -468,7 +484,7 @@ fn a_forward_that_overflows_has_not_happened() {
 #[test]
 fn a_gradient_that_overflows_is_refused_and_never_stepped_on() {
     let mut engine = engine(1, 1);
-    let before = engine.stage.digest();
+    let before = engine.stage.digest().unwrap();
     let huge = vec![f32::MAX; values(0).len()];
     let refused = engine
         .backward(
@@ -484,6 +500,6 @@ fn a_gradient_that_overflows_is_refused_and_never_stepped_on() {
     assert!(refused.is_not_finite(), "{refused}");
     // The gradients are gone now; a step on nothing would still decay the weights.
     engine.finish(LEARNING_RATE).unwrap();
-    assert_eq!(engine.stage.digest(), before);
+    assert_eq!(engine.stage.digest().unwrap(), before);
     assert_eq!(engine.optimizer_steps(), 0);
 }

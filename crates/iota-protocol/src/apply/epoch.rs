@@ -7,7 +7,7 @@ use crate::event::{CellResult, Phase};
 use crate::id::{AuditId, Digest, Epoch, Session};
 use crate::state::State;
 use crate::state::audits::{Audit, Coverage};
-use crate::state::merging::{MergeRecord, StageMerge};
+use crate::state::merging::{MergeRecord, MergedCell, StageMerge};
 use crate::state::sessions::Installation;
 use crate::time::Timestamp;
 use crate::work::{Checkpoint, Lease, Verdict, Work};
@@ -155,27 +155,28 @@ impl State {
             bytes_down: 0,
         };
         for upload in merge.uploads.values() {
-            record.bytes_up += upload
-                .record
-                .seals
-                .iter()
-                .map(|seal| seal.length)
-                .sum::<u64>();
+            let kept = upload.record.kept.iter().map(|kept| &kept.seal);
+            let seals = upload.record.seals.iter().chain(kept);
+            record.bytes_up += seals.map(|seal| seal.length).sum::<u64>();
         }
         for cell in &merge.cells {
             let settled = cell.settled.as_ref();
             record.covered += u64::from(settled.is_some_and(|settled| settled.merged.is_some()));
             record.agreed +=
                 u64::from(settled.is_some_and(|settled| settled.result == CellResult::Agreed));
-            let cell_bytes = self.cell_bytes(cell.range.end - cell.range.start);
+            let elements = cell.range.end - cell.range.start;
+            let written = |(_, merged): (Session, &MergedCell)| {
+                let delta = merged.delta.map_or(0, |delta| delta.seal.length);
+                merged.object.seal.length + delta
+            };
+            record.bytes_up += cell.results().map(written).sum::<u64>();
             let results = cell.results().count() as u64;
             let inputs = merge
                 .uploads
                 .values()
                 .filter(|upload| !upload.excluded)
                 .count() as u64;
-            record.bytes_up += results * cell_bytes;
-            record.bytes_down += results * inputs * cell_bytes;
+            record.bytes_down += results * inputs * self.settings.upload_bytes(elements);
         }
         self.merges.push(record);
         let previous = std::mem::replace(&mut self.checkpoints[index(stage)], checkpoint.clone());

@@ -9,7 +9,7 @@ use crate::state::State;
 use crate::state::audits::Audit;
 use crate::state::merging::{MergeRecord, MergedCell, Slot, Upload};
 use crate::state::samples::{Holder, Hop, Preference, SampleState};
-use crate::state::sessions::{Answer, Installation, REMEMBERED_LEASES};
+use crate::state::sessions::{Answer, Installation, Kept, REMEMBERED_LEASES};
 use crate::time::Timestamp;
 use crate::work::{
     Failure, Lease, LogEntry, ObjectRef, Outcome, SegmentSource, UploadRecord, Work, WorkKind,
@@ -120,6 +120,12 @@ impl State {
         if costs && let Some(ledger) = self.sessions.ledger_mut(session.peer) {
             ledger.drop_work(self.epoch);
         }
+        if costs && lease.work.sample().is_some() {
+            let expected = self.expected_us(session, lease.stage, lease.work.kind());
+            if let Some(state) = self.sessions.get_mut(session) {
+                state.charge_for_vain_work(expected);
+            }
+        }
         match &lease.work {
             Work::Forward { sample, .. } | Work::Backward { sample, .. } => {
                 let holds = |state: &&mut SampleState| state.holder == Holder::Leased { lease: id };
@@ -201,6 +207,7 @@ impl State {
                     credited,
                 });
                 state.backwards += u64::from(credited && kind == WorkKind::Backward);
+                state.vain = state.vain.saturating_sub(1);
             }
             let outcome = outcome.clone();
             state.remember(
@@ -264,12 +271,20 @@ impl State {
                 Work::Upload {
                     cells,
                     learning_rate,
+                    kept,
                 },
                 Outcome::Upload {
                     cells: seals,
                     optimizer_steps,
+                    kept: kept_seal,
                 },
             ) => {
+                let kept = kept
+                    .zip(*kept_seal)
+                    .map(|(name, seal)| ObjectRef { name, seal });
+                if let Some(state) = self.sessions.get_mut(session) {
+                    state.keeps = Some(Kept { object: kept });
+                }
                 let weight = self
                     .session(session)
                     .map_or(1, |state| state.backwards.max(1));
@@ -278,6 +293,7 @@ impl State {
                     seals: seals.clone(),
                     learning_rate: *learning_rate,
                     optimizer_steps: *optimizer_steps,
+                    kept,
                 };
                 self.merging[index(lease.stage)].uploads.insert(
                     session,
@@ -290,18 +306,28 @@ impl State {
                 self.close_log(session);
             }
             (
-                Work::Merge { cell, output, .. },
+                Work::Merge {
+                    cell,
+                    output,
+                    delta,
+                    ..
+                },
                 Outcome::Merge {
                     merged,
                     quarantined,
+                    delta: delta_seal,
                 },
             ) => {
                 let object = ObjectRef {
                     name: *output,
                     seal: *merged,
                 };
+                let delta = delta
+                    .zip(*delta_seal)
+                    .map(|(name, seal)| ObjectRef { name, seal });
                 let merged = MergedCell {
                     object,
+                    delta,
                     quarantined: quarantined.clone(),
                 };
                 if let Some(state) = self.merging[index(lease.stage)].cell_mut(*cell) {
@@ -309,10 +335,19 @@ impl State {
                 }
                 self.refile_cell(lease.stage, *cell);
             }
-            (Work::Install { checkpoint }, Outcome::Install { state }) => {
+            (
+                Work::Install {
+                    checkpoint,
+                    goes_on,
+                },
+                Outcome::Install { state },
+            ) => {
+                // Whoever goes on holds the checkpoint before, and so can do with what the merge changed.
+                let had = self.session(session).and_then(|it| it.installation);
+                let is_next = had.is_some_and(|it| it.epoch.next() == checkpoint.epoch);
                 self.forget_lapsed_samples(session);
                 if let Some(holder) = self.sessions.get_mut(session) {
-                    holder.begin_epoch();
+                    holder.begin_epoch(*goes_on);
                     // Odd until it is known to be like the others: the event Installed follows if it is.
                     holder.installation = Some(Installation {
                         epoch: checkpoint.epoch,
@@ -325,7 +360,10 @@ impl State {
                     .iter()
                     .filter_map(|segment| match &segment.source {
                         SegmentSource::Genesis => None,
-                        SegmentSource::Merged { object, .. } => Some(object.seal.length),
+                        SegmentSource::Merged { object, delta, .. } => {
+                            let smaller = delta.as_ref().filter(|_| is_next);
+                            Some(smaller.unwrap_or(object).seal.length)
+                        }
                     })
                     .sum();
                 let merged = |record: &&mut MergeRecord| {

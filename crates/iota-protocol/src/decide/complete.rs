@@ -6,10 +6,11 @@ use super::Found;
 use crate::event::{BanReason, Direction, Event, LeaseEnd, Phase, Piece};
 use crate::id::{Digest, Epoch, LeaseId, Session, StageIndex};
 use crate::rejection::Rejection;
+use crate::settings::ObjectSize;
 use crate::state::State;
 use crate::state::samples::Holder;
 use crate::state::sessions::{Answer, SessionState};
-use crate::work::{Lease, Outcome, Verdict, Work, WorkKind};
+use crate::work::{Lease, ObjectName, Outcome, Seal, Verdict, Work, WorkKind};
 
 impl State {
     pub(super) fn decide_complete(
@@ -77,7 +78,18 @@ impl State {
                 Err(Rejection::WrongLength)
             }
         };
-        let holds = |length: u64, elements: u64| is_long(length, self.cell_bytes(elements));
+        let settings = &self.settings;
+        // Whether something that some runs ask for and others do not is there exactly if it was asked for, and as long.
+        let is_asked_for =
+            |name: Option<ObjectName>, seal: &Option<Seal>, size: Option<ObjectSize>, elements| {
+                match (name, seal) {
+                    (None, None) => Ok(()),
+                    (Some(_), Some(seal)) => {
+                        is_long(seal.length, size.map_or(0, |size| size.bytes(elements)))
+                    }
+                    _ => Err(Rejection::WrongOutcome),
+                }
+            };
         match (&lease.work, outcome) {
             (Work::Forward { .. }, Outcome::Forward { output, .. }) => {
                 is_long(output.length, self.settings.activation_bytes)
@@ -99,29 +111,47 @@ impl State {
                     is_long(gradient.length, self.settings.gradient_bytes)
                 })
             }
-            (Work::Upload { cells, .. }, Outcome::Upload { cells: seals, .. }) => {
+            (
+                Work::Upload { cells, kept, .. },
+                Outcome::Upload {
+                    cells: seals,
+                    kept: seal,
+                    ..
+                },
+            ) => {
                 if cells.len() != seals.len() {
                     return Err(Rejection::WrongOutcome);
                 }
+                let elements = settings.stage_parameters[usize::from(lease.stage.get())];
+                is_asked_for(*kept, seal, settings.merging.kept, elements)?;
                 let mut pairs = cells.iter().zip(seals);
                 pairs.try_for_each(|(cell, seal)| {
-                    holds(seal.length, cell.range.end - cell.range.start)
+                    let elements = cell.range.end - cell.range.start;
+                    is_long(seal.length, settings.upload_bytes(elements))
                 })
             }
             (
-                Work::Merge { range, inputs, .. },
+                Work::Merge {
+                    range,
+                    inputs,
+                    delta,
+                    ..
+                },
                 Outcome::Merge {
                     merged,
                     quarantined,
+                    delta: seal,
                 },
             ) => {
+                let elements = range.end - range.start;
+                is_asked_for(*delta, seal, settings.merging.delta, elements)?;
                 let known = quarantined
                     .iter()
                     .all(|session| inputs.iter().any(|input| input.session == *session));
                 if !known || !quarantined.is_sorted_by(|a, b| a < b) {
                     return Err(Rejection::WrongOutcome);
                 }
-                holds(merged.length, range.end - range.start)
+                is_long(merged.length, settings.cell_bytes(elements))
             }
             (Work::Install { .. }, Outcome::Install { .. })
             | (Work::Replay { .. } | Work::Inspect { .. }, Outcome::Audit { .. }) => Ok(()),
@@ -176,7 +206,7 @@ impl State {
                     && !merge.uploads.contains_key(&lease.session)
             }
             Work::Merge { .. } => self.merge_is_open(lease),
-            Work::Install { checkpoint } => {
+            Work::Install { checkpoint, .. } => {
                 *checkpoint == *self.checkpoint(lease.stage) && !state.is_installed(self.epoch)
             }
             Work::Replay { .. } | Work::Inspect { .. } => self.audit_of(&lease.work).is_some(),

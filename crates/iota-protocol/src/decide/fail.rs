@@ -90,7 +90,7 @@ impl State {
                 });
                 producer
             }
-            Work::Install { checkpoint } => {
+            Work::Install { checkpoint, .. } => {
                 let is_present = self.checkpoint(lease.stage) == checkpoint;
                 if !is_present || self.accusers(lease.stage, object.name) >= ACCUSERS {
                     return events;
@@ -170,14 +170,16 @@ fn read_by(work: &Work, name: ObjectName) -> Option<ObjectRef> {
             ..
         } => input.iter().chain(output_gradient).copied().collect(),
         Work::Merge { inputs, .. } => inputs.iter().map(|input| input.object).collect(),
-        Work::Install { checkpoint } => merged(checkpoint),
+        Work::Install { checkpoint, .. } => merged(checkpoint),
         Work::Replay {
             checkpoint,
+            kept,
             entries,
             ..
         } => {
             let again = entries.iter().find_map(|entry| read_by(&entry.work, name));
-            merged(checkpoint).into_iter().chain(again).collect()
+            let begun = merged(checkpoint).into_iter().chain(*kept);
+            begun.chain(again).collect()
         }
         Work::Inspect { object, .. } => vec![*object],
         Work::Upload { .. } => Vec::new(),

@@ -5,6 +5,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::Merged;
 use crate::event::CellResult;
 use crate::id::{CellIndex, Digest, Epoch, LeaseId, Session, StageIndex};
 use crate::work::{MergeInput, ObjectName, ObjectRef, UploadRecord};
@@ -23,13 +24,19 @@ pub(crate) struct Upload {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MergedCell {
     pub(crate) object: ObjectRef,
+    /// What the merge changed.
+    #[serde(default)]
+    pub(crate) delta: Option<ObjectRef>,
     pub(crate) quarantined: Vec<Session>,
 }
 
 impl MergedCell {
     /// Whether both owners came to the same bits.
     pub(crate) fn agrees(&self, other: &Self) -> bool {
-        self.object.seal == other.object.seal && self.quarantined == other.quarantined
+        let delta = |cell: &Self| cell.delta.map(|delta| delta.seal);
+        self.object.seal == other.object.seal
+            && delta(self) == delta(other)
+            && self.quarantined == other.quarantined
     }
 }
 
@@ -64,6 +71,15 @@ pub(crate) struct Settled {
 }
 
 impl Cell {
+    /// The merged cell, if it is settled and there is one.
+    pub(crate) fn merged(&self) -> Option<Merged> {
+        let object = self.settled?.merged?;
+        let mut results = self.results().map(|(_, result)| result);
+        let result = results.find(|result| result.object == object);
+        let delta = result.and_then(|result| result.delta);
+        Some(Merged { object, delta })
+    }
+
     /// What was handed in, in session order.
     pub(crate) fn results(&self) -> impl Iterator<Item = (Session, &MergedCell)> {
         self.slots.iter().filter_map(|(session, slot)| match slot {

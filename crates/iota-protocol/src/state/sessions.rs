@@ -8,7 +8,7 @@ use crate::command::Role;
 use crate::id::{Digest, Epoch, LeaseId, PeerId, Session, StageIndex};
 use crate::score::Ledger;
 use crate::time::Timestamp;
-use crate::work::{LogEntry, Outcome, WorkKind};
+use crate::work::{LogEntry, ObjectRef, Outcome, WorkKind};
 
 /// Leases that a session may hold at a time, at most.
 pub const CAPACITY_MAX: u32 = 64;
@@ -16,6 +16,10 @@ pub const CAPACITY_MAX: u32 = 64;
 /// Answered and lapsed leases that are remembered per session, for retries and late results. A peer has no more than
 /// [`CAPACITY_MAX`] requests under way, so what is older is never asked for by an honest one.
 pub(crate) const REMEMBERED_LEASES: usize = 128;
+
+/// A piece that was leased in vain counts as up to two to the power of this: who never delivers is tried again once in as
+/// many pieces of others.
+const VAIN_DOUBLES_MAX: u32 = 6;
 
 /// How often a session is leased one epoch's checkpoint: whoever has not installed it by then will not.
 pub(crate) const INSTALLS_MAX: u32 = 8;
@@ -79,6 +83,12 @@ pub struct SessionState {
     pub(crate) installs: u32,
     /// Credited backward passes since it installed its checkpoint: the weight of its upload.
     pub backwards: u64,
+    /// What it keeps for itself since it uploaded; none from its next installation on.
+    #[serde(default)]
+    pub(crate) keeps: Option<Kept>,
+    /// What it had kept when it began the epoch, if validators start from it.
+    #[serde(default)]
+    pub(crate) began_with: Option<ObjectRef>,
     /// What its stage has done since it installed its checkpoint, in the order in which it reported it.
     pub(crate) log: Vec<LogEntry>,
     pub(crate) ordinals: BTreeSet<u32>,
@@ -87,8 +97,18 @@ pub struct SessionState {
     pub(crate) answered: BTreeMap<LeaseId, Answer>,
     /// Work given to it so far, in expected microseconds: who has least is next (interleaved weighted round-robin).
     pub(crate) given_us: u64,
+    /// Pieces that it was leased in vain, less those that it did since.
+    #[serde(default)]
+    pub(crate) vain: u32,
     /// Moving average of its measured durations, in microseconds.
     pub(crate) pace_us: BTreeMap<WorkKind, u64>,
+}
+
+/// What a session keeps for itself from one epoch to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    /// What it committed to, if it was asked for.
+    pub(crate) object: Option<ObjectRef>,
 }
 
 impl SessionState {
@@ -109,12 +129,15 @@ impl SessionState {
             installation: None,
             installs: 0,
             backwards: 0,
+            keeps: None,
+            began_with: None,
             log: Vec::new(),
             ordinals: BTreeSet::new(),
             held: BTreeSet::new(),
             lapsed: BTreeSet::new(),
             answered: BTreeMap::new(),
             given_us,
+            vain: 0,
             pace_us: BTreeMap::new(),
         }
     }
@@ -143,6 +166,15 @@ impl SessionState {
         }
     }
 
+    /// A piece that was expected to take so long was leased to it in vain. It counts as work that it was given, and the more
+    /// often that happens the more it counts, so that work goes to others first. Whatever it does makes up for one.
+    pub(crate) fn charge_for_vain_work(&mut self, expected_us: u64) {
+        self.vain = self.vain.saturating_add(1);
+        let times = 1_u64 << self.vain.min(VAIN_DOUBLES_MAX);
+        let charge = expected_us.saturating_mul(times);
+        self.given_us = self.given_us.saturating_add(charge);
+    }
+
     /// Takes a measured duration into the pace. A quarter of the new, three of the old: a change shows within a few
     /// pieces, a hiccup does not.
     pub(crate) fn measure(&mut self, kind: WorkKind, duration_us: u64) {
@@ -151,7 +183,9 @@ impl SessionState {
     }
 
     /// A new epoch, or a second start of one: what was done before is not in these weights.
-    pub(crate) fn begin_epoch(&mut self) {
+    pub(crate) fn begin_epoch(&mut self, goes_on: bool) {
+        let kept = self.keeps.take().filter(|_| goes_on);
+        self.began_with = kept.and_then(|kept| kept.object);
         self.backwards = 0;
         self.log.clear();
         self.ordinals.clear();

@@ -11,7 +11,7 @@ use crate::cells::Cells;
 use crate::command::{Command, Role};
 use crate::event::{Event, Phase};
 use crate::id::{LeaseId, Session};
-use crate::settings::{Merging, Opens, Registration, RunSettings};
+use crate::settings::{Merging, ObjectSize, Opens, Registration, RunSettings};
 use crate::state::State;
 use crate::time::Timestamp;
 use crate::work::{Difference, Failure, Lease, ObjectName, Outcome, Verdict, Work};
@@ -280,9 +280,10 @@ fn dishonest(honest: Outcome, lie: u8) -> Outcome {
         (_, 0) => Outcome::Install {
             state: seal("nonsense", 0).digest,
         },
-        (Outcome::Merge { merged, .. }, _) => Outcome::Merge {
+        (Outcome::Merge { merged, delta, .. }, _) => Outcome::Merge {
             merged: seal([lie], merged.length),
             quarantined: Vec::new(),
+            delta,
         },
         (Outcome::Install { .. }, _) => Outcome::Install {
             state: seal([lie], 0).digest,
@@ -329,10 +330,12 @@ fn dishonest(honest: Outcome, lie: u8) -> Outcome {
         (Outcome::Upload { cells, .. }, 1 | 2) => Outcome::Upload {
             cells: cells.into_iter().skip(1).collect(),
             optimizer_steps: 1,
+            kept: None,
         },
-        (Outcome::Upload { cells, .. }, _) => Outcome::Upload {
+        (Outcome::Upload { cells, kept, .. }, _) => Outcome::Upload {
             cells,
             optimizer_steps: u64::MAX,
+            kept: kept.filter(|_| lie == 3),
         },
     }
 }
@@ -356,7 +359,7 @@ fn small(
     validated: bool,
     miners_to_start: u32,
     registration: Registration,
-    cells: Cells,
+    merging: Merging,
 ) -> RunSettings {
     RunSettings {
         registration,
@@ -369,7 +372,7 @@ fn small(
         miners_to_start,
         epochs: 3,
         samples_per_epoch: 3,
-        merging: Merging { cells },
+        merging,
         ..settings(stages)
     }
 }
@@ -394,9 +397,24 @@ fn registration(kind: u8, stages: u16, miners_to_start: u32) -> Registration {
     }
 }
 
-fn cells() -> impl Strategy<Value = Cells> {
+fn merging() -> impl Strategy<Value = Merging> {
     let grid = (1..20_u32, 2..5_u32).prop_map(|(cells, owners)| Cells::Grid { cells, owners });
-    prop_oneof![Just(Cells::Butterfly), grid]
+    let cells = prop_oneof![Just(Cells::Butterfly), grid];
+    let size = || {
+        let numbers = (0..9_u64, 0..9_u64, 0..9_u64, 1..9_u64);
+        prop::option::of(numbers.prop_map(|numbers| ObjectSize {
+            overhead_bytes: numbers.0,
+            element_bytes: numbers.1,
+            chunk_bytes: numbers.2,
+            chunk_elements: numbers.3,
+        }))
+    };
+    (cells, size(), size(), size()).prop_map(|(cells, upload, delta, kept)| Merging {
+        cells,
+        upload,
+        delta,
+        kept,
+    })
 }
 
 proptest! {
@@ -409,11 +427,11 @@ proptest! {
         validated in any::<bool>(),
         miners_to_start in 1_u32..3,
         kind in 0_u8..8,
-        cells in cells(),
+        merging in merging(),
         steps in prop::collection::vec(step(), 0..160),
     ) {
         let registration = registration(kind, stages, miners_to_start);
-        let small = || small(stages, validated, miners_to_start, registration, cells);
+        let small = || small(stages, validated, miners_to_start, registration, merging);
         let mut chaos = Chaos::new(small());
         for step in &steps {
             chaos.run(step);

@@ -9,7 +9,7 @@ use crate::command::{Command, Role};
 use crate::event::{BanReason, CellResult, Event, ExclusionReason, Phase};
 use crate::id::Session;
 use crate::rejection::Rejection;
-use crate::settings::{Merging, RunSettings};
+use crate::settings::{Merging, ObjectSize, RunSettings};
 use crate::work::{Difference, Failure, Lease, Outcome, SegmentSource, Verdict, Work, WorkKind};
 
 /// One stage with so many miners, each of which has trained on something, at the beginning of this phase.
@@ -57,6 +57,7 @@ fn lie(lease: &Lease) -> Outcome {
     Outcome::Merge {
         merged: seal("a lie", 8 + 4 * (range.end - range.start)),
         quarantined: Vec::new(),
+        delta: None,
     }
 }
 
@@ -66,6 +67,51 @@ fn settled(world: &World) -> Vec<CellResult> {
         _ => None,
     });
     results.collect()
+}
+
+/// What users of the published network complain about most: minutes of uploading, refused because the phase had moved on.
+#[test]
+fn an_upload_that_was_begun_in_time_may_finish_and_one_begun_late_is_not_waited_for() {
+    let seconds = Duration::from_secs;
+    // Four take 20 s, so that the fifth may take 80. They are enough after 30 s + 2 * 90 s / 5.
+    let four_upload = |begins_in_time: bool| {
+        let (mut world, sessions) = at(Phase::Uploading, 5, settings(1));
+        for session in &sessions {
+            world.offer(*session, 1);
+        }
+        if !begins_in_time {
+            let given_back = world.lease(sessions[4]);
+            world.offer(sessions[4], 0);
+            let failure = Failure::StoreUnavailable;
+            world.fail(sessions[4], given_back.id, failure).unwrap();
+        }
+        world.pass(seconds(20), &sessions);
+        for session in &sessions[..4] {
+            let lease = world.lease(*session);
+            world.work(&lease);
+        }
+        world.pass(seconds(20), &sessions);
+        world.offer(sessions[4], 1);
+        let last = world.lease(sessions[4]);
+        assert_eq!(last.work.kind(), WorkKind::Upload);
+        world.pass(seconds(30), &sessions);
+        (world, sessions, last)
+    };
+    let (mut world, _, last) = four_upload(true);
+    assert_eq!(world.state.phase(), Phase::Uploading);
+    let events = world.work(&last);
+    let counts = |event: &Event| matches!(event, Event::Completed { credited: true, .. });
+    assert!(events.iter().any(counts));
+    assert_eq!(world.state.phase(), Phase::Merging);
+
+    // It does not finish: the wait has an end, before the phase's own.
+    let (mut world, sessions, _) = four_upload(true);
+    world.pass(seconds(11), &sessions);
+    assert_eq!(world.state.phase(), Phase::Merging);
+
+    // It was begun when less than all were enough.
+    let (world, ..) = four_upload(false);
+    assert_eq!(world.state.phase(), Phase::Merging);
 }
 
 #[test]
@@ -227,7 +273,10 @@ fn a_merge_never_guesses_who_lied() {
 fn grid(cells: u32, owners: u32) -> RunSettings {
     let cells = Cells::Grid { cells, owners };
     RunSettings {
-        merging: Merging { cells },
+        merging: Merging {
+            cells,
+            ..Merging::default()
+        },
         ..settings(1)
     }
 }
@@ -290,6 +339,121 @@ fn what_was_planned_can_be_planned_again_from_the_record_of_the_merge() {
     assert_eq!(cells::plan(cells, &seed, &sessions, 12), planned);
 }
 
+const SIZE: ObjectSize = ObjectSize {
+    overhead_bytes: 3,
+    element_bytes: 1,
+    chunk_bytes: 2,
+    chunk_elements: 5,
+};
+
+#[test]
+fn whoever_holds_the_checkpoint_before_is_told_what_the_merge_changed_and_the_record_counts_it() {
+    let small = RunSettings {
+        merging: Merging {
+            upload: Some(SIZE),
+            delta: Some(SIZE),
+            ..Merging::default()
+        },
+        ..settings(1)
+    };
+    let (mut world, sessions) = at(Phase::Installing, 2, small);
+    world.offer(sessions[0], 1);
+    let install = world.lease(sessions[0]);
+    let Work::Install { checkpoint, .. } = &install.work else {
+        panic!("{install:?}")
+    };
+    let SegmentSource::Merged { object, delta, .. } = &checkpoint.segments[0].source else {
+        panic!("{checkpoint:?}")
+    };
+    let delta = delta.expect("it was merged just now");
+    assert_eq!((object.seal.length, delta.seal.length), (56, 21));
+    // Two uploads, and two merged cells with what they changed.
+    let record = world.state.merges()[0].clone();
+    assert_eq!(record.bytes_up, 2 * 21 + 2 * (56 + 21));
+    assert_eq!(record.bytes_down, 2 * 2 * 21);
+    world.work(&install);
+    assert_eq!(world.state.merges()[0].bytes_down, record.bytes_down + 21);
+    // A joiner takes the whole.
+    world.work_until(Phase::Training, &[]);
+    let before = world.state.merges()[0].bytes_down;
+    let late = world.join(7);
+    world.offer(late, 1);
+    let install = world.lease(late);
+    world.work(&install);
+    assert_eq!(world.state.merges()[0].bytes_down, before + 56);
+}
+
+#[test]
+fn what_a_miner_keeps_for_itself_is_where_its_next_audit_begins() {
+    let keeping = RunSettings {
+        validators: vec![peer(9)],
+        merging: Merging {
+            kept: Some(SIZE),
+            ..Merging::default()
+        },
+        ..settings(1)
+    };
+    let (mut world, sessions) = at(Phase::Installing, 1, keeping);
+    let validator = world.join_as(9, Role::Validator, 4);
+    let begun_with = |world: &mut World| {
+        world.offer(validator, 4);
+        let leases = world.leases(validator);
+        let replays = leases.iter().filter_map(|lease| match &lease.work {
+            Work::Replay { kept, .. } => Some((lease.clone(), *kept)),
+            _ => None,
+        });
+        let found: Vec<_> = replays.collect();
+        for (lease, _) in &found {
+            world.work(lease);
+        }
+        found.last().expect("everybody is audited").1
+    };
+    assert_eq!(begun_with(&mut world), None);
+    world.offer(sessions[0], 1);
+    let install = world.lease(sessions[0]);
+    assert!(matches!(install.work, Work::Install { goes_on: true, .. }));
+    world.work(&install);
+    world.work_until(Phase::Merging, &[]);
+    let kept = begun_with(&mut world).expect("it went on with what it had");
+    assert_eq!(kept.seal, seal("kept", SIZE.bytes(12)));
+    // Who comes anew begins with nothing, whatever an earlier stay kept.
+    world.work_until(Phase::Over, &[]);
+}
+
+#[test]
+fn an_upload_without_what_the_miner_keeps_is_refused() {
+    let keeping = RunSettings {
+        merging: Merging {
+            kept: Some(SIZE),
+            ..Merging::default()
+        },
+        ..settings(1)
+    };
+    let (mut world, sessions) = at(Phase::Uploading, 1, keeping);
+    world.offer(sessions[0], 1);
+    let lease = world.lease(sessions[0]);
+    let Outcome::Upload {
+        cells,
+        optimizer_steps,
+        ..
+    } = world.honest(&lease)
+    else {
+        panic!("{lease:?}")
+    };
+    let mut with = |kept| {
+        let cells = cells.clone();
+        let outcome = Outcome::Upload {
+            cells,
+            optimizer_steps,
+            kept,
+        };
+        world.complete(sessions[0], lease.id, outcome).map(drop)
+    };
+    assert_eq!(with(None), Err(Rejection::WrongOutcome));
+    assert_eq!(with(Some(seal("", 1))), Err(Rejection::WrongLength));
+    assert_eq!(with(Some(seal("", SIZE.bytes(12)))), Ok(()));
+}
+
 /// The plan of the merge that a session takes part in.
 fn cells_of(world: &World, session: Session) -> Vec<PlannedCell> {
     let cells = &world.state.merge_of(world.stage_of(session)).cells;
@@ -311,6 +475,7 @@ fn a_copy_that_owners_agree_is_not_finite_earns_nothing() {
         let outcome = Outcome::Merge {
             merged,
             quarantined: vec![sessions[1]],
+            delta: None,
         };
         world.complete(*session, lease.id, outcome).unwrap();
     }
@@ -434,7 +599,7 @@ fn who_joins_late_installs_the_latest_checkpoint_and_works_at_once() {
     let late = world.join(7);
     world.offer(late, 1);
     let install = world.lease(late);
-    let Work::Install { checkpoint } = &install.work else {
+    let Work::Install { checkpoint, .. } = &install.work else {
         panic!("{install:?}")
     };
     assert_eq!(

@@ -75,7 +75,7 @@ fn gathered(settings: RunSettings, names: std::ops::Range<u8>) -> (World, Vec<Se
     for session in &sessions {
         world.offer(*session, 1);
         let lease = world.lease(*session);
-        let Work::Install { checkpoint } = &lease.work else {
+        let Work::Install { checkpoint, .. } = &lease.work else {
             panic!("{lease:?}")
         };
         let state = installed(checkpoint);

@@ -24,7 +24,7 @@ fn installing() -> (World, Vec<Session>) {
 fn object_to_install(world: &mut World, session: Session) -> Option<ObjectName> {
     world.offer(session, 1);
     let lease = world.lease(session);
-    let Work::Install { checkpoint } = &lease.work else {
+    let Work::Install { checkpoint, .. } = &lease.work else {
         panic!("{lease:?}")
     };
     match &checkpoint.segments[0].source {

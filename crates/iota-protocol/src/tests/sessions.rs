@@ -5,10 +5,11 @@ use std::time::Duration;
 use super::training::two_by_two;
 use super::world::{World, peer, settings};
 use crate::command::{Command, Role};
-use crate::event::{Event, Phase, SessionEnd};
+use crate::event::{Event, LeaseEnd, Phase, SessionEnd};
+use crate::id::Session;
 use crate::rejection::Rejection;
 use crate::settings::{Registration, RunSettings};
-use crate::work::{Failure, WorkKind};
+use crate::work::{Failure, Lease, WorkKind};
 
 #[test]
 fn joining_is_refused_with_a_reason() {
@@ -125,4 +126,26 @@ fn nothing_runs_out_while_the_orchestrator_is_away() {
         world.saw(|event| matches!(event, Event::LeaseEnded { lease, .. } if *lease == before.id)),
         1
     );
+}
+
+#[test]
+fn whoever_leaves_in_order_hands_its_work_back_and_it_costs_nothing() {
+    let (mut world, head, _) = two_by_two(settings(2));
+    world.offer(head[1], 2);
+    world.offer(head[0], 1);
+    let lease = world.lease(head[0]);
+    world.offer(head[1], 1);
+    world.command(&Command::Leave { session: head[0] }).unwrap();
+    let back = Event::LeaseEnded {
+        lease: lease.id,
+        session: head[0],
+        why: LeaseEnd::SessionOver,
+    };
+    assert_eq!(world.saw(|event| *event == back), 1);
+    // In the same instant somebody else has it.
+    let others = world.leases(head[1]);
+    let again = |other: &Lease| other.work.sample() == lease.work.sample();
+    assert!(others.iter().any(again), "{others:?}");
+    let dropped = |session: Session| world.state.peer(session.peer).unwrap().ledger.dropped;
+    assert_eq!(dropped(head[0]), 0);
 }

@@ -178,6 +178,7 @@ impl World {
 
     /// What an honest session says of this work. Draws its next ordinal.
     pub(super) fn honest(&mut self, lease: &Lease) -> Outcome {
+        let settings = self.state.settings().clone();
         let mut ordinal = || {
             let next = self.ordinals.entry(lease.session).or_default();
             *next += 1;
@@ -199,29 +200,38 @@ impl World {
                 gradient: gradient.map(|_| seal(format!("backward {sample} {}", lease.stage), 150)),
                 loss: output_gradient.is_none().then_some(2.5),
             },
-            Work::Upload { cells, .. } => Outcome::Upload {
-                cells: cells
-                    .iter()
-                    .map(|cell| {
-                        seal(
-                            format!("upload {}", cell.cell),
-                            8 + 4 * (cell.range.end - cell.range.start),
-                        )
-                    })
-                    .collect(),
-                optimizer_steps: 3,
-            },
-            Work::Merge { range, inputs, .. } => {
+            Work::Upload { cells, kept, .. } => {
+                let elements = settings.stage_parameters[usize::from(lease.stage.get())];
+                let cells = cells.iter().map(|cell| {
+                    let length = settings.upload_bytes(cell.range.end - cell.range.start);
+                    seal(format!("upload {}", cell.cell), length)
+                });
+                let size = settings.merging.kept.filter(|_| kept.is_some());
+                Outcome::Upload {
+                    cells: cells.collect(),
+                    optimizer_steps: 3,
+                    kept: size.map(|size| seal("kept", size.bytes(elements))),
+                }
+            }
+            Work::Merge {
+                range,
+                inputs,
+                delta,
+                ..
+            } => {
+                let elements = range.end - range.start;
+                let size = settings.merging.delta.filter(|_| delta.is_some());
                 let content: String = inputs
                     .iter()
                     .map(|input| input.object.seal.digest.to_string())
                     .collect();
                 Outcome::Merge {
-                    merged: seal(content, 8 + 4 * (range.end - range.start)),
+                    delta: size.map(|size| seal(&content, size.bytes(elements))),
+                    merged: seal(content, 8 + 4 * elements),
                     quarantined: Vec::new(),
                 }
             }
-            Work::Install { checkpoint } => {
+            Work::Install { checkpoint, .. } => {
                 self.ordinals.insert(lease.session, 0);
                 Outcome::Install {
                     state: installed(checkpoint),

@@ -24,6 +24,7 @@ fn description(activations: Codec, gradients: Codec) -> Description {
         optimizer: Optimizer::default(),
         precision: iota_model::Precision::F32,
         recompute: false,
+        merge: crate::Merge::default(),
         wire: Wire {
             activations,
             gradients,

@@ -4,6 +4,7 @@
 
 mod cheating;
 mod history;
+mod merging;
 mod refusing;
 mod resuming;
 mod training;

@@ -16,6 +16,7 @@ const ROWS: &[&[&str]] = &[
         "iota-examples",
         "iota-benches",
         "iota-experiments",
+        "iota-load",
         "iota-sim",
         "iota-tidy",
     ],
@@ -24,6 +25,8 @@ const ROWS: &[&[&str]] = &[
     &["iota-orchestrator", "iota-miner", "iota-validator"],
     // Whoever works on leases: a validator redoes what a miner did, through the same code.
     &["iota-peer"],
+    // A device for what computes, beside the CPU that is in it.
+    &["iota-cuda"],
     // The upper half of plumbing (signs with identities) and of numbers (computes what the model describes), and what all
     // who take part know of a run (the model and the data, and the objects that follow from them).
     &["iota-wire", "iota-compute", "iota-run"],
@@ -92,6 +95,7 @@ const OWNED: &[(&[&str], &[&str])] = &[
         &["iota-store"],
     ),
     (&["candle*", "gemm"], &["iota-compute"]),
+    (&["cudarc"], &["iota-cuda"]),
     (&["schnorrkel"], &["iota-identity"]),
     (&["rusqlite", "libsqlite3-sys"], &["iota-journal"]),
     // Chance comes from seeds that are passed in, time from iota_protocol::Timestamp, laziness from std.
@@ -108,6 +112,7 @@ const OWNED: &[(&[&str], &[&str])] = &[
             "iota-validator-cli",
             "iota-examples",
             "iota-experiments",
+            "iota-load",
         ],
     ),
 ];

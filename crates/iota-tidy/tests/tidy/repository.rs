@@ -144,7 +144,8 @@ impl Package {
 pub(crate) fn packages() -> Vec<Package> {
     let mut folders = package_folders("crates");
     folders.append(&mut package_folders("bins"));
-    folders.extend(["examples", "benches", "benches/experiments"].map(str::to_owned));
+    folders
+        .extend(["examples", "benches", "benches/experiments", "benches/load"].map(str::to_owned));
     let package = |folder: String| {
         let manifest = read_toml(&format!("{folder}/Cargo.toml"));
         let name = manifest["package"]["name"]

@@ -9,7 +9,7 @@ use super::id::digest;
 use super::{ConversionError, chosen, enumeration, exact, required};
 use crate::proto;
 
-enumeration!(proto::Purpose, Purpose, { Activation, Gradient, Upload, Merged });
+enumeration!(proto::Purpose, Purpose, { Activation, Gradient, Upload, Merged, Delta, Kept });
 
 impl From<ObjectName> for proto::ObjectName {
     fn from(name: ObjectName) -> Self {

@@ -30,16 +30,20 @@ impl From<Outcome> for proto::Outcome {
             Outcome::Upload {
                 cells,
                 optimizer_steps,
+                kept,
             } => Kind::Upload(proto::UploadOutcome {
                 cells: cells.into_iter().map(Into::into).collect(),
                 optimizer_steps,
+                kept: kept.map(Into::into),
             }),
             Outcome::Merge {
                 merged,
                 quarantined,
+                delta,
             } => Kind::Merge(proto::MergeOutcome {
                 merged: Some(merged.into()),
                 quarantined: quarantined.into_iter().map(Into::into).collect(),
+                delta: delta.map(Into::into),
             }),
             Outcome::Install { state } => Kind::Install(proto::InstallOutcome {
                 state: state.as_bytes().to_vec(),
@@ -71,12 +75,7 @@ impl TryFrom<proto::Outcome> for Outcome {
                     loss: done.loss,
                 })
                 .map_err(within("backward")),
-            Some(Kind::Upload(done)) => repeated("cells", done.cells, CELLS_MAX)
-                .map(|cells| Self::Upload {
-                    cells,
-                    optimizer_steps: done.optimizer_steps,
-                })
-                .map_err(within("upload")),
+            Some(Kind::Upload(done)) => upload(done).map_err(within("upload")),
             Some(Kind::Merge(done)) => merge(done).map_err(within("merge")),
             Some(Kind::Install(done)) => digest("state", &done.state)
                 .map(|state: Digest| Self::Install { state })
@@ -88,9 +87,18 @@ impl TryFrom<proto::Outcome> for Outcome {
     }
 }
 
+fn upload(done: proto::UploadOutcome) -> Result<Outcome, ConversionError> {
+    Ok(Outcome::Upload {
+        cells: repeated("cells", done.cells, CELLS_MAX)?,
+        optimizer_steps: done.optimizer_steps,
+        kept: optional("kept", done.kept)?,
+    })
+}
+
 fn merge(done: proto::MergeOutcome) -> Result<Outcome, ConversionError> {
     Ok(Outcome::Merge {
         merged: required("merged", done.merged)?,
+        delta: optional("delta", done.delta)?,
         quarantined: repeated("quarantined", done.quarantined, UPLOADERS_MAX)?,
     })
 }

@@ -281,6 +281,7 @@ fn a_replay_inside_a_replay_is_refused() {
         checkpoint: Some(proto::Checkpoint::default()),
         entries,
         upload: None,
+        kept: None,
     };
     let work = |replay| proto::Work {
         kind: Some(proto::work::Kind::Replay(replay)),
@@ -346,6 +347,7 @@ fn the_longest_outcome_fits_into_a_request() {
     let outcome = Outcome::Upload {
         cells: vec![seal; crate::limits::CELLS_MAX],
         optimizer_steps: u64::MAX,
+        kept: Some(seal),
     };
     let request = proto::CompleteWorkRequest {
         generation: u32::MAX,
@@ -367,6 +369,7 @@ fn the_longest_outcome_fits_into_a_request() {
     let outcome = Outcome::Merge {
         merged: seal,
         quarantined,
+        delta: Some(seal),
     };
     let request = proto::CompleteWorkRequest {
         generation: u32::MAX,

@@ -69,32 +69,44 @@ impl From<Work> for proto::Work {
             Work::Upload {
                 cells,
                 learning_rate,
+                kept,
             } => Kind::Upload(proto::UploadWork {
                 cells: into_all(cells),
                 learning_rate,
+                kept: kept.map(Into::into),
             }),
             Work::Merge {
                 cell,
                 range,
                 inputs,
                 output,
+                delta,
+                base,
             } => Kind::Merge(proto::MergeWork {
                 cell: cell.get(),
                 range: Some(range.into()),
                 inputs: into_all(inputs),
                 output: Some(output.into()),
+                delta: delta.map(Into::into),
+                base: into_all(base),
             }),
-            Work::Install { checkpoint } => Kind::Install(proto::InstallWork {
+            Work::Install {
+                checkpoint,
+                goes_on,
+            } => Kind::Install(proto::InstallWork {
                 checkpoint: Some(checkpoint.into()),
+                goes_on,
             }),
             Work::Replay {
                 subject,
                 checkpoint,
+                kept,
                 entries,
                 upload,
             } => Kind::Replay(proto::ReplayWork {
                 subject: Some(subject.into()),
                 checkpoint: Some(checkpoint.into()),
+                kept: kept.map(Into::into),
                 entries: into_all(entries),
                 upload: upload.map(Into::into),
             }),
@@ -124,7 +136,10 @@ impl TryFrom<proto::Work> for Work {
             Some(Kind::Upload(work)) => upload(work).map_err(within("upload")),
             Some(Kind::Merge(work)) => merge(work).map_err(within("merge")),
             Some(Kind::Install(work)) => required("checkpoint", work.checkpoint)
-                .map(|checkpoint| Self::Install { checkpoint })
+                .map(|checkpoint| Self::Install {
+                    checkpoint,
+                    goes_on: work.goes_on,
+                })
                 .map_err(within("install")),
             Some(Kind::Replay(work)) => replay(work).map_err(within("replay")),
             Some(Kind::Inspect(work)) => inspect(work).map_err(within("inspect")),
@@ -154,6 +169,7 @@ fn upload(work: proto::UploadWork) -> Result<Work, ConversionError> {
     Ok(Work::Upload {
         cells: repeated("cells", work.cells, CELLS_MAX)?,
         learning_rate: work.learning_rate,
+        kept: optional("kept", work.kept)?,
     })
 }
 
@@ -163,6 +179,8 @@ fn merge(work: proto::MergeWork) -> Result<Work, ConversionError> {
         range: required("range", work.range)?,
         inputs: repeated("inputs", work.inputs, UPLOADERS_MAX)?,
         output: required("output", work.output)?,
+        delta: optional("delta", work.delta)?,
+        base: repeated("base", work.base, SEGMENTS_MAX)?,
     })
 }
 
@@ -170,6 +188,7 @@ fn replay(work: proto::ReplayWork) -> Result<Work, ConversionError> {
     Ok(Work::Replay {
         subject: required("subject", work.subject)?,
         checkpoint: required("checkpoint", work.checkpoint)?,
+        kept: optional("kept", work.kept)?,
         entries: repeated("entries", work.entries, LOG_ENTRIES_MAX)?,
         upload: optional("upload", work.upload)?,
     })
@@ -259,10 +278,12 @@ impl From<Segment> for proto::Segment {
                 object,
                 offset,
                 cell_elements,
+                delta,
             } => Some(proto::MergedSource {
                 object: Some(object.into()),
                 offset_elements: offset,
                 cell_elements,
+                delta: delta.map(Into::into),
             }),
         };
         Self {
@@ -283,6 +304,7 @@ impl TryFrom<proto::Segment> for Segment {
                     .map_err(|error| error.within("merged"))?,
                 offset: merged.offset_elements,
                 cell_elements: merged.cell_elements,
+                delta: optional("delta", merged.delta).map_err(|error| error.within("merged"))?,
             },
         };
         Ok(Self {
@@ -333,6 +355,7 @@ impl From<UploadRecord> for proto::UploadRecord {
             seals: into_all(record.seals),
             learning_rate: record.learning_rate,
             optimizer_steps: record.optimizer_steps,
+            kept: record.kept.map(Into::into),
         }
     }
 }
@@ -346,6 +369,7 @@ impl TryFrom<proto::UploadRecord> for UploadRecord {
             seals: repeated("seals", message.seals, CELLS_MAX)?,
             learning_rate: message.learning_rate,
             optimizer_steps: message.optimizer_steps,
+            kept: optional("kept", message.kept)?,
         })
     }
 }

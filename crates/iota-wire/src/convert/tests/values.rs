@@ -54,6 +54,8 @@ pub(super) fn name() -> impl Strategy<Value = ObjectName> {
         Purpose::Gradient,
         Purpose::Upload,
         Purpose::Merged,
+        Purpose::Delta,
+        Purpose::Kept,
     ];
     (
         prop::sample::select(purposes),
@@ -93,14 +95,14 @@ pub(super) fn cell_upload() -> impl Strategy<Value = CellUpload> {
 }
 
 pub(super) fn segment() -> impl Strategy<Value = Segment> {
-    let merged =
-        (object(), any::<u64>(), any::<u64>()).prop_map(|(object, offset, cell_elements)| {
-            SegmentSource::Merged {
-                object,
-                offset,
-                cell_elements,
-            }
-        });
+    let merged = (object(), any::<u64>(), any::<u64>(), of(object())).prop_map(
+        |(object, offset, cell_elements, delta)| SegmentSource::Merged {
+            object,
+            offset,
+            cell_elements,
+            delta,
+        },
+    );
     (range(), prop_oneof![Just(SegmentSource::Genesis), merged])
         .prop_map(|(range, source)| Segment { range, source })
 }
@@ -139,21 +141,35 @@ pub(super) fn plain_work() -> impl Strategy<Value = Work> {
                 learning_rate,
             }
         ),
-        (vec(cell_upload(), 0..4), number()).prop_map(|(cells, learning_rate)| Work::Upload {
-            cells,
-            learning_rate
-        }),
-        (any::<u32>(), range(), vec(merge_input, 0..4), name()).prop_map(
-            |(cell, range, inputs, output)| {
+        (vec(cell_upload(), 0..4), number(), of(name())).prop_map(
+            |(cells, learning_rate, kept)| Work::Upload {
+                cells,
+                learning_rate,
+                kept,
+            }
+        ),
+        (
+            any::<u32>(),
+            range(),
+            vec(merge_input, 0..4),
+            name(),
+            of(name()),
+            vec(segment(), 0..3)
+        )
+            .prop_map(|(cell, range, inputs, output, delta, base)| {
                 Work::Merge {
                     cell: CellIndex::new(cell),
                     range,
                     inputs,
                     output,
+                    delta,
+                    base,
                 }
-            }
-        ),
-        checkpoint().prop_map(|checkpoint| Work::Install { checkpoint }),
+            }),
+        (checkpoint(), any::<bool>()).prop_map(|(checkpoint, goes_on)| Work::Install {
+            checkpoint,
+            goes_on
+        }),
         (object(), session(), session()).prop_map(|(object, producer, accuser)| Work::Inspect {
             object,
             producer,
@@ -182,23 +198,33 @@ pub(super) fn work() -> impl Strategy<Value = Work> {
         vec(seal(), 0..3),
         number(),
         any::<u64>(),
+        of(object()),
     )
         .prop_map(
-            |(cells, seals, learning_rate, optimizer_steps)| UploadRecord {
+            |(cells, seals, learning_rate, optimizer_steps, kept)| UploadRecord {
                 cells,
                 seals,
                 learning_rate,
                 optimizer_steps,
+                kept,
             },
         );
-    let replay = (session(), checkpoint(), vec(entry, 0..4), of(upload)).prop_map(
-        |(subject, checkpoint, entries, upload)| Work::Replay {
-            subject,
-            checkpoint,
-            entries,
-            upload,
-        },
-    );
+    let replay = (
+        session(),
+        checkpoint(),
+        of(object()),
+        vec(entry, 0..4),
+        of(upload),
+    )
+        .prop_map(
+            |(subject, checkpoint, kept, entries, upload)| Work::Replay {
+                subject,
+                checkpoint,
+                kept,
+                entries,
+                upload,
+            },
+        );
     prop_oneof![6 => plain_work(), 2 => replay]
 }
 
@@ -257,13 +283,19 @@ pub(super) fn outcome() -> impl Strategy<Value = Outcome> {
                 }
             }
         ),
-        (vec(seal(), 0..4), any::<u64>()).prop_map(|(cells, optimizer_steps)| Outcome::Upload {
-            cells,
-            optimizer_steps
+        (vec(seal(), 0..4), any::<u64>(), of(seal())).prop_map(|(cells, optimizer_steps, kept)| {
+            Outcome::Upload {
+                cells,
+                optimizer_steps,
+                kept,
+            }
         }),
-        (seal(), vec(session(), 0..4)).prop_map(|(merged, quarantined)| Outcome::Merge {
-            merged,
-            quarantined
+        (seal(), vec(session(), 0..4), of(seal())).prop_map(|(merged, quarantined, delta)| {
+            Outcome::Merge {
+                merged,
+                quarantined,
+                delta,
+            }
         }),
         digest().prop_map(|state| Outcome::Install { state }),
         verdict.prop_map(|verdict| Outcome::Audit { verdict }),

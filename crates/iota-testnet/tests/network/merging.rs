@@ -1,0 +1,146 @@
+//! Whole networks that merge in other ways than the default.
+
+use iota_identity::Keypair;
+use iota_miner::{Behaviour, Miner};
+use iota_node::Shutdown;
+use iota_orchestrator::{
+    CodecName, DeltaChoice, MergingOptions, OptimizerState, Orchestrator, OuterName, Participants,
+    RuleName, Setup,
+};
+use iota_testnet::{Report, TestnetSettings, summary};
+
+use crate::{run, small};
+
+/// What learned in few bytes, the rest at home.
+const SMALL: MergingOptions = MergingOptions {
+    cells: 3,
+    upload: CodecName::TopK,
+    delta: DeltaChoice::Int8,
+    outer: OuterName::Nesterov,
+    outer_warmup_merges: 2,
+    optimizer_state: OptimizerState::Local,
+    ..MergingOptions::DEFAULT
+};
+
+async fn merging(merging: MergingOptions) -> (Report, u64) {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = TestnetSettings {
+        merging,
+        ..small(folder.path())
+    };
+    // The third is begun with what was kept through the second.
+    settings.training.epochs = 3;
+    let report = run(settings).await;
+    assert!(report.trained, "{}", summary(&report));
+    assert!(report.loss.held_out_end < report.loss.held_out_start - 0.3);
+    assert!(report.replicas_equal);
+    assert!(report.audits.passed > 0);
+    assert_eq!(report.audits.failed, 0);
+    for merge in &report.merges {
+        let (covered, agreed) = (merge.covered, merge.agreed);
+        assert_eq!((covered, agreed), (merge.cells, merge.cells), "{merge:?}");
+    }
+    let bytes = report.merges.iter().map(|it| it.bytes_up + it.bytes_down);
+    let bytes = bytes.sum();
+    (report, bytes)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_whose_miners_send_what_they_learned_in_few_bytes_trains_and_passes_its_audits() {
+    let (report, _) = merging(SMALL).await;
+    assert!(report.merges.iter().all(|merge| merge.cells == 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deltas_of_a_byte_without_moments_take_a_fraction_of_the_bytes() {
+    let (_, whole) = merging(MergingOptions::DEFAULT).await;
+    let (_, small) = merging(MergingOptions {
+        upload: CodecName::Int8,
+        delta: DeltaChoice::Int8,
+        feedback: 0.0,
+        optimizer_state: OptimizerState::Dropped,
+        ..MergingOptions::DEFAULT
+    })
+    .await;
+    assert!(small * 3 < whole, "{small} of {whole} bytes");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_robust_rule_on_deltas_with_merged_moments_trains() {
+    merging(MergingOptions {
+        rule: RuleName::Clipped,
+        clip_to_median: true,
+        outer: OuterName::Sgd,
+        outer_learning_rate: 1.0,
+        upload: CodecName::Bf16,
+        delta: DeltaChoice::Bf16,
+        ..MergingOptions::DEFAULT
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cheater_is_found_whatever_miners_keep_for_themselves() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = TestnetSettings {
+        merging: SMALL,
+        ..small(folder.path())
+    };
+    settings.training.epochs = 3;
+    settings.cheaters = 1;
+    let report = run(settings).await;
+    assert_eq!(report.cheaters.len(), 1, "{}", summary(&report));
+    assert_eq!(report.audits.failed, 1);
+    assert!(report.replicas_equal);
+}
+
+/// Held-out loss of one stage of eight miners without a validator, the last of which may behave otherwise.
+async fn with_one_of_eight(behaviour: Behaviour, rule: RuleName) -> f32 {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = TestnetSettings {
+        stages: 1,
+        merging: MergingOptions {
+            rule,
+            ..MergingOptions::DEFAULT
+        },
+        ..small(folder.path())
+    };
+    settings.training.samples_per_epoch = 64;
+    let participants = Participants {
+        miners_to_start: 8,
+        validators: Vec::new(),
+    };
+    let setup = Setup::new(&settings.run_options(), participants).unwrap();
+    std::fs::create_dir_all(&settings.out).unwrap();
+    let orchestrator = Orchestrator::builder(setup, &settings.out)
+        .start(&Shutdown::new())
+        .await
+        .unwrap();
+    for number in 0..8 {
+        let behaviour = if number == 7 {
+            behaviour
+        } else {
+            Behaviour::Honest
+        };
+        let miner = Miner::builder(orchestrator.url())
+            .with_keypair(Keypair::from_seed([number; 32]))
+            .with_behaviour(behaviour)
+            .with_threads(1);
+        tokio::spawn(miner.run(Shutdown::new()));
+    }
+    let (last, _) = orchestrator.finish().await.unwrap();
+    let merges = last.merges();
+    assert!(merges.iter().all(|merge| merge.covered == merge.cells));
+    // The second epoch begins from the first merge: its losses show what that was worth.
+    let losses: Vec<f32> = last.completed_samples().map(|(_, it)| it.loss).collect();
+    losses.iter().sum::<f32>() / losses.len() as f32
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_eight_that_uploads_garbage_ruins_a_mean_and_not_a_trimmed_one() {
+    let honest = with_one_of_eight(Behaviour::Honest, RuleName::Trimmed).await;
+    let robust = with_one_of_eight(Behaviour::Garbage, RuleName::Trimmed).await;
+    let ruined = with_one_of_eight(Behaviour::Garbage, RuleName::Mean).await;
+    assert!(robust < honest + 0.3, "{robust} instead of {honest}");
+    assert!(ruined > honest + 1.0, "{ruined} instead of {honest}");
+}
