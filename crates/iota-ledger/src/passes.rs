@@ -9,7 +9,7 @@ use crate::{Discrepancy, Ledger};
 impl Ledger {
     pub(crate) fn sample_opened(&mut self, sample: SampleId) {
         let expected = self.samples.keys().next_back();
-        let expected = expected.map_or(SampleId::default(), |last| last.next());
+        let expected = expected.map_or_else(SampleId::default, |last| last.next());
         if sample != expected {
             self.found
                 .push(Discrepancy::SampleOutOfOrder { sample, expected });

@@ -226,7 +226,7 @@ fn the_past_can_be_looked_at_from_either_side_of_a_snapshot() {
             (*sequence, state.clone())
         );
         // Several entries may be of one time: all of them have happened then.
-        let last = past.iter().filter(|(other, ..)| other == at).next_back();
+        let last = past.iter().rfind(|(other, ..)| other == at);
         let (_, last, state) = last.unwrap();
         let then = recover_at(&journal, Point::Time(*at)).unwrap().unwrap();
         assert_eq!((then.sequence, bytes(&then.state)), (*last, state.clone()));
