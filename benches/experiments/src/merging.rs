@@ -4,11 +4,12 @@
 mod training;
 mod variant;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
+use iota_compute::{AdamW, Muon, OptimizerSettings, UpdateRule};
 use iota_data::BatchShape;
 use serde::{Deserialize, Serialize};
 
@@ -48,9 +49,17 @@ pub(crate) struct Options {
     /// Sequences in the batch of a replica's step.
     #[arg(long, default_value_t = 2, value_name = "N")]
     sequences: u32,
-    /// The learning rate of all variants after the warm-up.
-    #[arg(long, default_value_t = 3e-3, value_name = "RATE")]
-    learning_rate: f32,
+    /// The optimizer of all replicas.
+    #[arg(long, value_enum, default_value_t = Optimizer::Adamw)]
+    optimizer: Optimizer,
+    /// Learning rates after the warm-up: every variant is run with each, and its row is that of the best.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "0.003,0.006,0.012",
+        value_name = "RATE,.."
+    )]
+    learning_rates: Vec<f32>,
     /// Runs at a time, each on one thread.
     #[arg(long, default_value_t = 1, value_name = "N")]
     jobs: usize,
@@ -65,6 +74,34 @@ pub(crate) struct Options {
     out: PathBuf,
 }
 
+/// An optimizer by name, with the defaults of a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Optimizer {
+    Adamw,
+    Muon,
+}
+
+impl Optimizer {
+    fn settings(self) -> OptimizerSettings {
+        let rule = match self {
+            Self::Adamw => UpdateRule::AdamW(AdamW::default()),
+            Self::Muon => UpdateRule::Muon(Muon::default()),
+        };
+        OptimizerSettings {
+            rule,
+            ..OptimizerSettings::default()
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Adamw => "AdamW",
+            Self::Muon => "Muon",
+        }
+    }
+}
+
 /// What a run was: together with the seed and the variant it decides the result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Setting {
@@ -75,6 +112,7 @@ struct Setting {
     replicas: usize,
     every: u64,
     tokens: u64,
+    optimizer: Optimizer,
     learning_rate: f32,
 }
 
@@ -99,6 +137,8 @@ struct Outcome {
 #[derive(Debug)]
 struct Row {
     variant: Variant,
+    /// With which it came out best.
+    learning_rate: f32,
     /// Per parameter and merge, for each replica.
     bytes: Option<f64>,
     /// Than IOTA's merge.
@@ -122,7 +162,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         options.every > 0,
         "--every: at least one step between merges"
     );
-    let setting = Setting {
+    ensure!(
+        !options.learning_rates.is_empty(),
+        "--learning-rates: at least one"
+    );
+    let setting = |learning_rate| Setting {
         width: options.width,
         blocks: options.blocks,
         context: options.context,
@@ -130,8 +174,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         replicas: options.replicas,
         every: options.every,
         tokens: options.tokens,
-        learning_rate: options.learning_rate,
+        optimizer: options.optimizer,
+        learning_rate,
     };
+    let settings: Vec<Setting> = options
+        .learning_rates
+        .iter()
+        .copied()
+        .map(setting)
+        .collect();
     let text = Text::bundled(BatchShape {
         sequences: options.sequences,
         context: u32::try_from(options.context)?,
@@ -155,19 +206,26 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     std::fs::create_dir_all(&options.out)
         .with_context(|| format!("making {}", options.out.display()))?;
     let (results, mut outcomes) = Results::open::<Outcome>(&options.out.join("merging.jsonl"))?;
-    outcomes.retain(|outcome| outcome.setting == setting);
+    outcomes.retain(|outcome| settings.contains(&outcome.setting));
     if !options.summarise {
-        let open: VecDeque<(Variant, u64)> = (1..=options.seeds)
-            .flat_map(|seed| wanted.iter().map(move |variant| (*variant, seed)))
-            .filter(|(variant, seed)| {
+        let of_seed = |seed| {
+            let of_variant = move |variant: &Variant| (*variant, seed);
+            wanted.iter().map(of_variant)
+        };
+        let open: VecDeque<(Variant, u64, &Setting)> = (1..=options.seeds)
+            .flat_map(of_seed)
+            .flat_map(|(variant, seed)| settings.iter().map(move |s| (variant, seed, s)))
+            .filter(|(variant, seed, setting)| {
                 let name = variant.to_string();
-                !outcomes
-                    .iter()
-                    .any(|outcome| outcome.variant == name && outcome.seed == *seed)
+                let is_this = |outcome: &Outcome| {
+                    (&outcome.variant, outcome.seed, &outcome.setting) == (&name, *seed, setting)
+                };
+                !outcomes.iter().any(is_this)
             })
             .collect();
-        let run_one = |(variant, seed): &(Variant, u64)| {
-            let outcome = train(&model, &setting, variant, *seed, &text)
+        let run_one = |(variant, seed, setting): &(Variant, u64, &Setting)| {
+            let optimizer = options.optimizer.settings();
+            let outcome = train(&model, setting, variant, optimizer, *seed, &text)
                 .with_context(|| format!("training {variant} with seed {seed}"))?;
             results.add(&outcome)?;
             let loss = outcome.held_out.map_or_else(
@@ -175,25 +233,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 |loss| format!("{loss:.4} nats per token"),
             );
             let seconds = outcome.seconds;
-            let said = format!("{variant}, seed {seed}: {loss}, {seconds:.0} s");
+            let rate = setting.learning_rate;
+            let said = format!("{variant}, rate {rate}, seed {seed}: {loss}, {seconds:.0} s");
             Ok((outcome, said))
         };
         outcomes.extend(run_all(open, options.jobs, &run_one)?);
     }
     let rows = summarise(&wanted, &outcomes);
-    write(&options.out, &setting, &rows)
+    write(&options.out, &settings, &rows)
 }
 
 /// One row for each variant that has been run, in the order of the variants.
 fn summarise(variants: &[Variant], outcomes: &[Outcome]) -> Vec<Row> {
-    let of = |variant: &Variant| -> Vec<&Outcome> {
-        let name = variant.to_string();
-        outcomes
-            .iter()
-            .filter(|outcome| outcome.variant == name)
-            .collect()
-    };
-    let references = of(&Variant::Synchronous);
+    let references = best(&Variant::Synchronous, outcomes);
     let reference = |seed| {
         let same = references.iter().find(|outcome| outcome.seed == seed)?;
         same.held_out
@@ -201,7 +253,7 @@ fn summarise(variants: &[Variant], outcomes: &[Outcome]) -> Vec<Row> {
     variants
         .iter()
         .filter_map(|variant| {
-            let runs = of(variant);
+            let runs = best(variant, outcomes);
             let first = runs.first()?;
             let losses: Vec<f64> = runs.iter().filter_map(|run| run.held_out).collect();
             let differences: Vec<f64> = runs
@@ -216,6 +268,7 @@ fn summarise(variants: &[Variant], outcomes: &[Outcome]) -> Vec<Row> {
             let curves: Vec<&[(u64, f64)]> = runs.iter().map(|run| &run.curve[..]).collect();
             Some(Row {
                 variant: *variant,
+                learning_rate: first.setting.learning_rate,
                 bytes,
                 times_fewer: bytes.map(|bytes| iota_bytes(first.setting.replicas) / bytes),
                 loss: Spread::of(&losses),
@@ -228,6 +281,26 @@ fn summarise(variants: &[Variant], outcomes: &[Outcome]) -> Vec<Row> {
         .collect()
 }
 
+/// The runs of a variant with the learning rate that is best for it: that of the lowest mean loss, where none broke down
+/// if there is such a one.
+fn best<'a>(variant: &Variant, outcomes: &'a [Outcome]) -> Vec<&'a Outcome> {
+    let name = variant.to_string();
+    let mut by_rate: BTreeMap<u32, Vec<&Outcome>> = BTreeMap::new();
+    for outcome in outcomes.iter().filter(|outcome| outcome.variant == name) {
+        // Positive numbers are ordered as their bits are.
+        let rate = outcome.setting.learning_rate.to_bits();
+        by_rate.entry(rate).or_default().push(outcome);
+    }
+    let loss = |runs: &[&Outcome]| -> f64 {
+        let loss = |run: &&Outcome| run.held_out.unwrap_or(f64::INFINITY);
+        runs.iter().map(loss).sum::<f64>() / runs.len() as f64
+    };
+    let lowest = by_rate
+        .into_values()
+        .min_by(|a, b| loss(a).total_cmp(&loss(b)));
+    lowest.unwrap_or_default()
+}
+
 /// Bytes per parameter that each of so many miners moves in IOTA's merge: parameters and both moments as bf16, once up, all
 /// uploads of an owner's cells down, those cells up, and everything down.
 fn iota_bytes(replicas: usize) -> f64 {
@@ -235,8 +308,8 @@ fn iota_bytes(replicas: usize) -> f64 {
     4.0 * BYTES + 2.0 * BYTES / replicas as f64
 }
 
-fn write(out: &Path, setting: &Setting, rows: &[Row]) -> Result<()> {
-    let markdown = markdown(setting, rows);
+fn write(out: &Path, settings: &[Setting], rows: &[Row]) -> Result<()> {
+    let markdown = markdown(settings, rows);
     println!("\n{markdown}");
     let files = [
         ("merging.md", markdown),
@@ -251,7 +324,12 @@ fn write(out: &Path, setting: &Setting, rows: &[Row]) -> Result<()> {
     Ok(())
 }
 
-fn markdown(setting: &Setting, rows: &[Row]) -> String {
+fn markdown(settings: &[Setting], rows: &[Row]) -> String {
+    let rates: Vec<String> = settings
+        .iter()
+        .map(|setting| setting.learning_rate.to_string())
+        .collect();
+    let rates = rates.join(", ");
     let Setting {
         width,
         blocks,
@@ -260,10 +338,13 @@ fn markdown(setting: &Setting, rows: &[Row]) -> String {
         replicas,
         every,
         tokens,
-        learning_rate,
-    } = setting;
+        optimizer,
+        ..
+    } = &settings[0];
+    let optimizer = optimizer.name();
     let columns = [
         "variant",
+        "rate",
         "bytes",
         "times fewer than IOTA",
         "held-out loss",
@@ -292,18 +373,20 @@ fn markdown(setting: &Setting, rows: &[Row]) -> String {
         };
         [
             row.variant.to_string(),
+            row.learning_rate.to_string(),
             row.bytes.map_or_else(nothing, trimmed),
             row.times_fewer.map_or_else(nothing, trimmed),
             loss,
             difference,
         ]
     };
-    let cells: Vec<[String; 5]> = rows.iter().map(cells).collect();
+    let cells: Vec<[String; 6]> = rows.iter().map(cells).collect();
     format!(
         "Model: {blocks} blocks of {width} channels. {replicas} replicas, merged every {every} steps. Training: {tokens} tokens \
-         (bytes of text),\n{sequences} x {context} in the batch of a replica's step, AdamW, learning rate {learning_rate}. Bytes: \
-         moved by each replica, per parameter and\nmerge. Loss: nats per token on text that was never trained on, mean ± standard \
-         deviation over seeds; the last column\ncompares with synchronous training, runs of the same seed.\n\n{}",
+         (bytes of text),\n{sequences} x {context} in the batch of a replica's step, {optimizer}. Each variant with the best for it of the learning \
+         rates\n{rates}. Bytes: moved by each replica, per parameter and merge. Loss: nats per token on text that was \
+         never\ntrained on, mean ± standard deviation over seeds; the last column compares with synchronous training, runs of \
+         the same\nseed.\n\n{}",
         aligned(&columns.map(str::to_owned), &cells)
     )
 }
@@ -403,7 +486,7 @@ mod tests {
 
     fn options(out: &Path, seeds: u64) -> Options {
         let (out, seeds) = (out.display().to_string(), seeds.to_string());
-        let small = "test --tokens 1024 --width 32 --blocks 1 --context 32 --sequences 1 --replicas 4 --every 2 --jobs 2";
+        let small = "test --tokens 1024 --width 32 --blocks 1 --context 32 --sequences 1 --replicas 4 --every 2 --jobs 2 --learning-rates 0.003";
         let rest = ["--seeds", &seeds, "--out", &out];
         Command::parse_from(small.split(' ').chain(rest)).options
     }
@@ -463,6 +546,31 @@ mod tests {
         assert_eq!(of("mean, f32, moments merged"), Some(36.0));
         assert_eq!(of("synchronous"), None);
         assert_eq!(iota_bytes(4), 27.0);
+    }
+
+    #[test]
+    fn a_row_is_that_of_the_best_learning_rate() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut options = options(folder.path(), 1);
+        options.only = vec!["nothing".to_owned()];
+        options.learning_rates = vec![1e-6, 3e-3];
+        run(&options).unwrap();
+        let mut outcomes = outcomes(folder.path());
+        let rate = |outcomes: &[Outcome]| {
+            let rows = summarise(&[Variant::Synchronous], outcomes);
+            assert_eq!((rows.len(), rows[0].runs + rows[0].broken), (1, 1));
+            rows[0].learning_rate
+        };
+        assert_eq!(rate(&outcomes), 3e-3);
+        let best = outcomes
+            .iter_mut()
+            .find(|outcome| outcome.setting.learning_rate > 1e-3);
+        best.unwrap().held_out = None;
+        assert_eq!(
+            rate(&outcomes),
+            1e-6,
+            "a run that broke down is not the best"
+        );
     }
 
     #[test]

@@ -20,12 +20,9 @@ pub(crate) enum Command {
     Testnet(Testnet),
     /// Serve a run and wait for miners to come.
     Serve(Serve),
-    /// Go on with the run in a folder, whose process has ended: a testnet as a whole, a served run as it was served.
-    Resume {
-        /// The run folder.
-        #[arg(long, value_name = "DIR", default_value = "iota-run")]
-        out: PathBuf,
-    },
+    /// Go on with the run in a folder, whose process has ended: a testnet as a whole, a served run as it was served. If the
+    /// folder is lost and only its store is left, the folder is made anew from the backups that are in there.
+    Resume(Resume),
     /// Read a run's whole journal and say whether it is as it was written.
     Fsck {
         /// The run folder.
@@ -100,6 +97,39 @@ pub(crate) enum Explained {
 pub(crate) enum Config {
     /// Print the settings of a testnet as they would be used, each with its origin; the output is a settings file.
     Show(Testnet),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Resume {
+    /// The run folder.
+    #[arg(long, value_name = "DIR", default_value = "iota-run")]
+    pub(crate) out: PathBuf,
+    #[command(flatten)]
+    pub(crate) restore: Restore,
+}
+
+/// How to make a run folder anew.
+#[derive(Debug, Args)]
+pub(crate) struct Restore {
+    /// The store that is left of the run, `store` in the run folder that it had. It is used where it is; what happened after
+    /// the last backup in it is lost. End every process of the run first, on whatever machine.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) from_store: Option<PathBuf>,
+    /// Which run, if the store has several.
+    #[arg(long, value_name = "ID", requires = "from_store")]
+    pub(crate) run: Option<iota_protocol::RunId>,
+    /// The orchestrator's key, if it was named with --key and is somewhere else now.
+    #[arg(long, value_name = "FILE", requires = "from_store")]
+    pub(crate) key: Option<PathBuf>,
+    /// Where peers call, if not where they did.
+    #[arg(long, value_name = "ADDR", requires = "from_store")]
+    pub(crate) listen: Option<SocketAddr>,
+    /// Where the embedded store listens, if not where it did.
+    #[arg(long, value_name = "ADDR", requires = "from_store")]
+    pub(crate) store_listen: Option<SocketAddr>,
+    /// Under which URL peers reach the store, if not under the one that it had.
+    #[arg(long, value_name = "URL", requires = "from_store")]
+    pub(crate) store_url: Option<url::Url>,
 }
 
 /// Flags that are given override the environment (`IOTA_…`), which overrides the settings file.

@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use iota_journal::SqliteJournal;
 use iota_node::settings::SettingsError;
-use iota_node::{Exit, Layers, Loaded, Shutdown, Telemetry};
+use iota_node::{Clock as _, Exit, Layers, Loaded, Shutdown, SystemClock, Telemetry};
 use iota_orchestrator::{
-    JOURNAL, Orchestrator, OrchestratorBuilder, Participants, Setup, SetupError, TimingOptions,
-    check_addresses,
+    JOURNAL, Orchestrator, OrchestratorBuilder, Participants, RestoreOptions, Setup, SetupError,
+    TimingOptions, check_addresses,
 };
 use iota_testnet::{Testnet, TestnetSettings, folder, summary};
 
-use crate::arguments::{self, Arguments, Command, Config, Serve};
+use crate::arguments::{self, Arguments, Command, Config, Resume, Serve};
 use crate::history::{self, NotInThisRun};
 
 /// Does what was asked for.
@@ -20,7 +20,7 @@ pub(crate) fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
     match arguments.command {
         Command::Testnet(flags) => testnet(&flags),
         Command::Serve(flags) => serve(flags),
-        Command::Resume { out } => resume(out),
+        Command::Resume(flags) => resume(flags),
         Command::Fsck { out } => fsck(&out),
         Command::Backup { out, to } => backup(&out, &to),
         Command::AuditLedger { out, json } => history::audit_ledger(out, json),
@@ -74,6 +74,8 @@ const fn orchestrator_exit_code(error: &iota_orchestrator::Error) -> Exit {
     use iota_orchestrator::Error;
     match error {
         Error::NoRun { .. }
+        | Error::Occupied { .. }
+        | Error::NothingToRestore { .. }
         | Error::RunFile { .. }
         | Error::AnotherKey { .. }
         | Error::Journal(
@@ -140,13 +142,48 @@ fn run_testnet(testnet: Testnet) -> anyhow::Result<Exit> {
     })
 }
 
-fn resume(out: PathBuf) -> anyhow::Result<Exit> {
+fn resume(flags: Resume) -> anyhow::Result<Exit> {
+    let Resume { out, restore } = flags;
+    if let Some(store) = restore.from_store {
+        let options = RestoreOptions {
+            store,
+            run: restore.run,
+            key_file: restore.key,
+            listen: restore.listen,
+            store_listen: restore.store_listen,
+            store_url: restore.store_url,
+        };
+        restore_folder(&options, &out)?;
+    }
     if folder::holds_testnet(&out) {
         start_telemetry("warn")?;
         return run_testnet(Testnet::resume(out)?);
     }
     Telemetry::from_environment()?.init()?;
     serve_until_over(Orchestrator::resume(out)?)
+}
+
+/// Makes `out` the folder of the run that is left in a store, and says what is lost.
+fn restore_folder(options: &RestoreOptions, out: &Path) -> anyhow::Result<()> {
+    let now = SystemClock::new().now();
+    let restored = runtime()?.block_on(Orchestrator::restore(options, out, now))?;
+    for (number, problem) in &restored.passed_over {
+        eprintln!("backup {number} cannot be used: {problem}");
+    }
+    let lost = now.since(restored.until).as_secs();
+    eprintln!(
+        "{} is restored to {} as it was {lost} s ago, from backup {}; it goes on from the checkpoint of {}",
+        restored.run,
+        out.display(),
+        restored.backup,
+        restored.epoch
+    );
+    if let Some(epoch) = restored.lost_epoch {
+        eprintln!(
+            "the store has checkpoints up to {epoch}, but nobody knows what led to them; they will be replaced"
+        );
+    }
+    Ok(())
 }
 
 fn fsck(out: &Path) -> anyhow::Result<Exit> {

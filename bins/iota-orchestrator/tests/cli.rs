@@ -99,6 +99,12 @@ fn there_is_no_going_on_with_what_is_not_there() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().to_str().unwrap();
     refused(&["resume", "--out", out], 2, &[out, "--out"]);
+    refused(
+        &["resume", "--from-store", out, "--out", "elsewhere"],
+        2,
+        &["nothing to restore", out],
+    );
+    refused(&["resume", "--listen", "127.0.0.1:1"], 2, &["--from-store"]);
     refused(&["fsck", "--out", out], 2, &["journal.sqlite"]);
     refused(&["audit-ledger", "--out", out], 2, &[out]);
     std::fs::write(folder.path().join("journal.sqlite"), "x".repeat(5000)).unwrap();

@@ -49,6 +49,7 @@
 //! | `chain` | the hash that ties each entry to all before it |
 //! | `recover` | from a journal to the state it leads to; the check of a whole journal |
 //! | `memory` | a journal in memory, which dies at any write that a test names |
+//! | `pages` | a journal in pieces that are written once, for an object store |
 //! | `sqlite` | a journal in a file that survives a power cut; migrations, backup, check |
 //!
 //! What it does *not* know: what an event means (`iota-protocol` applies them), who waits for an answer, when to take a
@@ -58,6 +59,7 @@ mod chain;
 mod codec;
 mod error;
 mod memory;
+mod pages;
 mod recover;
 mod sqlite;
 
@@ -70,6 +72,7 @@ use serde::{Deserialize, Serialize};
 pub use codec::{Malformed, Snapshot};
 pub use error::{Error, Result};
 pub use memory::{Crash, MemoryDisk, MemoryJournal};
+pub use pages::{Head, Pager};
 pub use recover::{Checked, Point, Recovered, check, recover, recover_at, replay};
 pub use sqlite::SqliteJournal;
 

@@ -111,6 +111,8 @@ pub enum Loss {
     Idle,
     /// The run ended before its merge.
     RunOver,
+    /// The run was restored from an older state: what the epoch had learned is lost.
+    Restored,
     /// It installed the epoch's checkpoint a second time: its weights began anew.
     BeganAnew,
     /// It held other bits than the other replicas of its stage.
@@ -138,6 +140,7 @@ impl From<SessionEnd> for Loss {
             SessionEnd::CannotInstall => Self::CannotInstall,
             SessionEnd::Idle => Self::Idle,
             SessionEnd::RunOver => Self::RunOver,
+            SessionEnd::Restored => Self::Restored,
         }
     }
 }

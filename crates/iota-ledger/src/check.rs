@@ -50,13 +50,11 @@ impl Ledger {
         let mut totals = Totals {
             samples: self.samples.len() as u64,
             in_flight: self.flying.len() as u64,
-            work: WorkCounts {
-                undone: self.samples.values().map(|account| account.undone).sum(),
-                ..self.work
-            },
+            work: self.work,
             ..Totals::default()
         };
         for account in self.samples.values() {
+            totals.work.undone += account.undone;
             match account.end {
                 Some(SampleEnd::Completed { .. }) => totals.completed += 1,
                 Some(SampleEnd::Dropped { .. }) => totals.dropped += 1,
@@ -90,7 +88,7 @@ impl Ledger {
     ///
     /// `state` is the rules' own, after the last event that this ledger was shown.
     pub fn check(&self, state: &State) -> Vec<Discrepancy> {
-        let mut found = self.found.clone();
+        let mut found = self.discrepancies.clone();
         if self.phase == Phase::Over {
             let left = self.flying.iter();
             found.extend(left.map(|sample| Discrepancy::NeverCounted { sample: *sample }));

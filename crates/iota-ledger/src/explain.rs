@@ -88,6 +88,9 @@ impl Explanation {
             }
             return;
         }
+        if matches!(event, Event::Restored { .. }) {
+            self.tell_tally(entry, at);
+        }
         if let Some(text) = self.text(at, event) {
             self.tell(entry, at, text);
         }
@@ -125,6 +128,8 @@ impl Explanation {
                     }),
                 }
             }
+            // Whatever is told of may be undone by it.
+            Event::Restored { .. } => (!self.lines.is_empty()).then(|| words::event(event)),
             Event::Completed {
                 lease, credited, ..
             } => self.completed(*lease, *credited, at),

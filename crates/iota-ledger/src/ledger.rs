@@ -50,10 +50,14 @@ pub struct Ledger {
     pub(crate) present: BTreeMap<Session, usize>,
     leases: BTreeMap<LeaseId, Lease>,
     next_lease: LeaseId,
+    /// The next lease's number may be any later one.
+    leaps: bool,
+    /// The sample that was next when the epoch began to train, and those that it took over.
+    epoch_found: (SampleId, BTreeSet<SampleId>),
     pub(crate) restarted: u64,
-    /// But for what was undone, which each sample's account has.
+    /// What was undone only of samples that are forgotten; the others' accounts have the rest.
     pub(crate) work: WorkCounts,
-    pub(crate) found: Vec<Discrepancy>,
+    pub(crate) discrepancies: Vec<Discrepancy>,
 }
 
 impl Ledger {
@@ -74,9 +78,11 @@ impl Ledger {
             present: BTreeMap::new(),
             leases: BTreeMap::new(),
             next_lease: LeaseId::default(),
+            leaps: false,
+            epoch_found: (SampleId::default(), BTreeSet::new()),
             restarted: 0,
             work: WorkCounts::default(),
-            found: Vec::new(),
+            discrepancies: Vec::new(),
         }
     }
 
@@ -214,9 +220,11 @@ impl Ledger {
                 merged,
             } => {
                 if let Some(merge) = self.merges.get_mut(&(self.epoch, *stage)) {
-                    self.found.extend(merge.settle(*cell, *result, *merged));
+                    self.discrepancies
+                        .extend(merge.settle(*cell, *result, *merged));
                 }
             }
+            Event::Restored { .. } => self.restored(),
             Event::CheckpointCommitted(checkpoint) => self.commit(checkpoint, false),
             Event::CheckpointRepaired {
                 checkpoint, object, ..
@@ -268,9 +276,10 @@ impl Ledger {
 
     fn leased(&mut self, lease: &Lease) {
         let expected = self.next_lease;
-        if lease.id != expected {
+        let leaps = std::mem::take(&mut self.leaps);
+        if lease.id != expected && !(leaps && lease.id > expected) {
             let lease = lease.id;
-            self.found
+            self.discrepancies
                 .push(Discrepancy::LeaseOutOfOrder { lease, expected });
         }
         self.next_lease = expected.max(lease.id).next();
@@ -284,7 +293,7 @@ impl Ledger {
     fn completed(&mut self, id: LeaseId, session: Session, outcome: &Outcome, credited: bool) {
         let lease = self.leases.remove(&id);
         let Some(lease) = lease.filter(|lease| lease.session == session) else {
-            self.found
+            self.discrepancies
                 .push(Discrepancy::ResultWithoutLease { lease: id, session });
             return;
         };
@@ -305,7 +314,7 @@ impl Ledger {
                 let merge = self.merges.get_mut(&key);
                 let merge = merge.filter(|merge| merge.roster.contains(&session));
                 let (Some(merge), Some(&stint)) = (merge, self.present.get(&session)) else {
-                    self.found
+                    self.discrepancies
                         .push(Discrepancy::UploadOutsideRoster { stage, session });
                     return;
                 };
@@ -332,7 +341,7 @@ impl Ledger {
                 if let Some(merge) = self.merges.get_mut(&(self.epoch, lease.stage)) {
                     let object = ObjectRef { name, seal };
                     let found = merge.merge(id, (*cell, range), inputs, object, quarantined);
-                    self.found.extend(found);
+                    self.discrepancies.extend(found);
                 }
             }
             (Work::Install { checkpoint, .. }, Outcome::Install { .. }) if credited => {
@@ -349,6 +358,34 @@ impl Ledger {
             }
             _ => {}
         }
+    }
+
+    /// Part of the history is lost. While nothing that the epoch learned is in a checkpoint, its samples have not begun.
+    fn restored(&mut self) {
+        self.leaps = true;
+        self.leases.clear();
+        let is_learning = matches!(
+            self.phase,
+            Phase::Training | Phase::Uploading | Phase::Merging
+        );
+        if !is_learning {
+            return;
+        }
+        let (next, carried) = self.epoch_found.clone();
+        for account in self.samples.split_off(&next).into_values() {
+            let passes = account.forwards.len() + account.backwards.len();
+            self.work.undone += account.undone + passes as u64;
+        }
+        for sample in &carried {
+            if let Some(account) = self.samples.get_mut(sample) {
+                account.undo_to(0, 0);
+                account.end = None;
+            }
+        }
+        self.flying = carried;
+        self.completed.remove(&self.epoch);
+        let epoch = self.epoch;
+        self.merges.retain(|(merged, _), _| *merged != epoch);
     }
 
     /// A backward pass that had to begin with the forward is two; at the tail the forward is part of it.
@@ -386,6 +423,11 @@ impl Ledger {
             }
         }
         (self.phase, self.epoch) = (phase, epoch);
+        if phase == Phase::Training {
+            let last = self.samples.keys().next_back();
+            let next = last.map_or_else(SampleId::default, |last| last.next());
+            self.epoch_found = (next, self.flying.clone());
+        }
         if phase == Phase::Installing {
             // What could still have been handed in is worth nothing now; a late verdict always is worth something.
             self.leases
@@ -403,9 +445,10 @@ impl Ledger {
             .collect();
         if let Some(merge) = self.merges.get_mut(&(merged, stage)) {
             let found = merge.commit(checkpoint, &before, cut, repaired);
-            self.found.extend(found);
+            self.discrepancies.extend(found);
         } else if !repaired {
-            self.found.push(Discrepancy::FromNowhere { epoch, stage });
+            self.discrepancies
+                .push(Discrepancy::FromNowhere { epoch, stage });
         }
         self.checkpoints.insert((epoch, stage), checkpoint.clone());
     }
@@ -427,8 +470,9 @@ impl Ledger {
         }
     }
 
+    /// The merge of a stage whose checkpoint nobody starts from any more, even if this epoch has to train anew.
     fn before(&mut self, stage: StageIndex) -> Option<&mut StageMerge> {
-        let earlier = Epoch::new(self.epoch.get().checked_sub(1)?);
+        let earlier = Epoch::new(self.epoch.get().checked_sub(2)?);
         self.merges.get_mut(&(earlier, stage))
     }
 
@@ -439,7 +483,8 @@ impl Ledger {
     ) -> Option<&mut SampleAccount> {
         if !self.flying.contains(&sample) {
             let what = what.to_owned();
-            self.found.push(Discrepancy::NotOnItsWay { sample, what });
+            self.discrepancies
+                .push(Discrepancy::NotOnItsWay { sample, what });
             return None;
         }
         self.samples.get_mut(&sample)

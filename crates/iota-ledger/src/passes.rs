@@ -11,7 +11,7 @@ impl Ledger {
         let expected = self.samples.keys().next_back();
         let expected = expected.map_or_else(SampleId::default, |last| last.next());
         if sample != expected {
-            self.found
+            self.discrepancies
                 .push(Discrepancy::SampleOutOfOrder { sample, expected });
         }
         if !self.samples.contains_key(&sample) {
@@ -29,7 +29,7 @@ impl Ledger {
         peer.forwards += u64::from(!is_backward);
         peer.backwards += u64::from(is_backward);
         let Some(&stint) = self.present.get(&session) else {
-            self.found
+            self.discrepancies
                 .push(Discrepancy::WithoutWeights { lease: id, session });
             return;
         };
@@ -44,7 +44,7 @@ impl Ledger {
             stint,
         };
         let found = account.extend(sample, lease, outcome, contribution, tail);
-        self.found.extend(found);
+        self.discrepancies.extend(found);
     }
 
     pub(crate) fn sample_completed(&mut self, sample: SampleId, loss: f32, path: &[Session]) {
@@ -64,15 +64,15 @@ impl Ledger {
         let missing = (0..tail + 1 - did.len().min(tail + 1))
             .filter_map(|stage| Some(StageIndex::new(u16::try_from(stage).ok()?)));
         let missing = missing.map(|stage| Discrepancy::NeverLearned { sample, stage });
-        self.found.extend(missing);
+        self.discrepancies.extend(missing);
         if did != path {
-            self.found.push(Discrepancy::AnotherPath { sample });
+            self.discrepancies.push(Discrepancy::AnotherPath { sample });
         }
         let completed = self.completed.entry(epoch).or_default();
         *completed += 1;
         let quota = self.settings.samples_per_epoch;
         if *completed > quota {
-            self.found.push(Discrepancy::TooManySamples {
+            self.discrepancies.push(Discrepancy::TooManySamples {
                 epoch,
                 quota,
                 sample,

@@ -20,6 +20,10 @@ pub(crate) fn event(event: &Event) -> String {
             "the orchestrator is back after {}; every deadline moved by that",
             seconds(*away)
         ),
+        Event::Restored { away } => format!(
+            "the run is restored from an older state: what happened in the {} since is lost",
+            seconds(*away)
+        ),
         Event::SessionJoined {
             session,
             role,
@@ -316,6 +320,7 @@ const fn session_end(end: SessionEnd) -> &'static str {
             "others wait for its place, and it has not installed the checkpoint and takes no lease for it"
         }
         SessionEnd::RunOver => "the run is over",
+        SessionEnd::Restored => "what it did since is lost, it has to join again",
     }
 }
 
@@ -358,6 +363,7 @@ const fn phase_reason(reason: PhaseReason) -> &'static str {
         PhaseReason::LastEpochMerged => "every merge of the run is done",
         PhaseReason::AuditsSettled => "no audit is left",
         PhaseReason::Stopped => "the operator said so",
+        PhaseReason::Restored => "what the epoch had learned is lost, and it trains anew",
     }
 }
 
@@ -391,6 +397,9 @@ const fn abandon(reason: AbandonReason) -> &'static str {
         AbandonReason::TooManyAttempts => "validators gave it back too often",
         AbandonReason::NothingToRedo => "nothing of its subject's log can be redone",
         AbandonReason::RunOver => "the run is over",
+        AbandonReason::Restored => {
+            "what it would look at may have been deleted in the time that is lost"
+        }
     }
 }
 
@@ -439,6 +448,7 @@ pub(crate) const fn loss(loss: Loss) -> &'static str {
         Loss::CannotInstall => "the miner was let go, since it could not install a checkpoint",
         Loss::Idle => "the miner kept a place that others waited for, and was let go",
         Loss::RunOver => "the run ended before the merge",
+        Loss::Restored => "the run was restored from an older state",
         Loss::BeganAnew => "the miner installed the epoch's checkpoint a second time",
         Loss::Odd => "the miner held other bits than its stage's other replicas",
         Loss::CheckpointRepaired => "what the miner had started from was repaired",

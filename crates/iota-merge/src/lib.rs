@@ -122,6 +122,8 @@ pub mod outer;
 pub mod quarantine;
 pub mod range;
 pub mod rule;
+#[cfg(test)]
+mod tests;
 mod vector;
 
 pub use codec::{Codec, Feedback};

@@ -21,7 +21,8 @@ pub(crate) trait Kernel {
 pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512f")
+        if is_wanted(Instructions::Avx512)
+            && is_x86_feature_detected!("avx512f")
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
@@ -30,12 +31,53 @@ pub(crate) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
             // SAFETY: the processor was just seen to have all that the function is compiled for.
             return unsafe { avx512(kernel) };
         }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+        if is_wanted(Instructions::Avx2)
+            && is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+        {
             // SAFETY: as above.
             return unsafe { avx2(kernel) };
         }
     }
     kernel.run::<false>()
+}
+
+/// From the fewest to the most.
+#[cfg_attr(
+    not(any(test, target_arch = "x86_64")),
+    expect(dead_code, reason = "what other processors have is not told apart")
+)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Instructions {
+    #[cfg(test)]
+    Portable,
+    Avx2,
+    Avx512,
+}
+
+#[cfg(not(test))]
+#[cfg(target_arch = "x86_64")]
+const fn is_wanted(_: Instructions) -> bool {
+    true
+}
+
+#[cfg(test)]
+thread_local! {
+    static LIMIT: std::cell::Cell<Instructions> = const { std::cell::Cell::new(Instructions::Avx512) };
+}
+
+#[cfg(test)]
+fn is_wanted(instructions: Instructions) -> bool {
+    instructions <= LIMIT.get()
+}
+
+/// Calls `work`, in which nothing beyond these instructions is used on this thread.
+#[cfg(test)]
+pub(crate) fn with_at_most<T>(instructions: Instructions, work: impl FnOnce() -> T) -> T {
+    let before = LIMIT.replace(instructions);
+    let result = work();
+    LIMIT.set(before);
+    result
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -25,6 +25,23 @@ pub enum Error {
         /// The folder.
         folder: PathBuf,
     },
+    /// The folder holds a run already.
+    #[error(
+        "{folder} holds a run already, which `iota-orchestrator resume --out {folder}` goes on with; name another folder \
+         with --out"
+    )]
+    Occupied {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// The store holds no run that could be restored.
+    #[error("there is nothing to restore in {store}: {problem}")]
+    NothingToRestore {
+        /// The store's folder.
+        store: PathBuf,
+        /// What is missing.
+        problem: String,
+    },
     /// A file of the run is not as this program writes it.
     #[error("{path} cannot be used: {problem}")]
     RunFile {

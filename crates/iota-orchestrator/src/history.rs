@@ -4,7 +4,7 @@
 
 mod audit;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use iota_journal::{Genesis, Journal as _, Point, Recovered, SqliteJournal, recover_at, replay};
 use iota_ledger::{Explanation, Ledger, Line, Moment, Subject};
@@ -149,9 +149,5 @@ impl History {
             path: RunFile::path(&self.folder),
             problem,
         }
-    }
-
-    fn store_folder(&self) -> PathBuf {
-        Path::join(&self.folder, crate::start::STORE)
     }
 }

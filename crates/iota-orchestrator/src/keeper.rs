@@ -1,4 +1,5 @@
-//! The task that keeps what outlasts the run's memory: metrics, manifests, and the objects that nobody needs any more.
+//! The task that keeps what outlasts the run's memory: metrics, manifests, backups; and that deletes objects which nobody
+//! needs any more.
 //!
 //! It follows the owner's events. It decides nothing, and the run does not wait for it until the end. How far it has come
 //! it notes in `keeper.json` whenever what it wrote is on the disk: after a restart it cuts off what `metrics.jsonl` holds
@@ -19,6 +20,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::Error;
+use crate::backup::{Backups, Shipped, Sources};
 use crate::course::Course;
 
 /// One line of `metrics.jsonl`.
@@ -56,9 +58,24 @@ struct Position {
     unsettled: BTreeMap<iota_protocol::AuditId, Epoch>,
     /// The first epoch whose objects have not been deleted.
     oldest: Epoch,
+    /// What is in the store of the journal.
+    #[serde(default)]
+    shipped: Option<Shipped>,
+    /// The run was restored: the store may have manifests of epochs as they were in the history that is lost.
+    #[serde(default)]
+    restored: bool,
 }
 
-/// Keeps metrics, manifests and order in the store.
+impl Position {
+    fn write(&self, folder: &Path) -> Result<(), Error> {
+        let path = folder.join(POSITION);
+        let json = serde_json::to_vec(self).map_err(Error::Json)?;
+        iota_node::files::write_private(&path, &json)
+            .map_err(|source| Error::Folder { path, source })
+    }
+}
+
+/// Keeps metrics, manifests, backups and order in the store.
 #[derive(Debug)]
 pub(crate) struct Keeper {
     run: RunId,
@@ -67,6 +84,7 @@ pub(crate) struct Keeper {
     metrics: std::io::BufWriter<std::fs::File>,
     position: Position,
     noted: u64,
+    backups: Backups,
 }
 
 const METRICS: &str = "metrics.jsonl";
@@ -85,17 +103,27 @@ const OF_AN_EPOCH: [Purpose; 5] = [
 
 impl Keeper {
     /// Of a run that begins.
-    pub(crate) fn new(run: RunId, store: Store, folder: &Path) -> Result<Self, Error> {
-        Self::at(Position::default(), run, store, folder)
+    pub(crate) fn new(
+        run: RunId,
+        store: Store,
+        folder: &Path,
+        sources: Sources,
+    ) -> Result<Self, Error> {
+        Self::at(Position::default(), run, store, folder, sources)
     }
 
-    /// Of a run that goes on. It has to be shown the entries after [`sequence`](Self::sequence).
+    /// Of a run that goes on. It has to be shown the entries after [`reads_from`](Self::reads_from).
     ///
     /// # Errors
     /// If the folder cannot be used. What it cannot make sense of it writes anew, from the first entry on.
-    pub(crate) fn resume(run: RunId, store: Store, folder: &Path) -> Result<Self, Error> {
+    pub(crate) fn resume(
+        run: RunId,
+        store: Store,
+        folder: &Path,
+        sources: Sources,
+    ) -> Result<Self, Error> {
         let path = folder.join(POSITION);
-        let noted = match std::fs::read(&path) {
+        let noted: Position = match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
                 warn!(%error, path = %path.display(), "not readable; metrics are written anew");
                 Position::default()
@@ -106,14 +134,33 @@ impl Keeper {
         // A power cut may have taken what no sync had made durable.
         let length = std::fs::metadata(folder.join(METRICS)).map_or(0, |metadata| metadata.len());
         let position = if length < noted.metrics_bytes {
-            Position::default()
+            Position {
+                shipped: noted.shipped,
+                ..Position::default()
+            }
         } else {
             noted
         };
-        Self::at(position, run, store, folder)
+        Self::at(position, run, store, folder, sources)
     }
 
-    fn at(position: Position, run: RunId, store: Store, folder: &Path) -> Result<Self, Error> {
+    /// Notes in the folder of a run that is being restored what the store has of its journal: everything else is to be
+    /// read from there.
+    pub(crate) fn begin_with(shipped: Shipped, folder: &Path) -> Result<(), Error> {
+        let position = Position {
+            shipped: Some(shipped),
+            ..Position::default()
+        };
+        position.write(folder)
+    }
+
+    fn at(
+        position: Position,
+        run: RunId,
+        store: Store,
+        folder: &Path,
+        sources: Sources,
+    ) -> Result<Self, Error> {
         let path = folder.join(METRICS);
         let open = || {
             let mut options = std::fs::OpenOptions::new();
@@ -130,6 +177,8 @@ impl Keeper {
             path: path.clone(),
             source,
         })?;
+        let shipped = position.shipped.clone();
+        let backups = Backups::new(run, store.clone(), folder, sources, shipped);
         Ok(Self {
             run,
             store,
@@ -137,6 +186,7 @@ impl Keeper {
             metrics: std::io::BufWriter::new(metrics),
             noted: position.sequence,
             position,
+            backups,
         })
     }
 
@@ -145,8 +195,15 @@ impl Keeper {
         self.position.sequence
     }
 
+    /// The last entry that it need not be shown again: what is not in the store yet is read again, for the next backup.
+    pub(crate) fn reads_from(&self) -> u64 {
+        self.position
+            .sequence
+            .min(self.backups.shipped().head.sequence)
+    }
+
     /// Follows the run until its owner is gone; returns how it went. The first entry that comes has to be the one after
-    /// [`sequence`](Self::sequence).
+    /// [`reads_from`](Self::reads_from).
     ///
     /// # Errors
     /// If metrics or a manifest cannot be written: a run whose results are not kept is better stopped.
@@ -154,29 +211,48 @@ impl Keeper {
         mut self,
         mut entries: mpsc::Receiver<Arc<Entry>>,
     ) -> Result<Course, Error> {
-        while let Some(entry) = entries.recv().await {
-            self.follow(&entry).await?;
+        loop {
+            let due = self.backups.due();
+            tokio::select! {
+                entry = entries.recv() => match entry {
+                    Some(entry) => self.follow(&entry).await?,
+                    None => break,
+                },
+                () = tokio::time::sleep_until(due.unwrap_or_else(tokio::time::Instant::now)),
+                    if due.is_some() => self.back_up().await?,
+            }
         }
+        self.back_up().await?;
         self.note()?;
         Ok(self.position.course)
     }
 
     async fn follow(&mut self, entry: &Entry) -> Result<(), Error> {
+        self.backups.follow(entry);
         let mut milestone = false;
-        for event in &entry.events {
-            self.keep(entry.at, event).await?;
-            milestone |= matches!(
-                event,
-                Event::PhaseChanged { .. }
-                    | Event::AuditSettled { .. }
-                    | Event::AuditAbandoned { .. }
-            );
+        if entry.sequence > self.position.sequence {
+            for event in &entry.events {
+                self.keep(entry.at, event).await?;
+                milestone |= is_milestone(event);
+            }
+            self.position.sequence = entry.sequence;
         }
-        self.position.sequence = entry.sequence;
         if milestone {
             self.clean().await;
         }
-        if milestone || entry.sequence - self.noted >= NOTE_EVERY {
+        if milestone || self.backups.is_full() {
+            self.back_up().await?;
+        }
+        if milestone || self.position.sequence - self.noted >= NOTE_EVERY {
+            self.note()?;
+        }
+        Ok(())
+    }
+
+    /// Makes a backup, and notes that there is one.
+    async fn back_up(&mut self) -> Result<(), Error> {
+        if self.backups.make().await? {
+            self.position.shipped = Some(self.backups.shipped().clone());
             self.note()?;
         }
         Ok(())
@@ -212,6 +288,7 @@ impl Keeper {
             Event::AuditSettled { audit, .. } | Event::AuditAbandoned { audit, .. } => {
                 self.position.unsettled.remove(audit);
             }
+            Event::Restored { .. } => self.position.restored = true,
             Event::CheckpointCommitted(checkpoint) => self.commit(checkpoint).await?,
             Event::CheckpointRepaired { checkpoint, .. } => self.repair(checkpoint).await?,
             _ => {}
@@ -227,7 +304,14 @@ impl Keeper {
     async fn commit(&self, checkpoint: &Checkpoint) -> Result<(), Error> {
         let (key, objects) = self.manifest_of(checkpoint);
         let (stage, epoch) = (checkpoint.stage, checkpoint.epoch);
-        match self.store.put_manifest(&key, checkpoint, &objects).await {
+        let written = if self.position.restored {
+            self.store
+                .replace_manifest(&key, checkpoint, &objects)
+                .await
+        } else {
+            self.store.put_manifest(&key, checkpoint, &objects).await
+        };
+        match written {
             Ok(_) => info!(%stage, %epoch, "checkpoint committed"),
             // This process has died and reads its journal again: the repair comes later in it.
             Err(iota_store::Error::Exists { .. }) => {
@@ -317,9 +401,7 @@ impl Keeper {
             .flush()
             .and_then(|()| self.metrics.get_ref().sync_data())
             .map_err(|source| self.trouble(METRICS, source))?;
-        let json = serde_json::to_vec(&self.position).map_err(Error::Json)?;
-        iota_node::files::write_private(&self.folder.join(POSITION), &json)
-            .map_err(|source| self.trouble(POSITION, source))?;
+        self.position.write(&self.folder)?;
         self.noted = self.position.sequence;
         Ok(())
     }
@@ -330,6 +412,17 @@ impl Keeper {
             source,
         }
     }
+}
+
+/// Whether something has come about that nobody should have to do again: it is backed up at once.
+const fn is_milestone(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::PhaseChanged { .. }
+            | Event::AuditSettled { .. }
+            | Event::AuditAbandoned { .. }
+            | Event::Restored { .. }
+    )
 }
 
 /// The merged cells that a checkpoint consists of.
@@ -371,7 +464,29 @@ mod tests {
 
     fn resumed(folder: &Path) -> Keeper {
         let store = Store::in_folder(folder.join("store")).unwrap();
-        Keeper::resume(RunId::from_bytes([7; 16]), store, folder).unwrap()
+        let participants = crate::Participants {
+            miners_to_start: 1,
+            validators: vec![],
+        };
+        let options = crate::RunOptions {
+            preset: "tiny".to_owned(),
+            stages: 1,
+            ..crate::RunOptions::default()
+        };
+        let setup = crate::Setup::new(&options, participants).unwrap();
+        // The same beginning each time: it has a secret, which is drawn.
+        let settings = iota_protocol::RunSettings {
+            run: RunId::from_bytes([7; 16]),
+            secret: [7; 32],
+            ..setup.settings().clone()
+        };
+        let genesis = iota_journal::Genesis {
+            settings,
+            began: Timestamp::default(),
+        };
+        let files = vec![];
+        let sources = Sources { genesis, files };
+        Keeper::resume(RunId::from_bytes([7; 16]), store, folder, sources).unwrap()
     }
 
     fn lines(folder: &Path) -> usize {
@@ -405,7 +520,9 @@ mod tests {
 
         let mut keeper = resumed(folder.path());
         assert_eq!((keeper.sequence(), lines(folder.path())), (5, 5));
-        for sequence in 6..=7 {
+        // It is shown again what no backup has, and writes no line twice.
+        assert_eq!(keeper.reads_from(), 0);
+        for sequence in 1..=7 {
             keeper.follow(&entry(sequence)).await.unwrap();
         }
         assert_eq!(keeper.position, position);

@@ -11,7 +11,7 @@
 //!                   timer ──────►   owner ──────┼──► journal
 //!                              (iota-protocol)  │
 //!                                      │        ▼
-//!                                      └──► keeper: metrics, manifests, retention
+//!                                      └──► keeper: metrics, manifests, backups, retention
 //! ```
 //!
 //! One task owns the state; everybody else sends it commands. What it has decided is written to the
@@ -37,12 +37,14 @@
 //! |---|---|
 //! | `options`, `setup` | from what an operator wants to what the rules, the peers and the store are given |
 //! | `start` | from a setup, or from the folder of a run that goes on, to a run that is served |
+//! | `sockets` | what a run listens on |
 //! | `run_file` | what a run folder holds so that the run can be resumed |
 //! | `owner`, `parked` | the task that owns the state, and polls that wait for work |
 //! | `api` | what peers can call, as commands |
 //! | `grants` | the presigned requests that go with a lease |
 //! | `writer` | the thread that writes the journal |
 //! | `keeper`, `course` | metrics, manifests, retention; the run in a few numbers |
+//! | `backup`, `restore` | what it takes to go on with the run, in the store; and back into a folder |
 //! | `status` | how the run is doing, for people who watch |
 //! | `history` | a run's past from its folder: whether its accounts add up, what happened and why |
 //!
@@ -50,6 +52,7 @@
 //! `iota-protocol`'s) and never links the compute engine.
 
 mod api;
+mod backup;
 mod course;
 mod error;
 mod grants;
@@ -58,8 +61,10 @@ mod keeper;
 mod options;
 mod owner;
 mod parked;
+mod restore;
 mod run_file;
 mod setup;
+mod sockets;
 mod start;
 mod status;
 mod writer;
@@ -86,6 +91,7 @@ pub use options::{
     ModelOptions, MuonOptions, NAdamOptions, OpensChoice, OptimizerName, OuterName,
     RegistrationOptions, RuleName, RunOptions, TimingOptions, TrainingOptions,
 };
+pub use restore::{RestoreOptions, Restored};
 pub use run_file::JOURNAL;
 pub use setup::{Participants, Setup, SetupError};
 pub use start::OrchestratorBuilder;

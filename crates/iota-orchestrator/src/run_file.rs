@@ -15,7 +15,10 @@ use url::Url;
 use crate::Error;
 
 const VERSION: u32 = 1;
-const NAME: &str = "run.json";
+pub(crate) const NAME: &str = "run.json";
+
+/// Where the embedded store of a new run keeps its objects.
+pub(crate) const STORE: &str = "store";
 
 /// Where the run's journal is in its folder.
 pub const JOURNAL: &str = "journal.sqlite";
@@ -36,6 +39,9 @@ pub(crate) struct RunFile {
     pub(crate) store_listen: SocketAddr,
     /// Under which URL peers reach the store, if not there.
     pub(crate) store_url: Option<Url>,
+    /// Where the embedded store keeps its objects, if not in `store` in the run folder: the run was restored from there.
+    #[serde(default)]
+    pub(crate) store_folder: Option<PathBuf>,
     /// What everybody is told.
     pub(crate) description: Description,
     /// The text that is never trained on.
@@ -66,6 +72,7 @@ impl RunFile {
             listen: addresses.listen,
             store_listen: addresses.store_listen,
             store_url: addresses.store_url,
+            store_folder: None,
             description,
             held_out,
         }
@@ -86,12 +93,17 @@ impl RunFile {
             }
             Err(source) => return Err(Error::Folder { path, source }),
         };
+        Self::parse(&bytes, &path)
+    }
+
+    /// What is, or was, in the file at `path`.
+    pub(crate) fn parse(bytes: &[u8], path: &Path) -> Result<Self, Error> {
         let unusable = |problem: String| Error::RunFile {
-            path: path.clone(),
+            path: path.to_owned(),
             problem,
         };
         let file: Self =
-            serde_json::from_slice(&bytes).map_err(|error| unusable(error.to_string()))?;
+            serde_json::from_slice(bytes).map_err(|error| unusable(error.to_string()))?;
         if file.version != VERSION {
             return Err(unusable(format!(
                 "it has version {}, this program knows version {VERSION}",
@@ -99,6 +111,12 @@ impl RunFile {
             )));
         }
         Ok(file)
+    }
+
+    /// Where the embedded store of the run in `folder` keeps its objects.
+    pub(crate) fn store_folder(&self, folder: &Path) -> PathBuf {
+        let elsewhere = self.store_folder.clone();
+        elsewhere.unwrap_or_else(|| folder.join(STORE))
     }
 
     pub(crate) fn write(&self, folder: &Path) -> Result<(), Error> {

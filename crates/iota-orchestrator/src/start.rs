@@ -1,7 +1,7 @@
 //! From a setup, or from the folder of a run that goes on, to a run that is served.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use iota_data::DataManifest;
@@ -11,8 +11,8 @@ use iota_node::clock::{Clock, SystemClock};
 use iota_node::shutdown::Shutdown;
 use iota_protocol::{RunSettings, State, Timestamp};
 use iota_run::Description;
-use iota_store::server::{S3Server, ServerSettings};
-use iota_store::{Credentials, Grants, Store};
+use iota_store::server::S3Server;
+use iota_store::{Grants, Store};
 use iota_wire::{AuthSettings, Authenticator, RunInfo, RunStatus};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -20,10 +20,12 @@ use tracing::{error, info};
 use url::Url;
 
 use crate::api::Api;
+use crate::backup::Sources;
 use crate::grants::Granter;
 use crate::keeper::Keeper;
 use crate::owner::{Owner, Start};
-use crate::run_file::{Addresses, JOURNAL, RunFile};
+use crate::run_file::{self, Addresses, JOURNAL, RunFile, STORE};
+use crate::sockets::Sockets;
 use crate::writer::Writer;
 use crate::{Error, Orchestrator, Setup, SetupError, StatusTracker};
 
@@ -32,10 +34,7 @@ use crate::{Error, Orchestrator, Setup, SetupError, StatusTracker};
 const KEEPER_LAG: usize = 4096;
 
 /// Where the orchestrator's key is in the run folder, if nobody says otherwise.
-const KEY: &str = "keys/orchestrator.json";
-
-/// Where the embedded store keeps its objects in the run folder.
-pub(crate) const STORE: &str = "store";
+pub(crate) const KEY: &str = "keys/orchestrator.json";
 
 /// Builds an [`Orchestrator`].
 #[derive(Debug)]
@@ -46,6 +45,7 @@ pub struct OrchestratorBuilder {
     store_listen: SocketAddr,
     store_url: Option<Url>,
     key: Key,
+    companions: Vec<String>,
     journal: Option<Box<dyn Journal>>,
     clock: Arc<dyn Clock>,
 }
@@ -75,6 +75,7 @@ impl Orchestrator {
             listen: loopback,
             store_listen: loopback,
             store_url: None,
+            companions: Vec::new(),
             journal: None,
             clock: Arc::new(SystemClock::new()),
         }
@@ -97,6 +98,7 @@ impl Orchestrator {
             origin: Origin::Resumed(Box::new(file)),
             key: Key::File(key),
             folder,
+            companions: Vec::new(),
             journal: None,
             clock: Arc::new(SystemClock::new()),
         })
@@ -142,6 +144,14 @@ impl OrchestratorBuilder {
         self
     }
 
+    /// A small text file in the run folder, named from there, which backups in the store have beside the run's own: whoever
+    /// [restores](Orchestrator::restore) the run finds it in the new folder.
+    #[must_use]
+    pub fn with_companion(mut self, name: impl Into<String>) -> Self {
+        self.companions.push(name.into());
+        self
+    }
+
     /// Where events go before anybody is told of them; `journal.sqlite` in the run folder unless something else is said.
     /// To a resumed run it has to be the journal that the run had.
     #[must_use]
@@ -179,11 +189,21 @@ impl OrchestratorBuilder {
     /// # Errors
     /// If the folder, the journal, an address or the setup cannot be used; nothing is left running then.
     pub async fn start(mut self, shutdown: &Shutdown) -> Result<Orchestrator, Error> {
-        let started_at = self.clock.now();
-        let (keypair, key_file) = self.key.load()?;
+        let (keypair, key_file) = match &self.origin {
+            Origin::New(_) => self.key.load_or_create()?,
+            Origin::Resumed(_) => self.key.load()?,
+        };
+        let mut files = self.companions;
+        files.push(run_file::NAME.to_owned());
+        let own = std::path::absolute(self.folder.join(KEY)).ok();
+        let is_own = key_file.is_some() && key_file == own;
+        // A key that lies elsewhere is its owner's, who may use it for more than this run: it does not leave its place.
+        if is_own {
+            files.push(KEY.to_owned());
+        }
         let addresses = Addresses {
             orchestrator: keypair.peer_id(),
-            key_file,
+            key_file: key_file.filter(|_| !is_own),
             listen: self.listen,
             store_listen: self.store_listen,
             store_url: self.store_url.take(),
@@ -191,10 +211,12 @@ impl OrchestratorBuilder {
         let journal = self.journal.take();
         let run = match self.origin {
             Origin::New(setup) => {
-                begin(*setup, journal, self.folder, addresses, started_at).await?
+                let began = self.clock.now();
+                begin(*setup, journal, self.folder, files, addresses, began).await?
             }
             Origin::Resumed(file) => {
-                go_on(*file, journal, self.folder, addresses, started_at).await?
+                let (clock, folder) = (&self.clock, self.folder);
+                go_on(*file, journal, folder, files, addresses, clock, shutdown).await?
             }
         };
         run.serve(keypair, self.clock, shutdown.child()).await
@@ -202,12 +224,20 @@ impl OrchestratorBuilder {
 }
 
 impl Key {
+    /// The key, made if there is none, and the file that it can be found in again.
+    fn load_or_create(self) -> Result<(Keypair, Option<PathBuf>), Error> {
+        if let Self::File(path) = &self {
+            iota_identity::load_or_create(path)?;
+        }
+        self.load()
+    }
+
     /// The key, and the file that it can be found in again.
     fn load(self) -> Result<(Keypair, Option<PathBuf>), Error> {
         match self {
             Self::Given(keypair) => Ok((*keypair, None)),
             Self::File(path) => {
-                let keypair = iota_identity::load_or_create(&path)?;
+                let keypair = iota_identity::key_file::load(&path)?;
                 // Whoever resumes the run may do so from another folder.
                 let path =
                     std::path::absolute(&path).map_err(|source| Error::Folder { path, source })?;
@@ -236,21 +266,25 @@ async fn begin(
     setup: Setup,
     journal: Option<Box<dyn Journal>>,
     folder: PathBuf,
+    files: Vec<String>,
     addresses: Addresses,
-    now: Timestamp,
+    began: Timestamp,
 ) -> Result<Run, Error> {
     let Sockets {
         listener,
         store_server,
         signer,
         addresses,
-    } = Sockets::open(addresses, &folder, &setup.settings().secret).await?;
+    } = Sockets::open(&addresses, &folder.join(STORE), &setup.settings().secret).await?;
     let store = store_server.store()?;
     let (settings, description, held_out) = setup.publish(&store).await?;
-    let began = now;
     let genesis = Genesis { settings, began };
     let state = genesis.state().map_err(SetupError::from)?;
     let path = folder.join(JOURNAL);
+    let sources = Sources {
+        genesis: genesis.clone(),
+        files,
+    };
     let journal = blocking(move || {
         let mut journal = match journal {
             Some(journal) => journal,
@@ -260,7 +294,7 @@ async fn begin(
         Ok(journal)
     })
     .await?;
-    let keeper = Keeper::new(description.run, store.clone(), &folder)?;
+    let keeper = Keeper::new(description.run, store.clone(), &folder, sources)?;
     // Last: a folder without it holds a run that had not begun.
     RunFile::new(addresses, description.clone(), held_out).write(&folder)?;
     Ok(Run {
@@ -286,9 +320,12 @@ async fn go_on(
     file: RunFile,
     journal: Option<Box<dyn Journal>>,
     folder: PathBuf,
+    files: Vec<String>,
     addresses: Addresses,
-    now: Timestamp,
+    clock: &Arc<dyn Clock>,
+    shutdown: &Shutdown,
 ) -> Result<Run, Error> {
+    let resumed_at = clock.now();
     if addresses.orchestrator != file.orchestrator {
         return Err(Error::AnotherKey {
             expected: file.orchestrator,
@@ -297,13 +334,16 @@ async fn go_on(
     }
     // Before anything is listened on: if the run is being served already, the journal says so and not a port.
     let path = folder.join(JOURNAL);
-    let (journal, recovered) = blocking(move || {
+    let time = Arc::clone(clock);
+    let (journal, alone_at, recovered) = blocking(move || {
         let journal = match journal {
             Some(journal) => journal,
             None => Box::new(SqliteJournal::open(path)?),
         };
+        // Whoever has the journal is the only one: the process before has ended.
+        let alone_at = time.now();
         let recovered = recover(journal.as_ref())?;
-        Ok((journal, recovered))
+        Ok((journal, alone_at, recovered))
     })
     .await?;
     let Some(Recovered {
@@ -319,9 +359,18 @@ async fn go_on(
         store_server,
         signer,
         addresses: _,
-    } = Sockets::open(addresses, &folder, &genesis.settings.secret).await?;
+    } = Sockets::open_again(
+        &addresses,
+        &file.store_folder(&folder),
+        &genesis.settings.secret,
+        clock.as_ref(),
+        shutdown,
+    )
+    .await?;
     let store = store_server.store()?;
-    let keeper = Keeper::resume(file.run, store.clone(), &folder)?;
+    let began = genesis.began;
+    let sources = Sources { genesis, files };
+    let keeper = Keeper::resume(file.run, store.clone(), &folder, sources)?;
     if keeper.sequence() > sequence {
         let what = format!(
             "it ends with entry {sequence}, and the run had come to entry {}",
@@ -330,18 +379,23 @@ async fn go_on(
         let place = journal.place();
         return Err(iota_journal::Error::Damaged { place, what }.into());
     }
-    let elapsed_ms = now.since(state.clock()).as_millis();
+    // The process before this one knew which requests it had seen, and took that knowledge with it. Peers sign again what
+    // is refused for its age, and set their clocks by the refusal.
+    let auth = AuthSettings::new(file.run, file.orchestrator);
+    let floor = Authenticator::floor_after(&auth, alone_at.max(state.clock()));
+    if floor.since(alone_at) <= auth.ahead {
+        clock.sleep_until(floor).await;
+    }
+    let elapsed_ms = resumed_at.since(state.clock()).as_millis();
     info!(run = %file.run, sequence, epoch = %state.epoch(), phase = ?state.phase(), elapsed_ms, "the run goes on");
     Ok(Run {
         description: file.description,
-        began: genesis.began,
-        // The process before this one knew which requests it had seen, and took that knowledge with it. Peers sign again
-        // what is refused for its age, and set their clocks by the refusal.
-        floor: now.max(state.clock()),
+        began,
+        floor,
         start: Start {
             state,
             sequence,
-            resumed_at: Some(now),
+            resumed_at: Some(resumed_at),
         },
         journal,
         keeper,
@@ -350,49 +404,6 @@ async fn go_on(
         signer,
         listener,
     })
-}
-
-/// Everything that a run listens on.
-struct Sockets {
-    listener: TcpListener,
-    store_server: S3Server,
-    signer: Grants,
-    /// With the ports that were given.
-    addresses: Addresses,
-}
-
-impl Sockets {
-    async fn open(
-        mut addresses: Addresses,
-        folder: &Path,
-        secret: &[u8; 32],
-    ) -> Result<Self, Error> {
-        // The run's own secret: whoever reads the folder can do without the store's credentials anyway. It is the same
-        // after a restart, so that grants stay good.
-        let credentials = Credentials::new("iota", hex(secret));
-        let store_server = S3Server::bind(
-            addresses.store_listen,
-            folder.join(STORE),
-            credentials,
-            ServerSettings::default(),
-        )
-        .await?;
-        addresses.store_listen = store_server.local_address();
-        let signer = match &addresses.store_url {
-            Some(url) => store_server.grants_at(url)?,
-            None => store_server.grants(),
-        };
-        let address = addresses.listen;
-        let cannot_listen = |source| Error::Listen { address, source };
-        let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
-        addresses.listen = listener.local_addr().map_err(cannot_listen)?;
-        Ok(Self {
-            listener,
-            store_server,
-            signer,
-            addresses,
-        })
-    }
 }
 
 impl Run {
@@ -411,7 +422,7 @@ impl Run {
 
         // The keeper catches up before there is anything new to follow.
         let (followers, entries) = mpsc::channel(KEEPER_LAG);
-        let followed = self.keeper.sequence();
+        let followed = self.keeper.reads_from();
         let keeping = tokio::spawn(reporting(self.keeper.run(entries), broken.clone()));
         let (journal, to_keeper) = (self.journal, followers.clone());
         let journal = blocking(move || {
@@ -521,14 +532,6 @@ fn follow_status(
         }
     });
     receiver
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! How each event changes the state. Nothing is decided here, and nothing else changes a state.
 
 mod epoch;
+mod restored;
 mod resumed;
 mod work;
 
@@ -32,6 +33,7 @@ impl State {
     fn change(&mut self, at: Timestamp, event: &Event) {
         match event {
             Event::Resumed { away } => self.apply_resumed(*away),
+            Event::Restored { away } => self.apply_restored(*away),
             Event::SessionJoined {
                 session,
                 role,
@@ -49,7 +51,7 @@ impl State {
             Event::SessionEnded { session, why } => {
                 let was_miner = self.session(*session).is_some_and(|it| it.stage.is_some());
                 self.apply_session_ended(*session, at);
-                if was_miner && *why == SessionEnd::Silent {
+                if was_miner && matches!(why, SessionEnd::Silent | SessionEnd::Restored) {
                     self.places.keep(session.peer, at);
                 }
             }

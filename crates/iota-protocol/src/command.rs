@@ -64,6 +64,11 @@ pub enum Command {
     /// The orchestrator is back, with the state as it was when it was last heard of. Until now nobody could be served, so
     /// nothing ran out: every deadline moves by the time since.
     Resume,
+    /// The orchestrator is back with a state that is older than what it told, because nothing newer could be found: an
+    /// unknown part of the run's history is lost. Every session ends and no number that was given out since is given out
+    /// again. If the epoch's checkpoint has not come about yet, the epoch trains anew: what miners have learned since the
+    /// one before is in no weights that the run knows of.
+    Restore,
     /// The operator ends the run: no new samples; what is on its way is dropped at once.
     Stop,
 }

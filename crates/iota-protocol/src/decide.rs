@@ -4,14 +4,14 @@ mod complete;
 mod fail;
 
 use crate::command::{Command, Role};
-use crate::event::{Event, Phase, PhaseReason, SessionEnd};
+use crate::event::{AbandonReason, Event, Phase, PhaseReason, SessionEnd};
 use crate::id::{LeaseId, PeerId, Session};
 use crate::registration::PlaceEnd;
 use crate::rejection::Rejection;
 use crate::state::State;
 use crate::state::sessions::{Answer, CAPACITY_MAX, PEERS_MAX, SessionState};
 use crate::time::Timestamp;
-use crate::work::Lease;
+use crate::work::{Lease, Work};
 
 impl State {
     /// Decides what a command does, does it, and does what follows from it. Returns everything that happened, in order;
@@ -46,6 +46,8 @@ impl State {
             Command::Resume => Ok(vec![Event::Resumed {
                 away: now.since(self.clock),
             }]),
+            Command::Restore if self.is_over() => Ok(Vec::new()),
+            Command::Restore => Ok(self.decide_restore(now)),
             Command::Stop if self.is_over() => Ok(Vec::new()),
             Command::Stop => Ok(self.end_run(PhaseReason::Stopped)),
             _ if self.is_over() => Err(Rejection::RunOver),
@@ -70,6 +72,34 @@ impl State {
                 failure,
             } => self.decide_fail(*session, *lease, *failure),
         }
+    }
+
+    fn decide_restore(&self, now: Timestamp) -> Vec<Event> {
+        let away = now.since(self.clock);
+        let mut events = vec![Event::Resumed { away }];
+        for (session, _) in self.sessions() {
+            events.extend(self.end_session(session, SessionEnd::Restored));
+        }
+        // A replay that lacks an object is given back and abandoned in the end; of an inspection the object is the point,
+        // and that it is missing now says nothing against its author.
+        let inspections = self
+            .audits_pending()
+            .filter(|(_, audit)| matches!(audit.work, Work::Inspect { .. }));
+        events.extend(inspections.map(|(audit, state)| Event::AuditAbandoned {
+            audit,
+            subject: state.subject,
+            why: AbandonReason::Restored,
+        }));
+        events.push(Event::Restored { away });
+        if self.is_learning() {
+            events.push(Event::PhaseChanged {
+                phase: Phase::Training,
+                epoch: self.epoch,
+                deadline: None,
+                why: PhaseReason::Restored,
+            });
+        }
+        events
     }
 
     fn decide_join(
@@ -98,6 +128,7 @@ impl State {
         let earlier = record.and_then(|record| record.live);
         let generation = record
             .map_or(0, |record| record.generations)
+            .max(self.sessions.generations_before)
             .checked_add(1)
             .ok_or(Rejection::OutOfBounds)?;
         let has_place = earlier

@@ -54,6 +54,8 @@ pub enum SessionEnd {
     Idle,
     /// The run is over.
     RunOver,
+    /// What it did since is lost, and so is what its weights contain: it has to join again.
+    Restored,
 }
 
 /// Why a lease ended without a result that counts.
@@ -146,6 +148,8 @@ pub enum PhaseReason {
     AuditsSettled,
     /// The operator said so.
     Stopped,
+    /// What the epoch had learned is lost.
+    Restored,
 }
 
 /// Why a peer is banned.
@@ -217,6 +221,8 @@ pub enum AbandonReason {
     NothingToRedo,
     /// The run is over.
     RunOver,
+    /// What it would look at may have been deleted in the part of the run's history that is lost.
+    Restored,
 }
 
 /// One change of a run's state, with its reason.
@@ -233,6 +239,12 @@ pub enum Event {
     /// The orchestrator is back: every deadline has moved by the time that it was away.
     Resumed {
         /// Since the last event.
+        away: Duration,
+    },
+    /// What happened after this state is lost: the numbers of leases and stays leap over those that may have been given out
+    /// meanwhile, and while the epoch trains, uploads or merges its samples count as not begun.
+    Restored {
+        /// Since the last event that is known; as much may be lost.
         away: Duration,
     },
     /// A peer is there.

@@ -512,7 +512,9 @@ impl State {
             }
             // What may be done and what is moot depends on phase and epoch; a run that was resumed has moved everything that
             // is waited for.
-            Event::PhaseChanged { .. } | Event::Resumed { .. } => self.index = Index::of(self),
+            Event::PhaseChanged { .. } | Event::Resumed { .. } | Event::Restored { .. } => {
+                self.index = Index::of(self);
+            }
             Event::SampleOpened { .. }
             | Event::WaitBegan { .. }
             | Event::WaiterHeard { .. }

@@ -112,6 +112,8 @@ pub struct Peer {
     retries: Vec<(Timestamp, Retry)>,
     /// Calls that failed since one was answered.
     failures_in_a_row: u32,
+    /// When the first of them failed.
+    failing_since: Option<Timestamp>,
     /// Leases that were given back since one was done.
     given_back_in_a_row: u32,
     jitter: u64,
@@ -155,6 +157,11 @@ enum Retry {
 const BACKOFF_MIN: Duration = Duration::from_millis(200);
 /// Longest wait between tries: a restarted orchestrator or store is noticed within it.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Longest wait while an orchestrator may be expected back any moment. A try that finds nobody costs both sides a packet,
+/// and with jitter ten thousand peers come back spread over most of this time.
+const BACKOFF_MAX_LATELY: Duration = Duration::from_secs(1);
+/// An orchestrator that has not answered for so long is not about to come back.
+const LATELY: Duration = Duration::from_secs(5 * 60);
 
 impl Peer {
     /// A peer that is about to join and holds up to `capacity` leases at a time. `seed` spreads the retries of many
@@ -167,6 +174,7 @@ impl Peer {
             revoked: BTreeSet::new(),
             retries: Vec::new(),
             failures_in_a_row: 0,
+            failing_since: None,
             given_back_in_a_row: 0,
             jitter: seed | 1,
             effects: VecDeque::from([Effect::Join]),
@@ -186,7 +194,7 @@ impl Peer {
         if self.place != Place::Joining {
             return;
         }
-        self.failures_in_a_row = 0;
+        self.answered();
         self.place = Place::Inside {
             session,
             polling: None,
@@ -214,7 +222,7 @@ impl Peer {
             return;
         }
         *polling = None;
-        self.failures_in_a_row = 0;
+        self.answered();
         if run_over {
             return self.stop(Stop::RunOver);
         }
@@ -273,7 +281,7 @@ impl Peer {
             return;
         };
         let given_back = result.is_err();
-        self.failures_in_a_row = 0;
+        self.answered();
         self.close(lease, given_back, now);
     }
 
@@ -339,7 +347,7 @@ impl Peer {
         if self.place != Place::Joining {
             return;
         }
-        self.failures_in_a_row = 0;
+        self.answered();
         let wait = self.spread(come_back_after).max(BACKOFF_MIN);
         self.retries.push((now + wait, Retry::Join));
     }
@@ -448,7 +456,7 @@ impl Peer {
     /// Nothing more is to be said of a lease. One that was given back keeps its place for a while.
     fn close(&mut self, lease: LeaseId, given_back: bool, now: Timestamp) {
         if given_back && matches!(self.place, Place::Inside { .. }) {
-            let wait = self.backoff(self.given_back_in_a_row);
+            let wait = self.backoff(self.given_back_in_a_row, BACKOFF_MAX);
             self.given_back_in_a_row = self.given_back_in_a_row.saturating_add(1);
             self.leases.insert(lease, Progress::Resting);
             self.retries.push((now + wait, Retry::Rest(lease)));
@@ -523,8 +531,19 @@ impl Peer {
         }
     }
 
+    fn answered(&mut self) {
+        self.failures_in_a_row = 0;
+        self.failing_since = None;
+    }
+
     fn retry_later(&mut self, retry: Retry, after: Option<Duration>, now: Timestamp) {
-        let wait = self.backoff(self.failures_in_a_row);
+        let since = *self.failing_since.get_or_insert(now);
+        let longest = if now.since(since) < LATELY {
+            BACKOFF_MAX_LATELY
+        } else {
+            BACKOFF_MAX
+        };
+        let wait = self.backoff(self.failures_in_a_row, longest);
         self.failures_in_a_row = self.failures_in_a_row.saturating_add(1);
         self.retries
             .push((now + wait.max(after.unwrap_or_default()), retry));
@@ -532,8 +551,8 @@ impl Peer {
 
     /// How long to wait after so many failures before this one. Exponential with jitter: the waits of many peers spread
     /// evenly over three quarters of the interval.
-    fn backoff(&mut self, failures: u32) -> Duration {
-        self.spread((BACKOFF_MIN * 2_u32.pow(failures.min(10))).min(BACKOFF_MAX))
+    fn backoff(&mut self, failures: u32, longest: Duration) -> Duration {
+        self.spread((BACKOFF_MIN * 2_u32.pow(failures.min(10))).min(longest))
     }
 
     /// A wait between a quarter and all of `ceiling`.

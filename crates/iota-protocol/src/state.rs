@@ -306,6 +306,14 @@ impl State {
         }
     }
 
+    /// Whether the epoch has begun to learn what its checkpoint does not have, and the next does not yet.
+    pub(crate) const fn is_learning(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Training | Phase::Uploading | Phase::Merging
+        )
+    }
+
     /// Whether every stage has a live miner that may do its work. If not, training pauses.
     pub(crate) fn is_staffed(&self) -> bool {
         self.stages()

@@ -6,6 +6,7 @@ mod happy_path;
 mod merging;
 mod registering;
 mod repairing;
+mod restoring;
 mod sessions;
 mod training;
 mod wasting;

@@ -42,6 +42,8 @@ faults! {
     AnswerDied = "orchestrator crashed before its answer",
     /// The orchestrator came back from a snapshot and the tail of the journal.
     SnapshotRead = "orchestrator restored from a snapshot",
+    /// Of the orchestrator nothing was left but a backup: what happened after it is lost.
+    HistoryLost = "orchestrator restored from a backup",
     /// The orchestrator's clock leaps, forward or back.
     ClockLeapt = "orchestrator's clock leapt",
     /// A peer and the orchestrator do not reach each other for a while.

@@ -84,6 +84,8 @@ pub(crate) struct Orchestrator {
     /// What survives.
     journal: Vec<(Timestamp, Event)>,
     snapshot: Option<(usize, String)>,
+    /// How long the journal was when it was backed up; the newest last.
+    backups: Vec<usize>,
     settings: RunSettings,
     started_at: Timestamp,
     parked: BTreeMap<Session, Parked>,
@@ -112,6 +114,7 @@ impl Orchestrator {
             state,
             journal: Vec::new(),
             snapshot: None,
+            backups: vec![0],
             settings,
             started_at,
             parked: BTreeMap::new(),
@@ -256,6 +259,27 @@ impl Orchestrator {
         Ok(())
     }
 
+    /// The process comes back from a backup, the newest or one of those before it; what happened since is lost.
+    pub(crate) fn restore(&mut self, older: usize, now: u64) -> Result<(), String> {
+        let newest = self.backups.len() - 1;
+        self.backups.truncate(newest.saturating_sub(older) + 1);
+        let kept = self.backups.last().copied().unwrap_or(0);
+        self.journal.truncate(kept);
+        self.snapshot = self.snapshot.take().filter(|(length, _)| *length <= kept);
+        let fresh = State::new(self.settings.clone(), self.started_at);
+        let mut state = fresh.map_err(|error| error.to_string())?;
+        for (at, event) in &self.journal {
+            state.apply(*at, event);
+        }
+        self.twin = state.clone();
+        self.state = state;
+        self.is_up = true;
+        match self.decide(&Command::Restore, now, &mut Answers::new())? {
+            Ok(_) => Ok(()),
+            Err(rejection) => Err(format!("coming back was refused: {rejection}")),
+        }
+    }
+
     fn decide(
         &mut self,
         command: &Command,
@@ -287,6 +311,11 @@ impl Orchestrator {
         let Ok(events) = &decided else {
             return Ok(decided);
         };
+        let milestone =
+            |event: &Event| matches!(event, Event::PhaseChanged { .. } | Event::Restored { .. });
+        if events.iter().any(milestone) {
+            self.backups.push(self.journal.len());
+        }
         for session in touched(events) {
             if let Some(parked) = self.parked.remove(&session) {
                 self.park_or_answer(session, parked, answers);

@@ -64,6 +64,8 @@ pub(crate) struct Rates {
     pub(crate) corrupt: u64,
     pub(crate) decision_lost: u64,
     pub(crate) answer_died: u64,
+    /// Of times that the orchestrator comes back.
+    pub(crate) history_lost: u64,
     pub(crate) crash_every: u64,
     pub(crate) leave_every: u64,
     pub(crate) orchestrator_crash_every: u64,
@@ -94,6 +96,7 @@ impl Plan {
             corrupt: some(chance, 1_500, &[30, 100]),
             decision_lost: some(chance, 3_000, &[10, 50]),
             answer_died: some(chance, 3_000, &[10, 50]),
+            history_lost: 0,
             crash_every: some(chance, 4_000, &[20_000, 60_000]),
             leave_every: some(chance, 3_000, &[20_000, 60_000]),
             orchestrator_crash_every: some(chance, 3_000, &[15_000, 60_000]),
@@ -137,10 +140,16 @@ impl Plan {
         if validated {
             nodes.push(node(VALIDATOR, Role::Validator));
         }
+        let settings = settings(chance, stages, validated);
+        // Drawn from what is there, so that older seeds draw nothing else than they did.
+        let loses_history = settings.secret[5].is_multiple_of(4);
         Self {
-            settings: settings(chance, stages, validated),
+            settings,
             nodes,
-            rates,
+            rates: Rates {
+                history_lost: if loses_history { 4_000 } else { 0 },
+                ..rates
+            },
             calm_at,
         }
     }

@@ -274,6 +274,14 @@ impl World {
                 }
                 Ok(())
             }
+            Happening::Recovers if self.strikes(self.rates.history_lost, Fault::HistoryLost) => {
+                let older = self.chance.between(0, 2);
+                self.orchestrator.restore(older as usize, self.now)?;
+                // Places on the waiting list that were given since are lost like everything else.
+                self.told = Told::default();
+                self.arm();
+                Ok(())
+            }
             Happening::Recovers => {
                 let from_snapshot = self.orchestrator.has_snapshot() && self.chance.happens(5_000);
                 if from_snapshot {

@@ -7,6 +7,8 @@
 //! run_<32 hex>/activation/epoch_3/obj_<32 hex>          one object of an epoch, by purpose
 //! run_<32 hex>/data/b3_<64 hex>                         one shard of the corpus, by its digest
 //! run_<32 hex>/checkpoints/epoch_4/stage_1.json         one stage's manifest for the epoch that starts from it
+//! run_<32 hex>/journal/b3_<64 hex>                      one page of the run's journal, by its digest
+//! run_<32 hex>/backups/7.json                           what it takes to go on with the run, by number
 //! ```
 
 use std::fmt;
@@ -47,6 +49,20 @@ pub enum ObjectKey {
         /// The stage.
         stage: StageIndex,
     },
+    /// A page of the run's journal. It is the orchestrator's own: nobody is ever granted it.
+    JournalPage {
+        /// The run it belongs to.
+        run: RunId,
+        /// BLAKE3 of its bytes.
+        digest: Digest,
+    },
+    /// A list of journal pages and what else it takes to go on with the run from there. Nobody is ever granted it.
+    Backup {
+        /// The run it belongs to.
+        run: RunId,
+        /// Later ones have higher numbers.
+        number: u64,
+    },
 }
 
 impl ObjectKey {
@@ -68,9 +84,11 @@ impl ObjectKey {
     /// The run it belongs to.
     pub const fn run(&self) -> RunId {
         match self {
-            Self::Object { run, .. } | Self::Shard { run, .. } | Self::Checkpoint { run, .. } => {
-                *run
-            }
+            Self::Object { run, .. }
+            | Self::Shard { run, .. }
+            | Self::Checkpoint { run, .. }
+            | Self::JournalPage { run, .. }
+            | Self::Backup { run, .. } => *run,
         }
     }
 
@@ -90,6 +108,8 @@ impl fmt::Display for ObjectKey {
             Self::Checkpoint { run, epoch, stage } => {
                 write!(f, "{run}/{CHECKPOINTS}/{epoch}/{stage}{JSON}")
             }
+            Self::JournalPage { run, digest } => write!(f, "{run}/{JOURNAL}/{digest}"),
+            Self::Backup { run, number } => write!(f, "{run}/{BACKUPS}/{number}{JSON}"),
         }
     }
 }
@@ -122,6 +142,8 @@ pub enum KeyPrefix {
     Checkpoints(RunId),
     /// The manifests that one epoch starts from.
     CheckpointsOf(RunId, Epoch),
+    /// All backups.
+    Backups(RunId),
 }
 
 impl KeyPrefix {
@@ -141,12 +163,15 @@ impl fmt::Display for KeyPrefix {
             Self::Shards(run) => write!(f, "{run}/{DATA}"),
             Self::Checkpoints(run) => write!(f, "{run}/{CHECKPOINTS}"),
             Self::CheckpointsOf(run, epoch) => write!(f, "{run}/{CHECKPOINTS}/{epoch}"),
+            Self::Backups(run) => write!(f, "{run}/{BACKUPS}"),
         }
     }
 }
 
 const DATA: &str = "data";
 const CHECKPOINTS: &str = "checkpoints";
+const JOURNAL: &str = "journal";
+const BACKUPS: &str = "backups";
 const JSON: &str = ".json";
 
 const PURPOSES: [Purpose; 6] = [
@@ -181,6 +206,14 @@ fn parse(text: &str) -> Option<ObjectKey> {
             run,
             epoch: segments.next()?.parse().ok()?,
             stage: segments.next()?.strip_suffix(JSON)?.parse().ok()?,
+        },
+        JOURNAL => ObjectKey::JournalPage {
+            run,
+            digest: segments.next()?.parse().ok()?,
+        },
+        BACKUPS => ObjectKey::Backup {
+            run,
+            number: segments.next()?.strip_suffix(JSON)?.parse().ok()?,
         },
         segment => ObjectKey::Object {
             run,
@@ -224,6 +257,11 @@ mod tests {
                 }),
             (run.clone(), any::<[u8; 32]>())
                 .prop_map(|(run, digest)| ObjectKey::shard(run, Digest::from_bytes(digest))),
+            (run.clone(), any::<[u8; 32]>()).prop_map(|(run, digest)| ObjectKey::JournalPage {
+                run,
+                digest: Digest::from_bytes(digest)
+            }),
+            (run.clone(), any::<u64>()).prop_map(|(run, number)| ObjectKey::Backup { run, number }),
             (run, epoch, any::<u16>()).prop_map(|(run, epoch, stage)| ObjectKey::checkpoint(
                 run,
                 epoch,
@@ -249,7 +287,7 @@ mod tests {
 
         #[test]
         fn a_text_that_parses_is_the_printed_form_of_its_key(
-            text in "run_[0-9a-f]{32}/(data|checkpoints|activation|merged)/(epoch_[0-9+]{1,3}|b3_[0-9a-f]{64})(/(obj_[0-9a-f]{32}|stage_[0-9]{1,6}.json|[.]{1,2}))?"
+            text in "run_[0-9a-f]{32}/(data|checkpoints|journal|backups|activation|merged)/(epoch_[0-9+]{1,3}|[0-9+]{1,3}.json|b3_[0-9a-f]{64})(/(obj_[0-9a-f]{32}|stage_[0-9]{1,6}.json|[.]{1,2}))?"
         ) {
             if let Ok(key) = text.parse::<ObjectKey>() {
                 prop_assert_eq!(key.to_string(), text);
@@ -278,6 +316,15 @@ mod tests {
             ObjectKey::shard(run, Digest::from_bytes([2; 32])).to_string(),
             format!("{run_text}/data/b3_{}", "02".repeat(32))
         );
+        let digest = Digest::from_bytes([2; 32]);
+        assert_eq!(
+            ObjectKey::JournalPage { run, digest }.to_string(),
+            format!("{run_text}/journal/b3_{}", "02".repeat(32))
+        );
+        assert_eq!(
+            ObjectKey::Backup { run, number: 7 }.to_string(),
+            format!("{run_text}/backups/7.json")
+        );
     }
 
     #[test]
@@ -297,6 +344,8 @@ mod tests {
             format!("{run}/weights/epoch_1/{object}"),
             format!("{run}/checkpoints/epoch_1/stage_0"),
             format!("{run}/data/b3_00"),
+            format!("{run}/backups/7"),
+            format!("{run}/backups/07.json"),
         ] {
             let error = text.parse::<ObjectKey>().unwrap_err();
             assert!(

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
+use iota_protocol::id::RunId;
 use iota_protocol::work::Seal;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
@@ -149,6 +150,35 @@ impl Store {
                 })
             })
             .collect())
+    }
+
+    /// The runs that have anything in the store, in order. Folders of other names are none of ours.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn runs(&self) -> Result<Vec<RunId>> {
+        let top = self
+            .objects
+            .list_with_delimiter(None)
+            .await
+            .map_err(|error| from_object_store(&"", error))?;
+        let names = top.common_prefixes.iter();
+        let mut runs: Vec<RunId> = names
+            .filter_map(|prefix| prefix.as_ref().parse().ok())
+            .collect();
+        runs.sort_unstable();
+        Ok(runs)
+    }
+
+    /// Deletes an object. One that is not there is gone already.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub async fn delete(&self, key: &ObjectKey) -> Result<()> {
+        match self.objects.delete(&key.path()).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(from_object_store(key, error)),
+        }
     }
 
     /// Deletes everything under `prefix`; says how many objects that were.

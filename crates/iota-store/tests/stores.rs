@@ -76,6 +76,28 @@ async fn retention_takes_one_purpose_of_one_epoch_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn runs_are_found_by_what_they_have_and_objects_go_one_by_one() {
+    let (_folder, stores) = stores();
+    for store in stores {
+        assert_eq!(store.runs().await.unwrap(), []);
+        let other = RunId::from_bytes([9; 16]);
+        let backups: Vec<ObjectKey> = [(other, 1), (RUN, 1), (RUN, 2)]
+            .map(|(run, number)| ObjectKey::Backup { run, number })
+            .into();
+        for key in &backups {
+            store.put(key, Bytes::from_static(b"bytes")).await.unwrap();
+        }
+        assert_eq!(store.runs().await.unwrap(), [RUN, other]);
+        for _ in 0..2 {
+            store.delete(&backups[1]).await.unwrap();
+            let left = store.list(&KeyPrefix::Backups(RUN)).await.unwrap();
+            assert_eq!(left.len(), 1);
+            assert_eq!(left[0].key, backups[2]);
+        }
+    }
+}
+
+#[tokio::test]
 async fn every_prefix_finds_its_own() {
     let (_folder, stores) = stores();
     for store in stores {

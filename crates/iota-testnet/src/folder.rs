@@ -76,7 +76,8 @@ pub(crate) struct Memo {
     pub(crate) held_out_start: Option<f64>,
 }
 
-const MEMO: &str = "testnet.json";
+/// Where it is in the run folder.
+pub(crate) const MEMO: &str = "testnet.json";
 
 impl Memo {
     /// # Errors

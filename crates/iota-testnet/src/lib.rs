@@ -215,6 +215,7 @@ impl Testnet {
                 (Orchestrator::resume(&settings.out)?, held_out_start)
             }
         };
+        let builder = builder.with_companion(folder::MEMO);
         let description = builder.description().clone();
         let held_out = builder.held_out().clone();
         // Not the caller's shutdown: when that one is asked to stop, peers leave first.

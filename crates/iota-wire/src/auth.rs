@@ -37,9 +37,12 @@ pub struct AuthSettings {
     pub run: RunId,
     /// The key that requests must be for: the orchestrator's own.
     pub audience: PeerId,
-    /// How far a request's time may be from the server's clock, in either direction.
+    /// How old a request may be by the server's clock: as long as it may have been on its way.
     pub skew: Duration,
-    /// Nonces to remember. Each takes some 60 bytes; a busy run needs requests per second times twice the skew.
+    /// How far a request's time may lie ahead of the server's clock. Little: whoever is refused is told the time and can
+    /// sign again, and an authenticator that [takes the place of another](Authenticator::floor_after) has to wait for so long.
+    pub ahead: Duration,
+    /// Nonces to remember. Each takes some 60 bytes; a busy run needs requests per second times the skew.
     pub nonces_max: usize,
     /// How often each peer may call.
     pub rate: RateSettings,
@@ -57,12 +60,14 @@ pub struct RateSettings {
 }
 
 impl AuthSettings {
-    /// Settings for a run of some thousand miners: 30 s of skew, 100 requests per second and peer, bursts of 500.
+    /// Settings for a run of some thousand miners: 30 s of skew, half a second ahead, 100 requests per second and peer,
+    /// bursts of 500.
     pub fn new(run: RunId, audience: PeerId) -> Self {
         Self {
             run,
             audience,
             skew: Duration::from_secs(30),
+            ahead: Duration::from_millis(500),
             nonces_max: 1 << 20,
             rate: RateSettings::default(),
         }
@@ -102,10 +107,16 @@ pub struct Authentic {
 }
 
 impl Authenticator {
+    /// What an authenticator has to refuse that takes the place of another, whose process has ended before `now`: requests
+    /// made up to this time. Nothing that the other accepted can then come again. Until it has passed, nobody's requests
+    /// are accepted; so wait for it before serving.
+    pub fn floor_after(settings: &AuthSettings, now: Timestamp) -> Timestamp {
+        now + settings.ahead
+    }
+
     /// Accepts only requests made after `floor`.
     ///
-    /// Nonces live in memory. After a restart, pass the time of the restart, or better what [`Self::newest`] was just
-    /// before it: nothing that an earlier process accepted can then come again. A new run starts from zero.
+    /// Nonces live in memory. After a restart, pass [`Self::floor_after`] it. A new run starts from zero.
     pub fn new(settings: AuthSettings, floor: Timestamp) -> Self {
         let state = State {
             nonces: Nonces::new(settings.nonces_max, floor),
@@ -115,15 +126,6 @@ impl Authenticator {
             settings,
             state: Mutex::new(state),
         }
-    }
-
-    /// The latest time that an accepted request bears: the `floor` for a successor of this authenticator.
-    pub fn newest(&self) -> Timestamp {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .nonces
-            .newest()
     }
 
     /// Checks a request for `method` (such as `iota.v1.OrchestratorService/Join`) that carries `header`, at `now` by the
@@ -148,8 +150,8 @@ impl Authenticator {
             return Err(AuthFailure::WrongAudience.into());
         }
         let stale = AuthFailure::Stale { server_time: now };
-        let apart = now.since(header.issued_at).max(header.issued_at.since(now));
-        if apart > self.settings.skew {
+        let (age, lead) = (now.since(header.issued_at), header.issued_at.since(now));
+        if age > self.settings.skew || lead > self.settings.ahead {
             return Err(stale.into());
         }
         header.verify()?;

@@ -22,12 +22,14 @@ use crate::message::{Joined, RunInfo, RunStatus, WorkReply, WorkRequest};
 use crate::proto;
 use crate::proto::orchestrator_service_client::OrchestratorServiceClient;
 
+type Service = OrchestratorServiceClient<Channel>;
+
 /// A peer's connection to an orchestrator. Cheap to clone; clones share the connection, which mends itself.
 ///
-/// A call is tried once: whether and when to repeat it, [`CallError::kind`] says.
+/// A call is tried once, or twice if our clock had to be set: whether and when to repeat it, [`CallError::kind`] says.
 #[derive(Debug, Clone)]
 pub struct Client {
-    service: OrchestratorServiceClient<Channel>,
+    service: Service,
     keypair: Arc<Keypair>,
     clock: Clock,
     /// What to add to our clock to get the orchestrator's, in milliseconds.
@@ -140,8 +142,9 @@ impl Client {
     /// [`CallError::Waiting`] if there is no place in the run for us yet; those of a call.
     pub async fn join(&self, role: Role, capacity: u32) -> Result<Joined, CallError> {
         let role = proto::Role::from(role).into();
-        let request = self.signed("Join", proto::JoinRequest { role, capacity }, CALL_TIMEOUT);
-        let message = self.answer(self.service.clone().join(request).await)?;
+        let message = proto::JoinRequest { role, capacity };
+        let send = |mut service: Service, request| async move { service.join(request).await };
+        let message = self.call("Join", message, CALL_TIMEOUT, send).await?;
         Joined::from_message(message, self.peer_id()).map_err(CallError::Unintelligible)
     }
 
@@ -153,8 +156,8 @@ impl Client {
         let message = proto::LeaveRequest {
             generation: session.generation,
         };
-        let request = self.signed("Leave", message, CALL_TIMEOUT);
-        self.answer(self.service.clone().leave(request).await)?;
+        let send = |mut service: Service, request| async move { service.leave(request).await };
+        self.call("Leave", message, CALL_TIMEOUT, send).await?;
         Ok(())
     }
 
@@ -164,8 +167,9 @@ impl Client {
     /// Those of a call.
     pub async fn get_work(&self, request: WorkRequest) -> Result<WorkReply, CallError> {
         let deadline = request.hold.min(HOLD_MAX) + LONG_POLL_MARGIN;
-        let request = self.signed("GetWork", proto::GetWorkRequest::from(request), deadline);
-        let message = self.answer(self.service.clone().get_work(request).await)?;
+        let message = proto::GetWorkRequest::from(request);
+        let send = |mut service: Service, request| async move { service.get_work(request).await };
+        let message = self.call("GetWork", message, deadline, send).await?;
         WorkReply::try_from(message).map_err(CallError::Unintelligible)
     }
 
@@ -184,10 +188,12 @@ impl Client {
             lease: lease.get(),
             outcome: Some(outcome.into()),
         };
-        let request = self.signed("CompleteWork", message, CALL_TIMEOUT);
-        Ok(self
-            .answer(self.service.clone().complete_work(request).await)?
-            .credited)
+        let send =
+            |mut service: Service, request| async move { service.complete_work(request).await };
+        let answer = self
+            .call("CompleteWork", message, CALL_TIMEOUT, send)
+            .await?;
+        Ok(answer.credited)
     }
 
     /// Gives a lease back undone.
@@ -205,8 +211,8 @@ impl Client {
             lease: lease.get(),
             failure: Some(failure.into()),
         };
-        let request = self.signed("FailWork", message, CALL_TIMEOUT);
-        self.answer(self.service.clone().fail_work(request).await)?;
+        let send = |mut service: Service, request| async move { service.fail_work(request).await };
+        self.call("FailWork", message, CALL_TIMEOUT, send).await?;
         Ok(())
     }
 
@@ -227,6 +233,29 @@ impl Client {
         Ok(snapshots.map(|snapshot| {
             required("status", snapshot?.status).map_err(CallError::Unintelligible)
         }))
+    }
+
+    /// Makes a signed call. If it is refused because of our clock, it has had no effect, and the answer says what the time
+    /// is: then it is signed anew and made again, once.
+    async fn call<Message, Answer, Answering>(
+        &self,
+        method: &str,
+        message: Message,
+        timeout: Duration,
+        send: impl Fn(Service, Request<Message>) -> Answering,
+    ) -> Result<Answer, CallError>
+    where
+        Message: prost::Message + Clone,
+        Answering: Future<Output = Result<Response<Answer>, Status>>,
+    {
+        let request = self.signed(method, message.clone(), timeout);
+        match self.answer(send(self.service.clone(), request).await) {
+            Err(CallError::Unauthenticated(AuthFailure::Stale { .. })) => {
+                let request = self.signed(method, message, timeout);
+                self.answer(send(self.service.clone(), request).await)
+            }
+            answer => answer,
+        }
     }
 
     /// The request, with its statement of who sends it. The statement is about the bytes that the codec will make of the
@@ -278,7 +307,7 @@ impl Client {
 }
 
 async fn get_run(
-    service: &mut OrchestratorServiceClient<Channel>,
+    service: &mut Service,
     clock: &Clock,
     offset_ms: &AtomicI64,
 ) -> Result<RunInfo, CallError> {

@@ -25,6 +25,7 @@ pub(super) fn train(
     model: &ModelConfig,
     setting: &Setting,
     variant: &Variant,
+    optimizer: OptimizerSettings,
     seed: u64,
     text: &Text,
 ) -> Result<Outcome> {
@@ -38,8 +39,10 @@ pub(super) fn train(
     };
     let steps = setting.tokens.div_ceil(batch_tokens * batches_per_step);
     let mut network = match variant {
-        Variant::Single | Variant::Synchronous => Network::new(&plan, 1, None, seed)?,
-        Variant::Merged(merge) => Network::new(&plan, setting.replicas, Some(*merge), seed)?,
+        Variant::Single | Variant::Synchronous => Network::new(&plan, 1, None, optimizer, seed)?,
+        Variant::Merged(merge) => {
+            Network::new(&plan, setting.replicas, Some(*merge), optimizer, seed)?
+        }
     };
     let schedule = LearningRate::cosine(setting.learning_rate, steps.div_ceil(20), 0.1);
     let started = Instant::now();
@@ -103,9 +106,15 @@ struct Replica {
 }
 
 impl Network {
-    fn new(plan: &StagePlan, replicas: usize, merge: Option<Merge>, seed: u64) -> Result<Self> {
+    fn new(
+        plan: &StagePlan,
+        replicas: usize,
+        merge: Option<Merge>,
+        optimizer: OptimizerSettings,
+        seed: u64,
+    ) -> Result<Self> {
         let options = StageOptions {
-            optimizer: OptimizerSettings::default(),
+            optimizer,
             ..StageOptions::default()
         };
         let replicas = (0..replicas)

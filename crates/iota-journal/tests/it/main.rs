@@ -7,4 +7,5 @@ mod damage;
 mod files;
 mod histories;
 mod network;
+mod pages;
 mod scale;

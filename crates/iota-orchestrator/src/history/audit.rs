@@ -128,7 +128,7 @@ impl History {
             .extend(journal.map(|discrepancy| Finding::Journal { discrepancy }));
         self.audit_description(&mut audit);
         self.audit_tokens(&ledger, &mut audit)?;
-        let store = Store::in_folder(self.store_folder())?;
+        let store = Store::in_folder(self.file.store_folder(&self.folder))?;
         self.audit_shards(&store, &mut audit).await?;
         audit_checkpoints(&store, &ledger, &state, &mut audit).await?;
         Ok(audit)

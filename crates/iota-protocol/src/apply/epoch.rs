@@ -17,9 +17,7 @@ impl State {
         self.leases.stale_below = self.leases.next;
         match self.phase {
             Phase::Training => {
-                self.samples.completed.clear();
-                self.samples.opened_in_epoch = self.samples.flying.len() as u64;
-                self.samples.drains_since = None;
+                self.samples.begin_epoch();
                 self.note_quota(at);
             }
             Phase::Uploading => self.forget_lapsed(),

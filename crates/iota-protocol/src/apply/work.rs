@@ -510,7 +510,7 @@ impl State {
 
 impl SampleState {
     /// A sample at its tokens.
-    pub(super) fn fresh() -> Self {
+    pub(crate) fn fresh() -> Self {
         Self {
             forwards: Vec::new(),
             backwards: Vec::new(),

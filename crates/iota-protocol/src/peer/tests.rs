@@ -240,6 +240,38 @@ fn waits_between_failures_grow_and_stay_bounded() {
 }
 
 #[test]
+fn an_orchestrator_that_was_there_lately_is_tried_every_second_and_one_long_gone_less_often() {
+    let mut peer = inside();
+    let mut now = Timestamp::default();
+    let (mut soon, mut late) = (Vec::new(), Vec::new());
+    while now.since(Timestamp::default()) < LATELY * 2 {
+        peer.handle_poll_failed(session(1), CallFailure::Retry(None), now);
+        let at = peer.poll_timeout().expect("a retry is due");
+        let waits = if now.since(Timestamp::default()) < LATELY {
+            &mut soon
+        } else {
+            &mut late
+        };
+        waits.push(at.since(now));
+        now = at;
+        peer.handle_timeout(now);
+    }
+    assert!(soon.iter().all(|wait| *wait <= BACKOFF_MAX_LATELY));
+    assert!(soon.len() < 700, "{} tries in five minutes", soon.len());
+    assert!(late.iter().any(|wait| *wait > BACKOFF_MAX_LATELY * 4));
+    // It has been there again: that is lately.
+    drain(&mut peer);
+    peer.handle_polled(session(1), &[], &[], false);
+    for _ in 0..20 {
+        peer.handle_poll_failed(session(1), CallFailure::Retry(None), now);
+        let at = peer.poll_timeout().expect("a retry is due");
+        assert!(at.since(now) <= BACKOFF_MAX_LATELY);
+        now = at;
+        peer.handle_timeout(now);
+    }
+}
+
+#[test]
 fn a_banned_peer_stops() {
     let mut peer = inside();
     peer.handle_poll_failed(session(1), CallFailure::Refused, Timestamp::default());

@@ -127,7 +127,8 @@ pub struct WorkCounts {
     pub redone: u64,
     /// Of those, done when somebody else had done the same, or training had closed.
     pub superseded: u64,
-    /// Of those, thrown away afterwards: made from what turned out bad, or of a sample that began anew or was given up.
+    /// Of those, thrown away afterwards: made from what turned out bad, of a sample that began anew or was given up, or
+    /// forgotten when the run was restored from an older state.
     pub undone: u64,
 }
 
@@ -157,6 +158,14 @@ impl WorkCounts {
     }
 }
 
+/// How far the samples had come when an epoch began to train: all before `next` but the carried ones were completed, so
+/// this is what the checkpoint that it trains from has learned.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Found {
+    pub(crate) next: SampleId,
+    pub(crate) carried: BTreeSet<SampleId>,
+}
+
 /// All samples of a run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Samples {
@@ -172,6 +181,9 @@ pub(crate) struct Samples {
     pub(crate) next: SampleId,
     /// Opened in this epoch or carried into it.
     pub(crate) opened_in_epoch: u64,
+    /// What the epoch found when it began to train.
+    #[serde(default)]
+    pub(crate) found: Found,
     /// Completed in this epoch.
     pub(crate) completed: BTreeMap<SampleId, CompletedSample>,
     /// Since when the epoch's last samples are being waited for.
@@ -212,6 +224,40 @@ impl Samples {
             preference,
             lapses_at,
         };
+    }
+
+    /// An epoch begins to train with the samples that are on their way.
+    pub(crate) fn begin_epoch(&mut self) {
+        self.completed.clear();
+        self.opened_in_epoch = self.flying.len() as u64;
+        self.drains_since = None;
+        self.found = Found {
+            next: self.next,
+            carried: self.flying.keys().copied().collect(),
+        };
+    }
+
+    /// Goes back to how things were when the epoch began to train. Returns the samples that wait to begin anew.
+    ///
+    /// Nothing is lost before the run ends (A1), so the counts of then follow from what was found.
+    pub(crate) fn rewind(&mut self, tail: StageIndex) -> BTreeSet<SampleId> {
+        let Found { next, carried } = self.found.clone();
+        let passes = 2 * u64::from(tail.get()) + 1;
+        let flying: u64 = self.flying.values().map(SampleState::done).sum();
+        self.work.undone += self.completed.len() as u64 * passes + flying;
+        self.open.clear();
+        self.bound.clear();
+        self.lapses.clear();
+        self.completed.clear();
+        self.flying = carried
+            .iter()
+            .map(|sample| (*sample, SampleState::fresh()))
+            .collect();
+        self.counts.opened = next.get();
+        self.counts.completed = next.get() - carried.len() as u64;
+        self.counts.lost = 0;
+        self.next = next;
+        carried
     }
 
     /// Takes a sample's piece from the waiting ones: it is leased now.

@@ -34,7 +34,7 @@ pub struct PeerRecord {
     pub role: Role,
     /// Which stage it held last.
     pub stage: Option<StageIndex>,
-    /// Its stays so far.
+    /// The number of its latest stay: each has a higher one than all before.
     pub generations: u32,
     /// Its present stay.
     pub live: Option<Session>,
@@ -201,6 +201,9 @@ pub(crate) struct Sessions {
     /// The live miners of each stage, from the head.
     pub(crate) miners: Vec<BTreeSet<Session>>,
     pub(crate) validators: BTreeSet<Session>,
+    /// Stays have higher numbers than this; 0 unless the run was restored, and stays are unknown that others began.
+    #[serde(default)]
+    pub(crate) generations_before: u32,
 }
 
 impl Sessions {
@@ -210,6 +213,7 @@ impl Sessions {
             live: BTreeMap::new(),
             miners: vec![BTreeSet::new(); stages.into()],
             validators: BTreeSet::new(),
+            generations_before: 0,
         }
     }
 

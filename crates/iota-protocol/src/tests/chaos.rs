@@ -1,7 +1,8 @@
 //! Anything, in any order: joins, crashes, late, repeated, wrong and dishonest results, validators of every opinion,
-//! clocks that leap. After every command the invariants hold and the events replay ([`World::command`]); once the
+//! clocks that leap, histories whose end is lost. After every command the invariants hold and the events replay ([`World::command`]); once the
 //! trouble stops, the run comes to its end.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -30,6 +31,7 @@ enum Step {
     Fail { lease: usize, failure: u8 },
     Wait { seconds: u64, heard: u8 },
     Away { seconds: u64 },
+    Restore { lost: usize, seconds: u64 },
     Stranger,
 }
 
@@ -48,6 +50,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (prop_oneof![4 => 1_u64..12, 1 => 12_u64..300], any::<u8>())
             .prop_map(|(seconds, heard)| Step::Wait { seconds, heard }),
         1 => (1_u64..2_000).prop_map(|seconds| Step::Away { seconds }),
+        1 => (0_usize..60, 0_u64..600).prop_map(|(lost, seconds)| Step::Restore { lost, seconds }),
         1 => Just(Step::Stranger),
     ]
 }
@@ -57,6 +60,8 @@ struct Chaos {
     world: World,
     leases: Vec<Lease>,
     said: Vec<(Session, LeaseId, Outcome)>,
+    /// Every object that a lease may have written.
+    written: BTreeSet<ObjectName>,
 }
 
 impl Chaos {
@@ -65,17 +70,26 @@ impl Chaos {
             world: World::new(settings),
             leases: Vec::new(),
             said: Vec::new(),
+            written: BTreeSet::new(),
         }
     }
 
     /// A command that may well be refused; what it leased is noted.
     fn attempt(&mut self, command: &Command) {
         if let Ok(events) = self.world.command(command) {
-            self.leases
-                .extend(events.into_iter().filter_map(|event| match event {
-                    Event::Leased(lease) => Some(lease),
-                    _ => None,
-                }));
+            self.note(&events);
+        }
+    }
+
+    /// Remembers what was leased, also in a history that is lost later. No two leases ever write the same object.
+    fn note(&mut self, events: &[Event]) {
+        for event in events {
+            if let Event::Leased(lease) = event {
+                for name in outputs_of(&lease.work) {
+                    assert!(self.written.insert(name), "{name:?} is granted twice");
+                }
+                self.leases.push(lease.clone());
+            }
         }
     }
 
@@ -203,6 +217,12 @@ impl Chaos {
             Step::Away { seconds } => {
                 self.world.now = self.world.now + Duration::from_secs(*seconds);
                 self.attempt(&Command::Resume);
+            }
+            Step::Restore { lost, seconds } => {
+                self.world.now = self.world.now + Duration::from_secs(*seconds);
+                let kept = self.world.commands().saturating_sub(*lost);
+                let events = self.world.restore(kept);
+                self.note(&events);
             }
             Step::Stranger => {
                 let session = Session {
@@ -337,6 +357,15 @@ fn dishonest(honest: Outcome, lie: u8) -> Outcome {
             optimizer_steps: u64::MAX,
             kept: kept.filter(|_| lie == 3),
         },
+    }
+}
+
+pub(super) fn outputs_of(work: &Work) -> Vec<ObjectName> {
+    match work {
+        Work::Forward { output, .. } | Work::Merge { output, .. } => vec![*output],
+        Work::Backward { gradient, .. } => gradient.iter().copied().collect(),
+        Work::Upload { cells, .. } => cells.iter().map(|cell| cell.output).collect(),
+        Work::Install { .. } | Work::Replay { .. } | Work::Inspect { .. } => Vec::new(),
     }
 }
 

@@ -67,6 +67,8 @@ pub(super) struct World {
     pub(super) events: Vec<Event>,
     /// The events with their times: what a journal would hold.
     pub(super) log: Vec<(Timestamp, Event)>,
+    /// How many events there were after each command that changed something.
+    commands: Vec<usize>,
     replica: State,
     ordinals: BTreeMap<Session, u32>,
 }
@@ -83,6 +85,7 @@ impl World {
             now,
             events: Vec::new(),
             log: Vec::new(),
+            commands: Vec::new(),
             ordinals: BTreeMap::new(),
         }
     }
@@ -99,6 +102,9 @@ impl World {
                 self.events.extend_from_slice(events);
                 self.log
                     .extend(events.iter().map(|event| (self.now, event.clone())));
+                if !events.is_empty() {
+                    self.commands.push(self.log.len());
+                }
                 a_place_never_gets_worse(&before, &self.state)
                     .unwrap_or_else(|what| panic!("W3: {what} after {command:?}"));
                 assert_eq!(
@@ -116,6 +122,33 @@ impl World {
         }
         check_all(&self.state).unwrap_or_else(|violation| panic!("{violation} after {command:?}"));
         result
+    }
+
+    /// Commands so far that changed something.
+    pub(super) fn commands(&self) -> usize {
+        self.commands.len()
+    }
+
+    /// How many events there were after so many commands.
+    pub(super) fn kept_events(&self, commands: usize) -> usize {
+        commands
+            .checked_sub(1)
+            .map_or(0, |last| self.commands[last])
+    }
+
+    /// Loses what happened after so many commands, and restores the run from what is left.
+    pub(super) fn restore(&mut self, kept_commands: usize) -> Vec<Event> {
+        self.commands.truncate(kept_commands);
+        let kept = self.commands.last().copied().unwrap_or(0);
+        self.log.truncate(kept);
+        self.events.truncate(kept);
+        let mut state = State::new(self.settings().clone(), Self::START).unwrap();
+        for (at, event) in &self.log {
+            state.apply(*at, event);
+        }
+        self.replica = state.clone();
+        self.state = state;
+        self.command(&Command::Restore).unwrap()
     }
 
     pub(super) fn join(&mut self, name: u8) -> Session {

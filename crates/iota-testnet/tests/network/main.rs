@@ -6,6 +6,7 @@ mod cheating;
 mod history;
 mod merging;
 mod refusing;
+mod restoring;
 mod resuming;
 mod training;
 mod vanishing;

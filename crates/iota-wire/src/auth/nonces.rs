@@ -13,7 +13,6 @@ pub(super) struct Nonces {
     /// By time, so that the oldest go first. A replay bears the time of the original: it is signed.
     seen: BTreeSet<(Timestamp, PeerId, [u8; 16])>,
     floor: Timestamp,
-    newest: Timestamp,
     max: usize,
 }
 
@@ -22,7 +21,6 @@ impl Nonces {
         Self {
             seen: BTreeSet::new(),
             floor,
-            newest: floor,
             max,
         }
     }
@@ -32,16 +30,11 @@ impl Nonces {
         self.floor
     }
 
-    pub(super) const fn newest(&self) -> Timestamp {
-        self.newest
-    }
-
     pub(super) fn contains(&self, issued_at: Timestamp, peer: PeerId, nonce: [u8; 16]) -> bool {
         self.seen.contains(&(issued_at, peer, nonce))
     }
 
     pub(super) fn remember(&mut self, issued_at: Timestamp, peer: PeerId, nonce: [u8; 16]) {
-        self.newest = self.newest.max(issued_at);
         self.seen.insert((issued_at, peer, nonce));
         while self.seen.len() > self.max {
             self.forget_first();

@@ -1,0 +1,179 @@
+//! What a run listens on: calls, and the embedded store.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Duration;
+
+use iota_node::retry::{Decision, Policy, Retry};
+use iota_node::{Clock, Shutdown};
+use iota_store::server::{S3Server, ServerSettings};
+use iota_store::{Credentials, Grants};
+use tokio::net::TcpListener;
+use tracing::warn;
+
+use crate::Error;
+use crate::run_file::Addresses;
+
+/// Everything that a run listens on.
+#[derive(Debug)]
+pub(crate) struct Sockets {
+    pub(crate) listener: TcpListener,
+    pub(crate) store_server: S3Server,
+    pub(crate) signer: Grants,
+    /// With the ports that were given.
+    pub(crate) addresses: Addresses,
+}
+
+impl Sockets {
+    /// Listens, and serves the store.
+    pub(crate) async fn open(
+        addresses: &Addresses,
+        store_folder: &Path,
+        secret: &[u8; 32],
+    ) -> Result<Self, Error> {
+        make_private(store_folder)?;
+        let mut addresses = addresses.clone();
+        // The run's own secret: whoever reads the folder can do without the store's credentials anyway. It is the same
+        // after a restart, so that grants stay good.
+        let credentials = Credentials::new("iota", hex(secret));
+        let store_server = S3Server::bind(
+            addresses.store_listen,
+            store_folder,
+            credentials,
+            ServerSettings::default(),
+        )
+        .await?;
+        addresses.store_listen = store_server.local_address();
+        let signer = match &addresses.store_url {
+            Some(url) => store_server.grants_at(url)?,
+            None => store_server.grants(),
+        };
+        let address = addresses.listen;
+        let cannot_listen = |source| Error::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
+        addresses.listen = listener.local_addr().map_err(cannot_listen)?;
+        Ok(Self {
+            listener,
+            store_server,
+            signer,
+            addresses,
+        })
+    }
+
+    /// As [`open`](Self::open), at addresses that a process had which has just ended. The system may not have let go of
+    /// them yet, or lent one to a connection of somebody else's meanwhile: so a port that is taken is tried again for a
+    /// while.
+    pub(crate) async fn open_again(
+        addresses: &Addresses,
+        store_folder: &Path,
+        secret: &[u8; 32],
+        clock: &dyn Clock,
+        shutdown: &Shutdown,
+    ) -> Result<Self, Error> {
+        let retry = Retry::new(PORT_TAKEN, u64::from(std::process::id()), clock, shutdown);
+        let open = |_| Self::open(addresses, store_folder, secret);
+        let decide = |error: &Error| {
+            if is_taken(error) {
+                warn!(%error, "an address of the run is taken; trying again");
+                Decision::Retry
+            } else {
+                Decision::GiveUp
+            }
+        };
+        retry.run(open, decide).await.map_err(|error| error.source)
+    }
+}
+
+/// How long a port may be taken that the run had.
+const PORT_TAKEN: Policy = Policy {
+    delay_initial: Duration::from_millis(50),
+    delay_max: Duration::from_millis(500),
+    attempts_max: u32::MAX,
+    elapsed_max: Duration::from_secs(15),
+};
+
+/// Whether an address cannot be listened on because somebody else does.
+fn is_taken(error: &Error) -> bool {
+    let (Error::Listen { source, .. } | Error::Store(iota_store::Error::Bind { source, .. })) =
+        error
+    else {
+        return false;
+    };
+    source.kind() == ErrorKind::AddrInUse
+}
+
+/// Makes a folder that only its owner may look into: a store's backups have the run's secret.
+fn make_private(folder: &Path) -> Result<(), Error> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder).map_err(|source| Error::Folder {
+        path: folder.to_owned(),
+        source,
+    })
+}
+
+fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write as _;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener as BlockingListener};
+
+    use iota_node::SystemClock;
+    use iota_protocol::PeerId;
+
+    use super::*;
+
+    fn at(listen: SocketAddr) -> Addresses {
+        Addresses {
+            orchestrator: PeerId::from_bytes([1; 32]),
+            key_file: None,
+            listen,
+            store_listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            store_url: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_port_that_is_taken_for_a_moment_is_waited_for_when_a_run_goes_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let taken = BlockingListener::bind("127.0.0.1:0").unwrap();
+        let addresses = at(taken.local_addr().unwrap());
+        let (clock, shutdown) = (SystemClock::new(), Shutdown::new());
+        let opening = Sockets::open_again(&addresses, folder.path(), &[7; 32], &clock, &shutdown);
+        tokio::pin!(opening);
+        // It has met the taken port once it waits for its next try.
+        let first = std::future::poll_fn(|context| {
+            use std::future::Future as _;
+            std::task::Poll::Ready(opening.as_mut().poll(context).is_ready())
+        });
+        assert!(!first.await);
+        drop(taken);
+        let opened = opening.await.unwrap();
+        assert_eq!(opened.addresses.listen, addresses.listen);
+    }
+
+    #[tokio::test]
+    async fn a_port_that_stays_taken_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let taken = BlockingListener::bind("127.0.0.1:0").unwrap();
+        let addresses = at(taken.local_addr().unwrap());
+        let clock = iota_node::clock::ManualClock::skipping(iota_protocol::Timestamp::default());
+        let shutdown = Shutdown::new();
+        let opened =
+            Sockets::open_again(&addresses, folder.path(), &[7; 32], &clock, &shutdown).await;
+        let error = opened.unwrap_err();
+        assert!(is_taken(&error), "{error}");
+        assert!(error.to_string().contains(&addresses.listen.to_string()));
+        // New runs do not wait: somebody else's program has the port.
+        let error = Sockets::open(&addresses, folder.path(), &[7; 32]).await;
+        assert!(is_taken(&error.unwrap_err()));
+    }
+}
