@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use iota_ledger::Moment;
 
 /// Train one model on many machines: run a whole network here, or serve miners.
 #[derive(Debug, Parser)]
@@ -28,6 +29,41 @@ pub(crate) enum Command {
         #[arg(long, value_name = "DIR", default_value = "iota-run")]
         out: PathBuf,
     },
+    /// Prove that every sample's tokens are counted once, from the journal and the store alone: data, leases, merges,
+    /// checkpoints. Exit code 0 means that it holds.
+    AuditLedger {
+        /// The run folder.
+        #[arg(long, value_name = "DIR", default_value = "iota-run")]
+        out: PathBuf,
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say what happened to a miner, a sample or an epoch, and why.
+    Explain {
+        /// Of what.
+        #[arg(value_enum)]
+        what: Explained,
+        /// Which: an identity (`peer_…`, the SS58 address, or enough of either to tell it from others), or a number.
+        #[arg(value_name = "WHICH")]
+        which: String,
+        /// The run folder.
+        #[arg(long, value_name = "DIR", default_value = "iota-run")]
+        out: PathBuf,
+    },
+    /// Show how a run stood at some moment of its past.
+    Replay {
+        /// A time since the run began (`1h30m`, `90s`), a time in UTC (`2026-11-22T05:01:47Z`) or the number of a journal
+        /// entry (`4711`).
+        #[arg(long, value_name = "MOMENT")]
+        at: Moment,
+        /// The run folder.
+        #[arg(long, value_name = "DIR", default_value = "iota-run")]
+        out: PathBuf,
+        /// Print it as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Copy a run's journal as it is now, while the run goes on.
     Backup {
         /// The run folder.
@@ -42,6 +78,19 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: Config,
     },
+}
+
+/// What can be explained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Explained {
+    /// A miner, in all its sessions.
+    Miner,
+    /// A validator, in all its sessions.
+    Validator,
+    /// A sample, by its number.
+    Sample,
+    /// An epoch, by its number.
+    Epoch,
 }
 
 #[derive(Debug, Subcommand)]

@@ -13,6 +13,7 @@ use iota_orchestrator::{
 use iota_testnet::{Testnet, TestnetSettings, folder, summary};
 
 use crate::arguments::{self, Arguments, Command, Config, Resume, Serve};
+use crate::history::{self, NotInThisRun};
 
 /// Does what was asked for.
 pub(crate) fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
@@ -22,6 +23,9 @@ pub(crate) fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::Resume(flags) => resume(flags),
         Command::Fsck { out } => fsck(&out),
         Command::Backup { out, to } => backup(&out, &to),
+        Command::AuditLedger { out, json } => history::audit_ledger(out, json),
+        Command::Explain { what, which, out } => history::explain(what, &which, out),
+        Command::Replay { at, out, json } => history::replay(at, out, json),
         Command::Config {
             command: Config::Show(flags),
         } => {
@@ -41,7 +45,7 @@ pub(crate) fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
 
 /// 2 for input that cannot be used, 1 for everything else.
 pub(crate) fn exit_code(error: &anyhow::Error) -> Exit {
-    if error.is::<SettingsError>() || error.is::<SetupError>() {
+    if error.is::<SettingsError>() || error.is::<SetupError>() || error.is::<NotInThisRun>() {
         return Exit::Unusable;
     }
     if let Some(error) = error.downcast_ref::<iota_orchestrator::Error>() {
@@ -272,7 +276,7 @@ fn serve_until_over(builder: OrchestratorBuilder) -> anyhow::Result<Exit> {
     })
 }
 
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+pub(crate) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

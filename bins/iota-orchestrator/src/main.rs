@@ -2,6 +2,7 @@
 
 mod arguments;
 mod commands;
+mod history;
 
 use clap::Parser as _;
 use iota_node::Exit;

@@ -106,8 +106,90 @@ fn there_is_no_going_on_with_what_is_not_there() {
     );
     refused(&["resume", "--listen", "127.0.0.1:1"], 2, &["--from-store"]);
     refused(&["fsck", "--out", out], 2, &["journal.sqlite"]);
+    refused(&["audit-ledger", "--out", out], 2, &[out]);
     std::fs::write(folder.path().join("journal.sqlite"), "x".repeat(5000)).unwrap();
     refused(&["fsck", "--out", out], 2, &["damaged", "backup"]);
+}
+
+#[test]
+fn a_run_that_is_over_can_be_audited_explained_and_replayed() {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = folder.path().join("corpus.txt");
+    let lines = (0..1_000).map(|line| format!("line {line}: the quick brown fox jumps.\n"));
+    std::fs::write(&corpus, lines.collect::<String>()).unwrap();
+    let config = folder.path().join("settings.toml");
+    let training = "[training]\nepochs = 1\nsamples_per_epoch = 8\nsequences = 2\n";
+    std::fs::write(&config, training).unwrap();
+    let out = folder.path().join("run").display().to_string();
+    let (corpus, config) = (corpus.display().to_string(), config.display().to_string());
+    let settings = ["--stages", "2", "--corpus", &corpus, "--config", &config];
+    let testnet = [
+        &["testnet", "--preset", "tiny", "--out", &out][..],
+        &settings,
+    ]
+    .concat();
+    // Whether so few samples teach it anything is not the question.
+    let lived = orchestrator(&testnet);
+    assert!(matches!(lived.status.code(), Some(0 | 1)), "{lived:?}");
+
+    let said = |arguments: &[&str]| {
+        let output = orchestrator(&[arguments, &["--out", &out]].concat());
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let audit = said(&["audit-ledger"]);
+    assert!(audit.contains("8 count once each"), "{audit}");
+    assert!(
+        audit.ends_with("Every sample's tokens are counted once.\n"),
+        "{audit}"
+    );
+    let sample = said(&["explain", "sample", "3"]);
+    assert!(sample.contains("smp_3 counts once, in epoch_0"), "{sample}");
+    let epoch = said(&["explain", "epoch", "epoch_0"]);
+    assert!(epoch.contains("8 samples complete"), "{epoch}");
+    let miners = epoch
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("peer_"));
+    let miner = miners
+        .filter_map(|word| word.split('#').next())
+        .next()
+        .unwrap();
+    let miner = said(&["explain", "miner", miner]);
+    assert!(miner.contains("joined as a miner of"), "{miner}");
+    let end = said(&["replay", "--at", "365d", "--json"]);
+    let end: serde_json::Value = serde_json::from_str(&end).unwrap();
+    assert_eq!(end["summary"]["phase"], "over", "{end}");
+    assert_eq!(end["summary"]["samples"]["completed"], 8, "{end}");
+    assert!(said(&["replay", "--at", "0s"]).contains("Gathering in epoch_0"));
+
+    refused(
+        &["explain", "sample", "8", "--out", &out],
+        2,
+        &["smp_8", "not come to"],
+    );
+    refused(
+        &["explain", "miner", "nobody", "--out", &out],
+        2,
+        &["nobody", "peer_"],
+    );
+    refused(
+        &["replay", "--at", "soon", "--out", &out],
+        2,
+        &["soon", "1h30m"],
+    );
+    for entry in std::fs::read_dir(folder.path().join("run/store")).unwrap() {
+        let merged = entry.unwrap().path().join("merged");
+        if merged.exists() {
+            std::fs::remove_dir_all(merged).unwrap();
+        }
+    }
+    let audit = orchestrator(&["audit-ledger", "--out", &out]);
+    assert_eq!(audit.status.code(), Some(1));
+    let audit = String::from_utf8(audit.stdout).unwrap();
+    assert!(
+        audit.contains("does NOT add up") && audit.contains("it is not there"),
+        "{audit}"
+    );
 }
 
 #[test]

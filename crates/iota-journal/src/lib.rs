@@ -73,7 +73,7 @@ pub use codec::{Malformed, Snapshot};
 pub use error::{Error, Result};
 pub use memory::{Crash, MemoryDisk, MemoryJournal};
 pub use pages::{Head, Pager};
-pub use recover::{Checked, Recovered, check, recover, replay};
+pub use recover::{Checked, Point, Recovered, check, recover, recover_at, replay};
 pub use sqlite::SqliteJournal;
 
 /// What a run begins with; everything else follows from it and the events.

@@ -18,6 +18,24 @@ pub struct Recovered {
     pub sequence: u64,
 }
 
+/// A point in a run's past: after an entry, or at a time and after whatever happened by then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Point {
+    /// After this entry; 0 for before the first.
+    Entry(u64),
+    /// At this time, by the orchestrator's clock.
+    Time(Timestamp),
+}
+
+impl Point {
+    fn includes(self, sequence: u64, at: Timestamp) -> bool {
+        match self {
+            Self::Entry(last) => sequence <= last,
+            Self::Time(last) => at <= last,
+        }
+    }
+}
+
 /// What a [`check`] has read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Checked {
@@ -43,13 +61,7 @@ pub fn recover(journal: &dyn Journal) -> Result<Option<Recovered>> {
     };
     let newest = journal.snapshots()?.last().copied();
     let (mut state, mut sequence) = match newest {
-        Some(sequence) => {
-            let snapshot = journal.snapshot(sequence)?;
-            let state = snapshot
-                .state()
-                .map_err(|what| damaged_snapshot(journal, sequence, what))?;
-            (state, sequence)
-        }
+        Some(sequence) => (snapshot_state(journal, sequence)?, sequence),
         None => (first_state(journal, &genesis)?, 0),
     };
     replay(journal, sequence, |entry| {
@@ -59,6 +71,47 @@ pub fn recover(journal: &dyn Journal) -> Result<Option<Recovered>> {
         sequence = entry.sequence;
         Ok(())
     })?;
+    Ok(Some(Recovered {
+        genesis,
+        state,
+        sequence,
+    }))
+}
+
+/// The run as it was at some point of its past. Reads on from the newest snapshot before that. None if nothing was begun.
+///
+/// # Errors
+/// As [`recover()`].
+pub fn recover_at(journal: &dyn Journal, point: Point) -> Result<Option<Recovered>> {
+    let Some(genesis) = journal.genesis()? else {
+        return Ok(None);
+    };
+    let (mut state, mut sequence) = (first_state(journal, &genesis)?, 0);
+    for snapshot in journal.snapshots()?.into_iter().rev() {
+        if matches!(point, Point::Entry(last) if snapshot > last) {
+            continue;
+        }
+        let then = snapshot_state(journal, snapshot)?;
+        if point.includes(snapshot, then.clock()) {
+            (state, sequence) = (then, snapshot);
+            break;
+        }
+    }
+    'past: loop {
+        let page = journal.entries_after(sequence, PAGE)?;
+        if page.is_empty() {
+            break;
+        }
+        for entry in page {
+            if !point.includes(entry.sequence, entry.at) {
+                break 'past;
+            }
+            for event in &entry.events {
+                state.apply(entry.at, event);
+            }
+            sequence = entry.sequence;
+        }
+    }
     Ok(Some(Recovered {
         genesis,
         state,
@@ -125,6 +178,13 @@ pub fn replay(
         sequence = last.sequence;
         page.iter().try_for_each(&mut visit)?;
     }
+}
+
+fn snapshot_state(journal: &dyn Journal, sequence: u64) -> Result<State> {
+    let snapshot = journal.snapshot(sequence)?;
+    snapshot
+        .state()
+        .map_err(|what| damaged_snapshot(journal, sequence, what))
 }
 
 fn first_state(journal: &dyn Journal, genesis: &Genesis) -> Result<State> {

@@ -46,6 +46,7 @@
 //! | `keeper`, `course` | metrics, manifests, retention; the run in a few numbers |
 //! | `backup`, `restore` | what it takes to go on with the run, in the store; and back into a folder |
 //! | `status` | how the run is doing, for people who watch |
+//! | `history` | a run's past from its folder: whether its accounts add up, what happened and why |
 //!
 //! It does *not* know what a tensor is: sizes come in with the [`Setup`]. It takes no decision of a run (those are
 //! `iota-protocol`'s) and never links the compute engine.
@@ -55,6 +56,7 @@ mod backup;
 mod course;
 mod error;
 mod grants;
+mod history;
 mod keeper;
 mod options;
 mod owner;
@@ -82,6 +84,7 @@ use tracing::{info, warn};
 
 pub use course::Course;
 pub use error::Error;
+pub use history::{Finding, History, LedgerAudit, Story};
 pub use iota_run::{Codec, OptimizerState, Wire};
 pub use options::{
     BoundaryChoice, CodecName, CutError, CutOptions, CutRule, Cuts, DeltaChoice, MergingOptions,

@@ -78,8 +78,13 @@ impl RunFile {
         }
     }
 
+    /// Where it is in a run's folder.
+    pub(crate) fn path(folder: &Path) -> PathBuf {
+        folder.join(NAME)
+    }
+
     pub(crate) fn read(folder: &Path) -> Result<Self, Error> {
-        let path = folder.join(NAME);
+        let path = Self::path(folder);
         let bytes = match std::fs::read(&path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {

@@ -34,6 +34,7 @@ mod whole;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use iota_node::Shutdown;
 use iota_orchestrator::{
@@ -245,9 +246,10 @@ impl Testnet {
             // What failed is said by finish().
             () = orchestrator.broken() => Ok(()),
             () = shutdown.wait() => Err(Error::Interrupted),
-            watched = peers.watch() => watched.and_then(|()| {
-                if orchestrator.state().borrow().is_over() { Ok(()) } else { Err(Error::AllGone) }
-            }),
+            watched = peers.watch() => match watched {
+                Ok(()) => over_or_deserted(orchestrator.state()).await,
+                Err(error) => Err(error),
+            },
         };
         let store = orchestrator.store().clone();
         let (finished, left) = if ended.is_err() {
@@ -337,6 +339,15 @@ async fn evaluate(mut whole: Whole, held_out: HeldOut) -> Result<(HeldOut, f64),
     .await
     .map_err(|error| Error::Panicked(error.to_string()))?
 }
+
+/// Everybody has ended, perhaps because the run is over: peers hear of that before the next copy of the state is made.
+async fn over_or_deserted(state: watch::Receiver<Arc<State>>) -> Result<(), Error> {
+    let over = tokio::time::timeout(NEXT_COPY, run_over(state)).await;
+    over.map_err(|_| Error::AllGone)
+}
+
+/// Longer than it takes until there is a copy of the state of now.
+const NEXT_COPY: Duration = Duration::from_secs(2);
 
 async fn run_over(mut state: watch::Receiver<Arc<State>>) {
     // An error means that the orchestrator is gone, and the run with it.

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use iota_journal::{Entry, Journal, MemoryDisk, Snapshot, SqliteJournal, check, recover};
+use iota_journal::{
+    Entry, Journal, MemoryDisk, Point, Snapshot, SqliteJournal, check, recover, recover_at,
+};
 use iota_protocol::work::{Failure, Outcome};
 use iota_protocol::{Command, LeaseId, Role, Session, State};
 use proptest::prelude::*;
@@ -192,4 +194,43 @@ proptest! {
         prop_assert_eq!(checked.entries, network.sequence);
         prop_assert!(checked.snapshots <= 2);
     }
+}
+
+#[test]
+fn the_past_can_be_looked_at_from_either_side_of_a_snapshot() {
+    let disk = MemoryDisk::default();
+    let mut run = Loop::begin(disk.open(), &genesis(2)).unwrap();
+    let mut past = vec![(run.now, 0, bytes(&run.state))];
+    for turn in 0..400 {
+        run.now = run.now + Duration::from_millis(turn % 3);
+        let before = run.sequence;
+        if run
+            .command(&crate::network::next_command(&run.state, turn))
+            .is_ok()
+            && run.sequence > before
+        {
+            past.push((run.now, run.sequence, bytes(&run.state)));
+            if turn % 150 == 100 {
+                run.keep_snapshot().unwrap();
+            }
+        }
+    }
+    let journal = disk.open();
+    assert!(journal.snapshots().unwrap().len() >= 2);
+    for (at, sequence, state) in &past {
+        let then = recover_at(&journal, Point::Entry(*sequence))
+            .unwrap()
+            .unwrap();
+        assert_eq!(
+            (then.sequence, bytes(&then.state)),
+            (*sequence, state.clone())
+        );
+        // Several entries may be of one time: all of them have happened then.
+        let last = past.iter().rfind(|(other, ..)| other == at);
+        let (_, last, state) = last.unwrap();
+        let then = recover_at(&journal, Point::Time(*at)).unwrap().unwrap();
+        assert_eq!((then.sequence, bytes(&then.state)), (*last, state.clone()));
+    }
+    let end = recover_at(&journal, Point::Entry(u64::MAX)).unwrap();
+    assert_eq!(end, recover(&journal).unwrap());
 }

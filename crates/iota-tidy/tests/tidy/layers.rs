@@ -39,6 +39,7 @@ const ROWS: &[&[&str]] = &[
         "iota-codec",
         "iota-data",
         "iota-journal",
+        "iota-ledger",
     ],
     &["iota-protocol"],
 ];
@@ -70,10 +71,14 @@ const NEVER_LINKED: &[(&str, &[&str])] = &[
         "iota-model",
         &["tokio", "candle*", "tonic*", "object_store"],
     ),
-    // A simulation drives its journal in memory without a runtime.
+    // A simulation drives its journal in memory without a runtime, and keeps its books.
     (
         "iota-journal",
         &["tokio", "candle*", "tonic*", "object_store"],
+    ),
+    (
+        "iota-ledger",
+        &["tokio", "candle*", "tonic*", "object_store", "rusqlite"],
     ),
     // An orchestrator moves no tensors and runs where there is no GPU.
     ("iota-orchestrator", &["iota-compute", "candle*"]),

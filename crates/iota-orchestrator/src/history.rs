@@ -1,0 +1,153 @@
+//! A run's past, read from its folder: whether its accounts add up, what happened and why, how it stood at some time.
+//!
+//! The journal is opened for reading only, so all of it works while the run goes on.
+
+mod audit;
+
+use std::path::PathBuf;
+
+use iota_journal::{Genesis, Journal as _, Point, Recovered, SqliteJournal, recover_at, replay};
+use iota_ledger::{Explanation, Ledger, Line, Moment, Subject};
+use iota_protocol::{SampleId, State, Timestamp};
+
+pub use audit::{Finding, LedgerAudit};
+
+use crate::Error;
+use crate::run_file::{JOURNAL, RunFile};
+
+/// The past of the run in a folder.
+#[derive(Debug)]
+pub struct History {
+    folder: PathBuf,
+    file: RunFile,
+    journal: SqliteJournal,
+    genesis: Genesis,
+}
+
+/// What happened to a subject.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Story {
+    /// When the run began.
+    pub began: Timestamp,
+    /// What happened, in order.
+    pub lines: Vec<Line>,
+    /// Of a sample: which tokens it reads, and what became of what was learned from it.
+    pub whereabouts: Vec<String>,
+}
+
+impl History {
+    /// Opens a run's past.
+    ///
+    /// # Errors
+    /// [`Error::NoRun`] if the folder holds none; [`Error::RunFile`], [`Error::Journal`] if it cannot be read.
+    pub fn open(folder: impl Into<PathBuf>) -> Result<Self, Error> {
+        let folder = folder.into();
+        let file = RunFile::read(&folder)?;
+        let journal = SqliteJournal::open_for_reading(folder.join(JOURNAL))?;
+        let Some(genesis) = journal.genesis()? else {
+            return Err(Error::NoRun { folder });
+        };
+        Ok(Self {
+            folder,
+            file,
+            journal,
+            genesis,
+        })
+    }
+
+    /// When the run began.
+    pub const fn began(&self) -> Timestamp {
+        self.genesis.began
+    }
+
+    /// The run as it was at some moment: after the last entry of then.
+    ///
+    /// # Errors
+    /// [`Error::Journal`] if what is read of the journal is damaged.
+    pub fn at(&self, moment: Moment) -> Result<Recovered, Error> {
+        let point = match moment {
+            Moment::Entry(sequence) => Point::Entry(sequence),
+            Moment::After(since) => Point::Time(self.genesis.began + since),
+            Moment::At(at) => Point::Time(at),
+        };
+        recover_at(&self.journal, point)?.ok_or_else(|| Error::NoRun {
+            folder: self.folder.clone(),
+        })
+    }
+
+    /// What happened to a peer, a sample or an epoch. No lines if the run knows of no such thing.
+    ///
+    /// # Errors
+    /// [`Error::Journal`] if the journal is damaged anywhere.
+    pub fn explain(&self, subject: Subject) -> Result<Story, Error> {
+        let mut explanation = Explanation::new(subject);
+        let mut ledger = Ledger::new(&self.genesis.settings);
+        replay(&self.journal, 0, |entry| {
+            for event in &entry.events {
+                explanation.follow(entry.sequence, entry.at, event);
+                ledger.follow(event);
+            }
+            Ok(())
+        })?;
+        let whereabouts = match subject {
+            Subject::Sample(sample) if ledger.sample(sample).is_some() => {
+                let mut lines = self.tokens_of(sample)?;
+                lines.extend(ledger.whereabouts(sample));
+                lines
+            }
+            _ => Vec::new(),
+        };
+        Ok(Story {
+            began: self.genesis.began,
+            lines: explanation.into_lines(),
+            whereabouts,
+        })
+    }
+
+    /// Which tokens a sample reads.
+    fn tokens_of(&self, sample: SampleId) -> Result<Vec<String>, Error> {
+        let description = &self.file.description;
+        let sampler = description
+            .sampler()
+            .map_err(|error| self.unusable(error.to_string()))?;
+        let slice = sampler.slice(sample);
+        let shard = description.data.shards.get(slice.shard);
+        let shard = shard.map_or_else(String::new, |shard| format!(" ({})", shard.digest));
+        let windows: Vec<String> = slice
+            .starts
+            .iter()
+            .map(|start| format!("{start}..{}", start + u64::from(slice.context)))
+            .collect();
+        Ok(vec![format!(
+            "{sample} reads tokens {} of shard {}{shard}",
+            windows.join(", "),
+            slice.shard
+        )])
+    }
+
+    /// The run by its whole journal: each event shown to the books, and applied to the rules' own state.
+    fn relive(&self, ledger: &mut Ledger) -> Result<(State, u64, u64), Error> {
+        let mut state = self
+            .genesis
+            .state()
+            .map_err(|error| Error::Setup(error.into()))?;
+        let (mut sequence, mut events) = (0, 0);
+        replay(&self.journal, 0, |entry| {
+            for event in &entry.events {
+                ledger.follow(event);
+                state.apply(entry.at, event);
+            }
+            sequence = entry.sequence;
+            events += entry.events.len() as u64;
+            Ok(())
+        })?;
+        Ok((state, sequence, events))
+    }
+
+    fn unusable(&self, problem: String) -> Error {
+        Error::RunFile {
+            path: RunFile::path(&self.folder),
+            problem,
+        }
+    }
+}
