@@ -147,7 +147,8 @@ fn a_run_that_is_over_can_be_audited_explained_and_replayed() {
     assert!(sample.contains("smp_3 counts once, in epoch_0"), "{sample}");
     let epoch = said(&["explain", "epoch", "epoch_0"]);
     assert!(epoch.contains("8 samples complete"), "{epoch}");
-    let miners = epoch
+    // Nobody but miners has to do with a sample.
+    let miners = sample
         .split_whitespace()
         .filter_map(|word| word.strip_prefix("peer_"));
     let miner = miners

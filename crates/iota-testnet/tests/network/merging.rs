@@ -7,6 +7,7 @@ use iota_orchestrator::{
     CodecName, DeltaChoice, MergingOptions, OptimizerState, Orchestrator, OuterName, Participants,
     RuleName, Setup,
 };
+use iota_protocol::Epoch;
 use iota_testnet::{Report, TestnetSettings, summary};
 
 use crate::{run, small};
@@ -106,6 +107,9 @@ async fn with_one_of_eight(behaviour: Behaviour, rule: RuleName) -> f32 {
         ..small(folder.path())
     };
     settings.training.samples_per_epoch = 64;
+    // As long as a merge waits for cells that nobody can make.
+    settings.timing.phase_max_ms = 5_000;
+    settings.timing.quorum_relaxes_after_ms = 2_000;
     let participants = Participants {
         miners_to_start: 8,
         validators: Vec::new(),
@@ -130,7 +134,13 @@ async fn with_one_of_eight(behaviour: Behaviour, rule: RuleName) -> f32 {
     }
     let (last, _) = orchestrator.finish().await.unwrap();
     let merges = last.merges();
-    assert!(merges.iter().all(|merge| merge.covered == merge.cells));
+    // After a ruined merge training may break down, so that the second has nothing finite to merge.
+    let first = merges.iter().filter(|merge| merge.epoch == Epoch::new(1));
+    assert!(
+        first
+            .map(|merge| (merge.covered, merge.cells))
+            .eq([(28, 28)])
+    );
     // The second epoch begins from the first merge: its losses show what that was worth.
     let losses: Vec<f32> = last.completed_samples().map(|(_, it)| it.loss).collect();
     losses.iter().sum::<f32>() / losses.len() as f32
