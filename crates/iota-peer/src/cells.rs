@@ -105,7 +105,7 @@ where
 /// Merges the uploads of a cell, as they arrive but in the order of the lease. `base`: what the cell was in the checkpoint
 /// that the uploads are relative to, if they are.
 ///
-/// A copy is taken in while the next ones travel. No more is in memory than [`FETCHED_AHEAD`] uploads of this cell and what
+/// A copy is taken in while the next ones travel. No more is in memory than `FETCHED_AHEAD` uploads of this cell and what
 /// the rule needs: a weighted mean keeps sums, other rules all copies of the cell.
 ///
 /// # Errors
