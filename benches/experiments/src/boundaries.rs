@@ -15,7 +15,7 @@ use self::training::{model, train};
 pub(crate) use self::variant::{Variant, variants};
 use crate::chart::{Chart, Point, Scale, Series};
 use crate::jobs::run_all;
-use crate::outcome::{Outcome, Results, Setting};
+use crate::outcome::{Outcome, Results, Setting, in_words, write_all};
 use crate::summary::{Row, summarise};
 use crate::table;
 use crate::text::Text;
@@ -131,10 +131,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             let outcome = train(&model, &setting, variant, optimizer, *seed, &text)
                 .with_context(|| format!("training {variant} with seed {seed}"))?;
             results.add(&outcome)?;
-            let loss = outcome.held_out.map_or_else(
-                || "broke down".to_owned(),
-                |loss| format!("{loss:.4} nats per token"),
-            );
+            let loss = in_words(outcome.held_out);
             let seconds = outcome.seconds;
             let said = format!("{variant}, seed {seed}: {loss}, {seconds:.0} s");
             Ok((outcome, said))
@@ -154,70 +151,33 @@ fn write(out: &Path, setting: &Setting, rows: &[Row], outcomes: &[Outcome]) -> R
         ("boundaries.svg", cost_chart(rows).to_svg()),
         ("boundaries-curves.svg", curve_chart(rows).to_svg()),
     ];
-    for (name, content) in files {
-        let path = out.join(name);
-        std::fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
-        println!("{}", path.display());
-    }
-    Ok(())
+    write_all(out, files)
 }
 
 /// How much worse than the reference, by how many times fewer bytes.
 fn cost_chart(rows: &[Row]) -> Chart {
-    let mut series: Vec<Series> = Vec::new();
-    for row in rows {
-        let (Some(difference), Some(fewer)) = (row.difference_percent, row.times_fewer_bytes)
-        else {
-            continue;
-        };
-        let name = row.variant.family();
+    let points = rows.iter().filter_map(|row| {
+        let (difference, fewer) = (row.difference_percent?, row.times_fewer_bytes?);
         let point = Point {
             x: fewer,
             y: difference.mean,
             error: difference.deviation,
         };
-        match series.iter_mut().find(|series| series.name == name) {
-            Some(series) => series.points.push(point),
-            None => series.push(Series {
-                name,
-                points: vec![point],
-            }),
-        }
-    }
+        Some((row.variant.family(), point))
+    });
     Chart {
         title: "Loss that a boundary costs".to_owned(),
         x_label: "times fewer bytes per token and hop than all channels as bf16".to_owned(),
         y_label: "held-out loss against all channels as f32, %".to_owned(),
         x_scale: Scale::Logarithmic,
-        series,
+        series: Series::of_points(points),
     }
 }
 
 /// Held-out loss on the way.
 fn curve_chart(rows: &[Row]) -> Chart {
-    let series = rows
-        .iter()
-        .filter(|row| !row.curve.is_empty())
-        .map(|row| Series {
-            name: row.variant.to_string(),
-            points: row
-                .curve
-                .iter()
-                .map(|(tokens, loss)| Point {
-                    x: *tokens as f64 / 1000.0,
-                    y: *loss,
-                    error: None,
-                })
-                .collect(),
-        })
-        .collect();
-    Chart {
-        title: "Held-out loss on the way".to_owned(),
-        x_label: "thousand tokens".to_owned(),
-        y_label: "nats per token, mean over seeds".to_owned(),
-        x_scale: Scale::Linear,
-        series,
-    }
+    let shown = rows.iter().filter(|row| !row.curve.is_empty());
+    Chart::of_curves(shown.map(|row| (row.variant.to_string(), &row.curve)))
 }
 
 #[cfg(test)]

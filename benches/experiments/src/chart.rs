@@ -27,6 +27,23 @@ pub(crate) struct Series {
     pub(crate) points: Vec<Point>,
 }
 
+impl Series {
+    /// Lines of points by the name of the line that each belongs to, in the order in which the names come.
+    pub(crate) fn of_points(points: impl Iterator<Item = (String, Point)>) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        for (name, point) in points {
+            match all.iter_mut().find(|series| series.name == name) {
+                Some(series) => series.points.push(point),
+                None => all.push(Self {
+                    name,
+                    points: vec![point],
+                }),
+            }
+        }
+        all
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Point {
     pub(crate) x: f64,
@@ -109,6 +126,29 @@ fn round_step(step: f64) -> f64 {
 }
 
 impl Chart {
+    /// Held-out loss on the way: curves by name, each of losses after so many tokens.
+    pub(crate) fn of_curves<'a, C>(curves: impl Iterator<Item = (String, C)>) -> Self
+    where
+        C: IntoIterator<Item = &'a (u64, f64)>,
+    {
+        let point = |(tokens, loss): &(u64, f64)| Point {
+            x: *tokens as f64 / 1000.0,
+            y: *loss,
+            error: None,
+        };
+        let series = curves.map(|(name, curve)| Series {
+            name,
+            points: curve.into_iter().map(point).collect(),
+        });
+        Self {
+            title: "Held-out loss on the way".to_owned(),
+            x_label: "thousand tokens".to_owned(),
+            y_label: "nats per token, mean over seeds".to_owned(),
+            x_scale: Scale::Linear,
+            series: series.collect(),
+        }
+    }
+
     /// The picture, complete.
     pub(crate) fn to_svg(&self) -> String {
         let points = || self.series.iter().flat_map(|series| &series.points);

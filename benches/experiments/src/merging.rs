@@ -21,7 +21,7 @@ use self::training::train;
 use self::variant::{Variant, variants};
 use crate::jobs::run_all;
 use crate::model::small_model;
-use crate::outcome::Results;
+use crate::outcome::{Results, in_words, write_all};
 use crate::text::Text;
 
 #[derive(Debug, Args)]
@@ -211,10 +211,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             let outcome = train(&model, setting, variant, optimizer, *seed, &text)
                 .with_context(|| format!("training {variant} with seed {seed}"))?;
             results.add(&outcome)?;
-            let loss = outcome.held_out.map_or_else(
-                || "broke down".to_owned(),
-                |loss| format!("{loss:.4} nats per token"),
-            );
+            let loss = in_words(outcome.held_out);
             let seconds = outcome.seconds;
             let rate = setting.learning_rate;
             let said = format!("{variant}, rate {rate}, seed {seed}: {loss}, {seconds:.0} s");
@@ -234,12 +231,7 @@ fn write(out: &Path, settings: &[Setting], rows: &[Row]) -> Result<()> {
         ("merging.svg", cost_chart(rows).to_svg()),
         ("merging-curves.svg", curve_chart(rows).to_svg()),
     ];
-    for (name, content) in files {
-        let path = out.join(name);
-        std::fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
-        println!("{}", path.display());
-    }
-    Ok(())
+    write_all(out, files)
 }
 
 #[cfg(test)]

@@ -99,6 +99,27 @@ fn complete_lines<T: DeserializeOwned>(text: &str) -> Result<Vec<T>, serde_json:
         .collect()
 }
 
+/// How a run came out, for whoever watches.
+pub(crate) fn in_words(held_out: Option<f64>) -> String {
+    held_out.map_or_else(
+        || "broke down".to_owned(),
+        |loss| format!("{loss:.4} nats per token"),
+    )
+}
+
+/// Writes files by name into a folder, and says where they are.
+pub(crate) fn write_all(
+    folder: &Path,
+    files: impl IntoIterator<Item = (&'static str, String)>,
+) -> Result<()> {
+    for (name, content) in files {
+        let path = folder.join(name);
+        std::fs::write(&path, content).with_context(|| format!("writing {}", path.display()))?;
+        println!("{}", path.display());
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

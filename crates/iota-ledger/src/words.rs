@@ -4,7 +4,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use iota_protocol::event::{
-    AbandonReason, BanReason, CellResult, Direction, ExclusionReason, LeaseEnd, Phase, PhaseReason,
+    AbandonReason, BanReason, CellResult, Direction, ExclusionReason, LeaseEnd, PhaseReason,
     Repair, RestartReason, SessionEnd,
 };
 use iota_protocol::registration::{PlaceEnd, WaitReason};
@@ -112,7 +112,7 @@ pub(crate) fn event(event: &Event) -> String {
         }
         Event::PhaseChanged {
             phase, epoch, why, ..
-        } => format!("{} in {epoch}: {}", self::phase(*phase), phase_reason(*why)),
+        } => format!("{} in {epoch}: {}", phase.name(), phase_reason(*why)),
         Event::RosterFixed { stage, roster } if roster.is_empty() => {
             format!("nobody uploads {stage}: none of its miners did a backward pass")
         }
@@ -337,18 +337,6 @@ const fn restart(reason: RestartReason) -> &'static str {
     match reason {
         RestartReason::TooManyAttempts => "one piece of it failed too often",
         RestartReason::Carried => "the epoch ended without it, the next one takes it over",
-    }
-}
-
-pub(crate) const fn phase(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Gathering => "gathering",
-        Phase::Training => "training",
-        Phase::Uploading => "uploading",
-        Phase::Merging => "merging",
-        Phase::Installing => "installing",
-        Phase::Settling => "settling",
-        Phase::Over => "over",
     }
 }
 

@@ -35,6 +35,21 @@ pub enum Phase {
     Over,
 }
 
+impl Phase {
+    /// Its name in a sentence.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Gathering => "gathering",
+            Self::Training => "training",
+            Self::Uploading => "uploading",
+            Self::Merging => "merging",
+            Self::Installing => "installing",
+            Self::Settling => "settling",
+            Self::Over => "over",
+        }
+    }
+}
+
 /// Why a session ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -87,7 +87,7 @@ impl View for Live {
     fn update(&mut self, status: &RunStatus) {
         self.epoch.set_prefix(format!(
             "{} · epoch {} of {}",
-            name(status.phase),
+            status.phase.name(),
             ordinal(status),
             status.epochs
         ));
@@ -135,7 +135,7 @@ fn line(status: &RunStatus) -> String {
         status.elapsed.as_secs_f64(),
         ordinal(status),
         status.epochs,
-        name(status.phase),
+        status.phase.name(),
         loss(status),
         status.tokens_per_second,
         status.samples_completed,
@@ -175,18 +175,6 @@ fn loss(status: &RunStatus) -> String {
 fn miners(status: &RunStatus) -> String {
     let counts: Vec<String> = status.miners_per_stage.iter().map(u32::to_string).collect();
     counts.join("+")
-}
-
-const fn name(phase: Phase) -> &'static str {
-    match phase {
-        Phase::Gathering => "gathering",
-        Phase::Training => "training",
-        Phase::Uploading => "uploading",
-        Phase::Merging => "merging",
-        Phase::Installing => "installing",
-        Phase::Settling => "settling",
-        Phase::Over => "over",
-    }
 }
 
 /// `1234567` as `1 234 567`.

@@ -78,38 +78,23 @@ pub(super) fn markdown(settings: &[Setting], rows: &[Row]) -> String {
 
 /// How much worse than synchronous training, by how many times fewer bytes than IOTA's merge.
 pub(super) fn cost_chart(rows: &[Row]) -> Chart {
-    let mut series: Vec<Series> = Vec::new();
-    for row in rows {
-        let (Some(name), Some(difference), Some(fewer)) = (
-            row.variant.family(),
-            row.difference_percent,
-            row.times_fewer,
-        ) else {
-            continue;
-        };
-        // What broke down, or nearly, would squeeze everything else together.
-        if difference.mean > CHART_PERCENT_MAX {
-            continue;
-        }
+    let points = rows.iter().filter_map(|row| {
+        let name = row.variant.family()?;
+        let (difference, fewer) = (row.difference_percent?, row.times_fewer?);
         let point = Point {
             x: fewer,
             y: difference.mean,
             error: difference.deviation,
         };
-        match series.iter_mut().find(|series| series.name == name) {
-            Some(series) => series.points.push(point),
-            None => series.push(Series {
-                name,
-                points: vec![point],
-            }),
-        }
-    }
+        // What broke down, or nearly, would squeeze everything else together.
+        (difference.mean <= CHART_PERCENT_MAX).then_some((name, point))
+    });
     Chart {
         title: format!("Loss that merging costs (up to {CHART_PERCENT_MAX} %)"),
         x_label: "times fewer bytes per merge than IOTA's".to_owned(),
         y_label: "held-out loss against synchronous training, %".to_owned(),
         x_scale: Scale::Logarithmic,
-        series,
+        series: Series::of_points(points),
     }
 }
 
@@ -121,30 +106,13 @@ pub(super) fn curve_chart(rows: &[Row]) -> Chart {
         Variant::Synchronous | Variant::Single => true,
         Variant::Merged(merge) => merge.state == OptimizerState::Local && is_plain_or_small(merge),
     };
-    let series = rows
+    let shown = rows
         .iter()
-        .filter(|row| is_shown(&row.variant) && !row.curve.is_empty())
-        .map(|row| Series {
-            name: row.variant.to_string(),
-            points: row
-                .curve
-                .iter()
-                .filter(|(_, loss)| *loss < CHART_LOSS_MAX)
-                .map(|(tokens, loss)| Point {
-                    x: *tokens as f64 / 1000.0,
-                    y: *loss,
-                    error: None,
-                })
-                .collect(),
-        })
-        .collect();
-    Chart {
-        title: "Held-out loss on the way".to_owned(),
-        x_label: "thousand tokens".to_owned(),
-        y_label: "nats per token, mean over seeds".to_owned(),
-        x_scale: Scale::Linear,
-        series,
-    }
+        .filter(|row| is_shown(&row.variant) && !row.curve.is_empty());
+    Chart::of_curves(shown.map(|row| {
+        let known = row.curve.iter().filter(|(_, loss)| *loss < CHART_LOSS_MAX);
+        (row.variant.to_string(), known)
+    }))
 }
 
 /// Bytes at random have 5.5.
