@@ -249,8 +249,7 @@ mod tests {
         assert!(is_taken(&error), "{error}");
         assert!(error.to_string().contains(&addresses.listen.to_string()));
         // New runs do not wait: somebody else's program has the port.
-        let error =
-            Sockets::open(&addresses, folder.path(), &[7; 32], Brought::default()).await;
+        let error = Sockets::open(&addresses, folder.path(), &[7; 32], Brought::default()).await;
         assert!(is_taken(&error.unwrap_err()));
     }
 }

@@ -161,7 +161,6 @@ fn check_method(grant: &Grant, used: Method) -> Result<()> {
     })
 }
 
-
 async fn send(http: &reqwest::Client, grant: &Grant, body: Option<Bytes>) -> Result<Response> {
     let mut request = match grant.method {
         Method::Get => http.get(grant.url.clone()),

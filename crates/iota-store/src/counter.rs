@@ -60,14 +60,20 @@ impl Counter {
         let Some((key, signed_at, ttl)) = claims(grant) else {
             return Err(refused);
         };
-        let length = grant.headers.iter().find(|(name, _)| name == "content-length");
+        let length = grant
+            .headers
+            .iter()
+            .find(|(name, _)| name == "content-length");
         let length = length.and_then(|(_, value)| value.parse().ok());
         let ours = match (method, length) {
             (Method::Get, _) => self.signer.read(&key, ttl, signed_at),
-            (Method::Put, Some(length_bytes)) => self.signer.put(&key, length_bytes, ttl, signed_at),
+            (Method::Put, Some(length_bytes)) => {
+                self.signer.put(&key, length_bytes, ttl, signed_at)
+            }
             (Method::Put, None) => return Err(refused),
         };
-        let is_ours = grant.method == method && grant.url == ours.url && grant.headers == ours.headers;
+        let is_ours =
+            grant.method == method && grant.url == ours.url && grant.headers == ours.headers;
         if is_ours && now.as_millis() < ours.expires_at_ms {
             Ok(key)
         } else {
@@ -85,7 +91,10 @@ fn claims(grant: &Grant) -> Option<(ObjectKey, Timestamp, Duration)> {
         pairs.find_map(|(it, value)| (it == name).then(|| value.into_owned()))
     };
     let signed_at = jiff::civil::DateTime::strptime("%Y%m%dT%H%M%SZ", claim("X-Amz-Date")?).ok()?;
-    let signed_at = signed_at.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
+    let signed_at = signed_at
+        .to_zoned(jiff::tz::TimeZone::UTC)
+        .ok()?
+        .timestamp();
     let signed_at = u64::try_from(signed_at.as_millisecond()).ok()?;
     let ttl = claim("X-Amz-Expires")?.parse().ok()?;
     Some((
@@ -112,7 +121,13 @@ mod tests {
 
     fn signer(secret: &str) -> Grants {
         let endpoint = "http://store.example:9000".parse().unwrap();
-        Grants::new(&endpoint, "iota", "us-east-1", &Credentials::new("iota", secret)).unwrap()
+        Grants::new(
+            &endpoint,
+            "iota",
+            "us-east-1",
+            &Credentials::new("iota", secret),
+        )
+        .unwrap()
     }
 
     fn counter() -> Counter {
@@ -149,15 +164,22 @@ mod tests {
         let late = Timestamp::from_millis(put.expires_at_ms);
         assert!(is_refused(counter.put(&put, bytes.clone(), late).await));
         let strangers = signer("guess").put(&key(1), 4, TTL, NOW);
-        assert!(is_refused(counter.put(&strangers, bytes.clone(), NOW).await));
+        assert!(is_refused(
+            counter.put(&strangers, bytes.clone(), NOW).await
+        ));
         let mut another = put.clone();
         another.url.set_path(&format!("/iota/{}", key(3)));
         assert!(is_refused(counter.put(&another, bytes.clone(), NOW).await));
         let mut longer_lived = put.clone();
-        let url = put.url.as_str().replace("X-Amz-Expires=60", "X-Amz-Expires=600");
+        let url = put
+            .url
+            .as_str()
+            .replace("X-Amz-Expires=60", "X-Amz-Expires=600");
         longer_lived.url = url.parse().unwrap();
         assert_ne!(longer_lived, put);
-        assert!(is_refused(counter.put(&longer_lived, bytes.clone(), NOW).await));
+        assert!(is_refused(
+            counter.put(&longer_lived, bytes.clone(), NOW).await
+        ));
         counter.put(&put, bytes, NOW).await.unwrap();
     }
 }

@@ -38,7 +38,10 @@ pub(crate) fn settle(site: &Site, elapsed: Duration) -> Result<Lived, String> {
         return Err(format!("the books do not add up: {discrepancy}"));
     }
     if let Some((peer, why)) = state.cheaters().next() {
-        return Err(format!("{} was banned, and all are honest: {why:?}", peer.short()));
+        return Err(format!(
+            "{} was banned, and all are honest: {why:?}",
+            peer.short()
+        ));
     }
     if !state.replicas_equal() {
         return Err("replicas of a stage differ".to_owned());

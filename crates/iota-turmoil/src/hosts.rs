@@ -40,7 +40,11 @@ type Ended = Result<(), Box<dyn std::error::Error>>;
 
 impl Site {
     /// A world's beginning, with what the orchestrator keeps in `folder`.
-    pub(crate) fn new(plan: Plan, folder: &Path, trace: Trace) -> Result<Self, Box<dyn std::error::Error>> {
+    pub(crate) fn new(
+        plan: Plan,
+        folder: &Path,
+        trace: Trace,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
         let corpus = folder.join("corpus.txt");
         std::fs::write(&corpus, text())?;
         let run = folder.join("run");
@@ -144,7 +148,8 @@ impl Site {
                 .run(Shutdown::new())
                 .await?
         };
-        self.trace.note(host.name(), format_args!("stops: {stopped:?}"));
+        self.trace
+            .note(host.name(), format_args!("stops: {stopped:?}"));
         match stopped {
             Stop::RunOver => Ok(()),
             Stop::Refused | Stop::Shutdown => {

@@ -72,7 +72,10 @@ unsafe extern "C" fn getrandom(buffer: *mut u8, length: usize, flags: libc::c_ui
 /// As of the C library: `time` must be good for a `timespec`.
 #[cfg(target_os = "linux")]
 #[unsafe(no_mangle)]
-unsafe extern "C" fn clock_gettime(clock: libc::clockid_t, time: *mut libc::timespec) -> libc::c_int {
+unsafe extern "C" fn clock_gettime(
+    clock: libc::clockid_t,
+    time: *mut libc::timespec,
+) -> libc::c_int {
     let since = match clock {
         libc::CLOCK_REALTIME | libc::CLOCK_REALTIME_COARSE => Some(BEGAN),
         libc::CLOCK_MONOTONIC | libc::CLOCK_MONOTONIC_COARSE | libc::CLOCK_BOOTTIME => {
@@ -108,7 +111,7 @@ mod tests {
             begin(seed);
             ask()
         });
-        thread.join().unwrap()
+        thread.join().expect("what it asks for is given")
     }
 
     #[test]
@@ -133,6 +136,10 @@ mod tests {
             let wall = UNIX_EPOCH.elapsed().unwrap();
             assert_eq!(wall, BEGAN + Duration::from_millis(1_500));
         });
-        assert_ne!(Instant::now(), Instant::now(), "this thread has the machine's");
+        assert_ne!(
+            Instant::now(),
+            Instant::now(),
+            "this thread has the machine's"
+        );
     }
 }

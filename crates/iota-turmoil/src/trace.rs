@@ -52,7 +52,10 @@ impl Trace {
         match until {
             Some(until) => {
                 let until = until.as_secs_f64();
-                self.note(who, format_args!("FAULT {}, until {until:.3} s", fault.text()));
+                self.note(
+                    who,
+                    format_args!("FAULT {}, until {until:.3} s", fault.text()),
+                );
             }
             None => self.note(who, format_args!("FAULT {}", fault.text())),
         }

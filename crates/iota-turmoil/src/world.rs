@@ -45,7 +45,11 @@ fn work_takes_its_time(plan: &Plan) {
     let chance = Mutex::new(Chance::new(plan.seed, "work"));
     iota_node::blocking::simulate(move || {
         let mut chance = chance.lock().expect("nobody panics with it");
-        let longest_ms = if chance.happens(5) { 10 * usual_ms } else { usual_ms };
+        let longest_ms = if chance.happens(5) {
+            10 * usual_ms
+        } else {
+            usual_ms
+        };
         chance.millis(0, longest_ms)
     });
 }
@@ -112,7 +116,11 @@ impl World {
             let now = self.sim.elapsed();
             seeded::move_to(now);
             self.site.trace.move_to(now);
-            while let Some(due) = self.agenda.first_entry().filter(|entry| *entry.key() <= now) {
+            while let Some(due) = self
+                .agenda
+                .first_entry()
+                .filter(|entry| *entry.key() <= now)
+            {
                 for change in due.remove() {
                     self.change(change);
                 }
@@ -122,13 +130,19 @@ impl World {
             if let Some(panic) = crate::panics::first() {
                 return Err(format!("panic: {panic}"));
             }
+            if let Some(violated) = self.site.disk.violated() {
+                return Err(violated);
+            }
             if self.site.ended().is_some() {
                 let until = *ends.get_or_insert(now + FAREWELL);
                 if now >= until {
                     return Ok(());
                 }
             } else if now > deadline {
-                return Err(format!("the run stands still: {}", crate::account::standing(&self.site)));
+                return Err(format!(
+                    "the run stands still: {}",
+                    crate::account::standing(&self.site)
+                ));
             }
         }
     }
@@ -166,9 +180,13 @@ impl World {
             if self.site.ended().is_some() {
                 return;
             }
-            self.site.trace.fault(trouble.fault, who, Some(trouble.until));
+            self.site
+                .trace
+                .fault(trouble.fault, who, Some(trouble.until));
         } else {
-            self.site.trace.note(who, format_args!("over: {}", trouble.fault.text()));
+            self.site
+                .trace
+                .note(who, format_args!("over: {}", trouble.fault.text()));
         }
         let (sim, objects) = (&mut self.sim, &self.site.objects);
         let orchestrator = Host::Orchestrator.name();

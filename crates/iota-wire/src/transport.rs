@@ -161,9 +161,11 @@ impl Connector {
     pub(crate) fn channel(&self, endpoint: &Endpoint) -> Channel {
         match self.0.clone() {
             None => endpoint.connect_lazy(),
-            Some(connect) => endpoint.connect_with_connector_lazy(tower::service_fn(
-                move |address| connect(address).map(|connected| connected.map(TokioIo::new)),
-            )),
+            Some(connect) => {
+                endpoint.connect_with_connector_lazy(tower::service_fn(move |address| {
+                    connect(address).map(|connected| connected.map(TokioIo::new))
+                }))
+            }
         }
     }
 }
