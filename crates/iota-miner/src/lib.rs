@@ -59,7 +59,7 @@ pub struct MinerBuilder {
     device: Device,
     memory_limit_bytes: Option<u64>,
     gate: Option<Gate>,
-    network: Network,
+    network: Option<Network>,
     behaviour: Behaviour,
     clock: Arc<dyn Clock>,
 }
@@ -79,7 +79,7 @@ impl Miner {
             device: Device::default(),
             memory_limit_bytes: None,
             gate: None,
-            network: Network::default(),
+            network: None,
             behaviour: Behaviour::Honest,
             clock: Arc::new(SystemClock::new()),
         }
@@ -141,7 +141,7 @@ impl MinerBuilder {
     /// Reaches orchestrator and store by other means than TCP and HTTP.
     #[must_use]
     pub fn with_network(mut self, network: Network) -> Self {
-        self.network = network;
+        self.network = Some(network);
         self
     }
 
@@ -164,10 +164,11 @@ impl MinerBuilder {
             .memory_limit_bytes
             .or_else(iota_node::memory::available_bytes);
         let keypair = Arc::new(self.keypair.unwrap_or_else(Keypair::generate));
+        let network = self.network.unwrap_or_default();
         let connected = connect(
             &self.orchestrator,
             keypair,
-            &self.network,
+            &network,
             Arc::clone(&self.clock),
             &shutdown,
         )
@@ -181,7 +182,7 @@ impl MinerBuilder {
             .map_err(|_| Error::StageGone)?;
         let worker = Arc::new(MinerWorker::new(
             description,
-            self.network.store,
+            network.store,
             stage,
             gate,
             (self.device, self.threads),

@@ -48,7 +48,7 @@ pub struct ValidatorBuilder {
     capacity: u32,
     threads: usize,
     gate: Option<Gate>,
-    network: Network,
+    network: Option<Network>,
     clock: Arc<dyn Clock>,
 }
 
@@ -65,7 +65,7 @@ impl Validator {
             capacity: 1,
             threads: iota_node::threads::available(),
             gate: None,
-            network: Network::default(),
+            network: None,
             clock: Arc::new(SystemClock::new()),
         }
     }
@@ -103,7 +103,7 @@ impl ValidatorBuilder {
     /// Reaches orchestrator and store by other means than TCP and HTTP.
     #[must_use]
     pub fn with_network(mut self, network: Network) -> Self {
-        self.network = network;
+        self.network = Some(network);
         self
     }
 
@@ -121,10 +121,11 @@ impl ValidatorBuilder {
     /// If the orchestrator's run cannot be taken part in: another version, or a model that this program cannot build.
     pub async fn run(self, shutdown: Shutdown) -> Result<Stop, Error> {
         let keypair = Arc::new(self.keypair.unwrap_or_else(Keypair::generate));
+        let network = self.network.unwrap_or_default();
         let connected = connect(
             &self.orchestrator,
             keypair,
-            &self.network,
+            &network,
             Arc::clone(&self.clock),
             &shutdown,
         )
@@ -135,7 +136,7 @@ impl ValidatorBuilder {
         let gate = self.gate.unwrap_or_else(|| Gate::new(1));
         let worker = Arc::new(ValidatorWorker::new(
             Arc::new(description),
-            self.network.store,
+            network.store,
             gate,
             self.threads,
         )?);
