@@ -39,7 +39,7 @@ use std::sync::Arc;
 use iota_identity::Keypair;
 use iota_node::{Clock, Shutdown, SystemClock};
 use iota_peer::session::connect;
-use iota_peer::{Gate, Participation, participate};
+use iota_peer::{Gate, Network, Participation, participate};
 use iota_protocol::Role;
 
 pub use behaviour::Behaviour;
@@ -59,6 +59,7 @@ pub struct MinerBuilder {
     device: Device,
     memory_limit_bytes: Option<u64>,
     gate: Option<Gate>,
+    network: Network,
     behaviour: Behaviour,
     clock: Arc<dyn Clock>,
 }
@@ -78,6 +79,7 @@ impl Miner {
             device: Device::default(),
             memory_limit_bytes: None,
             gate: None,
+            network: Network::default(),
             behaviour: Behaviour::Honest,
             clock: Arc::new(SystemClock::new()),
         }
@@ -136,6 +138,13 @@ impl MinerBuilder {
         self
     }
 
+    /// Reaches orchestrator and store by other means than TCP and HTTP.
+    #[must_use]
+    pub fn with_network(mut self, network: Network) -> Self {
+        self.network = network;
+        self
+    }
+
     /// Another clock than the system's.
     #[must_use]
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
@@ -158,6 +167,7 @@ impl MinerBuilder {
         let connected = connect(
             &self.orchestrator,
             keypair,
+            &self.network,
             Arc::clone(&self.clock),
             &shutdown,
         )
@@ -171,6 +181,7 @@ impl MinerBuilder {
             .map_err(|_| Error::StageGone)?;
         let worker = Arc::new(MinerWorker::new(
             description,
+            self.network.store,
             stage,
             gate,
             (self.device, self.threads),

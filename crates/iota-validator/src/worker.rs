@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
+use iota_node::blocking;
 use iota_peer::{
     Base, CellPlanes, Engine, Error, Gate, OperationInput, Start, Transfer, Undone, Worker,
     fetch_cells, merge,
@@ -15,6 +16,7 @@ use iota_protocol::work::{
 };
 use iota_protocol::{Digest, StageIndex};
 use iota_run::Description;
+use iota_store::GrantClient;
 use iota_wire::{Joined, LeasedWork};
 use tokio::sync::watch;
 use tracing::info;
@@ -41,10 +43,11 @@ struct Fetched {
 impl ValidatorWorker {
     pub(crate) fn new(
         description: Arc<Description>,
+        store: GrantClient,
         gate: Gate,
         threads: usize,
     ) -> Result<Self, Error> {
-        let transfer = Transfer::new(Arc::clone(&description))?;
+        let transfer = Transfer::new(Arc::clone(&description), store)?;
         Ok(Self {
             description,
             transfer,
@@ -233,7 +236,7 @@ impl ValidatorWorker {
         job: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Failure> {
         let gate = self.gate.clone();
-        tokio::task::spawn_blocking(move || gate.pass(job))
+        blocking::spawn(move || gate.pass(job))
             .await
             .map_err(|_| Failure::Internal)?
             .map_err(|_| Failure::Internal)
