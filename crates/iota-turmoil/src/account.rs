@@ -10,7 +10,7 @@ use iota_protocol::{RunId, State};
 use iota_store::ObjectKey;
 
 use crate::Lived;
-use crate::hosts::Site;
+use crate::hosts::{Site, keypair};
 use crate::plan::{EPOCHS, STAGES};
 
 /// Compares the run's end with its journal, its books, its store and its metrics.
@@ -37,11 +37,12 @@ pub(crate) fn settle(site: &Site, elapsed: Duration) -> Result<Lived, String> {
     if let Some(discrepancy) = ledger.check(&state).first() {
         return Err(format!("the books do not add up: {discrepancy}"));
     }
-    if let Some((peer, why)) = state.cheaters().next() {
-        return Err(format!(
-            "{} was banned, and all are honest: {why:?}",
-            peer.short()
-        ));
+    let cheater = site.plan.cheater;
+    let cheater = cheater.map(|host| keypair(&site.plan, host).peer_id());
+    let mut banned = state.cheaters().filter(|(peer, _)| Some(*peer) != cheater);
+    if let Some((peer, why)) = banned.next() {
+        let peer = peer.short();
+        return Err(format!("{peer} was banned and is honest: {why:?}"));
     }
     if !state.replicas_equal() {
         return Err("replicas of a stage differ".to_owned());
@@ -65,6 +66,7 @@ pub(crate) fn settle(site: &Site, elapsed: Duration) -> Result<Lived, String> {
         lost: counts.lost,
         re_leased: counts.re_leased,
         audits: passed + failed,
+        banned: state.cheaters().count() as u64,
         trace: site.trace.digest(),
     })
 }

@@ -13,10 +13,14 @@ pub enum Fault {
     OrchestratorCrashed,
     /// The orchestrator dies at a write of its journal: it is lost, or it is there and nobody was told.
     JournalDied,
+    /// The orchestrator is told to end, suspends the run, and another one resumes it.
+    OrchestratorSuspended,
     /// A miner's process ends at once; one with the same key begins anew.
     MinerCrashed,
     /// A validator's process ends at once; one with the same key begins anew.
     ValidatorCrashed,
+    /// A miner or validator is told to end, leaves in order, and one with the same key begins anew.
+    PeerLeft,
     /// Nothing that a peer and the orchestrator send each other arrives.
     Partition,
     /// Nothing arrives in one direction.
@@ -34,15 +38,19 @@ pub enum Fault {
     StoreLossy,
     /// A peer's clock is wrong from the start.
     ClockWrong,
+    /// A miner uploads made-up tensors.
+    Cheater,
 }
 
 impl Fault {
     /// Every kind.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 15] = [
         Self::OrchestratorCrashed,
         Self::JournalDied,
+        Self::OrchestratorSuspended,
         Self::MinerCrashed,
         Self::ValidatorCrashed,
+        Self::PeerLeft,
         Self::Partition,
         Self::HalfPartition,
         Self::MessagesHeld,
@@ -51,6 +59,7 @@ impl Fault {
         Self::StoreSlow,
         Self::StoreLossy,
         Self::ClockWrong,
+        Self::Cheater,
     ];
 
     /// For people.
@@ -58,8 +67,10 @@ impl Fault {
         match self {
             Self::OrchestratorCrashed => "orchestrator crashed",
             Self::JournalDied => "orchestrator died at a write of its journal",
+            Self::OrchestratorSuspended => "orchestrator suspended the run",
             Self::MinerCrashed => "miner crashed",
             Self::ValidatorCrashed => "validator crashed",
+            Self::PeerLeft => "peer left in order",
             Self::Partition => "partition",
             Self::HalfPartition => "partition in one direction",
             Self::MessagesHeld => "messages held up",
@@ -68,6 +79,7 @@ impl Fault {
             Self::StoreSlow => "store slow",
             Self::StoreLossy => "requests to the store or answers lost",
             Self::ClockWrong => "peer's clock wrong",
+            Self::Cheater => "miner made up its tensors",
         }
     }
 }

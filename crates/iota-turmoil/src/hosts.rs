@@ -1,12 +1,13 @@
 //! What runs on the machines of a world: the runtimes as the programs start them, with this world's network, store, journal
 //! and clock in place of the machine's.
 
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iota_identity::Keypair;
 use iota_journal::Error as JournalError;
-use iota_miner::Miner;
+use iota_miner::{Behaviour, Miner};
 use iota_node::{Clock, Shutdown};
 use iota_orchestrator::{Error, Orchestrator, Participants, RunOptions, Setup};
 use iota_peer::Network;
@@ -18,7 +19,7 @@ use iota_validator::Validator;
 use crate::chance::Chance;
 use crate::journal::Disk;
 use crate::network::{PORT, SimulatedClock, connector, listen};
-use crate::plan::{EPOCHS, Host, MINERS_PER_STAGE, Plan, SAMPLES_PER_EPOCH, STAGES};
+use crate::plan::{EPOCHS, Host, Plan, SAMPLES_PER_EPOCH, STAGES};
 use crate::store::{Objects, WayToStore};
 use crate::trace::Trace;
 
@@ -32,6 +33,8 @@ pub(crate) struct Site {
     pub(crate) folder: Arc<Path>,
     pub(crate) plan: Arc<Plan>,
     setup: Arc<Setup>,
+    /// By which the process that a machine runs is told to end.
+    shutdowns: Arc<Mutex<BTreeMap<Host, Shutdown>>>,
     /// The state that the orchestrator's last process ended with.
     ended: Arc<Mutex<Option<Arc<State>>>>,
 }
@@ -51,7 +54,7 @@ impl Site {
         std::fs::create_dir_all(&run)?;
         let options = options(&plan, &corpus);
         let participants = Participants {
-            miners_to_start: MINERS_PER_STAGE,
+            miners_to_start: plan.miners_to_start,
             validators: vec![keypair(&plan, Host::Validator).peer_id()],
         };
         let trace = Arc::new(trace);
@@ -62,6 +65,7 @@ impl Site {
             folder: run.into(),
             setup: Arc::new(Setup::new(&options, participants)?),
             plan: Arc::new(plan),
+            shutdowns: Arc::default(),
             ended: Arc::default(),
         })
     }
@@ -70,6 +74,26 @@ impl Site {
     pub(crate) fn ended(&self) -> Option<Arc<State>> {
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         ended.clone()
+    }
+
+    /// Tells a machine's process to end, in order.
+    pub(crate) fn tell_to_end(&self, host: Host) {
+        if let Some(shutdown) = self.shutdowns().get(&host) {
+            shutdown.request();
+        }
+    }
+
+    /// What tells a process that begins to end.
+    fn shutdown(&self, host: Host) -> Shutdown {
+        let shutdown = Shutdown::new();
+        self.shutdowns().insert(host, shutdown.clone());
+        shutdown
+    }
+
+    fn shutdowns(&self) -> MutexGuard<'_, BTreeMap<Host, Shutdown>> {
+        self.shutdowns
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One process of the orchestrator: it begins the run, or goes on with it.
@@ -91,7 +115,7 @@ impl Site {
             Err(error) => return Err(error.into()),
         };
         let (store, signer) = (self.objects.store.clone(), self.objects.signer.clone());
-        let shutdown = Shutdown::new();
+        let shutdown = self.shutdown(Host::Orchestrator);
         let served = builder
             .with_incoming(incoming)
             .with_objects(store, signer)
@@ -104,6 +128,9 @@ impl Site {
             Err(error) => Err(error),
         };
         match finished {
+            Ok((state, _)) if !state.is_over() => {
+                self.trace.note("orchestrator", "has suspended the run");
+            }
             Ok((state, _)) => {
                 self.trace.note("orchestrator", "has ended");
                 *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(state);
@@ -130,31 +157,37 @@ impl Site {
         self.trace.note(host.name(), "begins");
         let keypair = keypair(&self.plan, host);
         let clock = self.clock(host);
+        let shutdown = self.shutdown(host);
         let stopped = if host == Host::Validator {
             Validator::builder(url)
                 .with_keypair(keypair)
                 .with_threads(1)
                 .with_network(network)
                 .with_clock(clock)
-                .run(Shutdown::new())
+                .run(shutdown)
                 .await?
         } else {
+            let behaviour = if self.plan.cheater == Some(host) {
+                Behaviour::WrongTensors
+            } else {
+                Behaviour::Honest
+            };
             Miner::builder(url)
+                .with_behaviour(behaviour)
                 .with_keypair(keypair)
                 .with_threads(1)
                 .with_memory_limit_bytes(1 << 30)
                 .with_network(network)
                 .with_clock(clock)
-                .run(Shutdown::new())
+                .run(shutdown)
                 .await?
         };
         self.trace
             .note(host.name(), format_args!("stops: {stopped:?}"));
         match stopped {
-            Stop::RunOver => Ok(()),
-            Stop::Refused | Stop::Shutdown => {
-                Err(format!("{} stopped: {stopped:?}", host.name()).into())
-            }
+            Stop::RunOver | Stop::Shutdown => Ok(()),
+            Stop::Refused if self.plan.cheater == Some(host) => Ok(()),
+            Stop::Refused => Err(format!("{} was refused", host.name()).into()),
         }
     }
 
@@ -165,7 +198,7 @@ impl Site {
 }
 
 /// The same in every process of a machine.
-fn keypair(plan: &Plan, host: Host) -> Keypair {
+pub(crate) fn keypair(plan: &Plan, host: Host) -> Keypair {
     let mut seed = [0; 32];
     Chance::new(plan.seed, host.name()).fill(&mut seed);
     Keypair::from_seed(seed)

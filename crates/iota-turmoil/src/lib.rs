@@ -87,6 +87,8 @@ pub struct Lived {
     pub re_leased: u64,
     /// Audits with a verdict.
     pub audits: u64,
+    /// Cheaters that were found.
+    pub banned: u64,
     /// A digest of everything that happened, in order.
     pub trace: String,
 }

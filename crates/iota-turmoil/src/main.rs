@@ -134,6 +134,7 @@ struct Totals {
     lost: u64,
     re_leased: u64,
     audits: u64,
+    banned: u64,
 }
 
 impl Totals {
@@ -146,6 +147,7 @@ impl Totals {
         self.lost += lived.lost;
         self.re_leased += lived.re_leased;
         self.audits += lived.audits;
+        self.banned += lived.banned;
     }
 
     fn print(&self) {
@@ -158,8 +160,8 @@ impl Totals {
             self.events,
         );
         println!(
-            "{} samples completed, {} dropped as runs ended, {} pieces leased again, {} audits",
-            self.completed, self.lost, self.re_leased, self.audits,
+            "{} samples completed, {} dropped as runs ended, {} pieces leased again, {} audits, {} cheaters banned",
+            self.completed, self.lost, self.re_leased, self.audits, self.banned,
         );
     }
 }

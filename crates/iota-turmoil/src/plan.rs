@@ -82,6 +82,10 @@ pub(crate) struct Plan {
     /// How far a peer's clock is ahead, or behind, in milliseconds.
     pub(crate) clock_ahead_ms: BTreeMap<Host, i64>,
     pub(crate) merging: MergingOptions,
+    /// Miners that a stage needs before training starts: whoever is missing comes late.
+    pub(crate) miners_to_start: u32,
+    /// Who uploads made-up tensors.
+    pub(crate) cheater: Option<Host>,
     /// In the order in which it begins.
     pub(crate) troubles: Vec<Trouble>,
 }
@@ -104,6 +108,8 @@ impl Plan {
             work_max: Duration::from_millis(work_max),
             clock_ahead_ms,
             merging: merging(&mut chance),
+            miners_to_start: chance.pick(&[1, MINERS_PER_STAGE]),
+            cheater: chance.happens(20).then_some(Host::Miner(3)),
             troubles: troubles(&mut chance),
         }
     }
@@ -133,7 +139,7 @@ fn merging(chance: &mut Chance) -> MergingOptions {
 const TROUBLED: Duration = Duration::from_secs(60);
 
 fn troubles(chance: &mut Chance) -> Vec<Trouble> {
-    let mean_ms = chance.pick(&[1_000, 3_000, 8_000]);
+    let mean_ms = chance.pick(&[400, 1_000, 3_000, 8_000]);
     let mut busy: BTreeMap<About, Duration> = BTreeMap::new();
     let mut troubles = Vec::new();
     let mut from = chance.millis(0, 5_000);
@@ -153,15 +159,18 @@ fn troubles(chance: &mut Chance) -> Vec<Trouble> {
 fn draw(chance: &mut Chance, from: Duration) -> Trouble {
     let peer = chance.pick(&Host::PEERS);
     let miner = chance.pick(&Host::PEERS[..4]);
-    let fault = chance.pick(&Fault::ALL[..11]);
+    let fault = chance.pick(&Fault::ALL[..Fault::ALL.len() - 2]);
     let about = match fault {
-        Fault::OrchestratorCrashed | Fault::JournalDied => About::Machine(Host::Orchestrator),
+        Fault::OrchestratorCrashed | Fault::JournalDied | Fault::OrchestratorSuspended => {
+            About::Machine(Host::Orchestrator)
+        }
         Fault::MinerCrashed => About::Machine(miner),
         Fault::ValidatorCrashed => About::Machine(Host::Validator),
+        Fault::PeerLeft => About::Machine(peer),
         Fault::Partition | Fault::HalfPartition | Fault::MessagesHeld => About::Link(peer),
         Fault::StoreUnreachable => About::WayToStore(peer),
         Fault::StoreRefusing | Fault::StoreSlow | Fault::StoreLossy => About::Store,
-        Fault::ClockWrong => unreachable!("drawn for the whole world"),
+        Fault::ClockWrong | Fault::Cheater => unreachable!("drawn for the whole world"),
     };
     // Most is over soon. Some lasts longer than sessions and leases do.
     let longest_ms = chance.pick(&[500, 3_000, 3_000, 10_000, 25_000]);

@@ -92,6 +92,9 @@ impl World {
         for host in plan.clock_ahead_ms.keys() {
             site.trace.fault(Fault::ClockWrong, host.name(), None);
         }
+        if let Some(cheater) = plan.cheater {
+            site.trace.fault(Fault::Cheater, cheater.name(), None);
+        }
         let mut agenda: BTreeMap<_, Vec<Change>> = BTreeMap::new();
         for trouble in &plan.troubles {
             let begins = agenda.entry(trouble.from).or_default();
@@ -157,8 +160,10 @@ impl World {
             }
             Some(_) => {}
             None => {
+                // What was crashed comes back when its trouble is over.
                 let is_crashed = self.agenda.values().flatten().any(|change| {
-                    matches!(change, Change::Ends(trouble) if trouble.fault == Fault::OrchestratorCrashed && trouble.from <= now)
+                    matches!(change, Change::Ends(trouble)
+                        if trouble.fault == Fault::OrchestratorCrashed && trouble.from <= now)
                 });
                 let is_down = !self.sim.is_host_running(name) && !is_crashed;
                 if is_down && self.site.ended().is_none() {
@@ -199,6 +204,18 @@ impl World {
                     sim.bounce(who);
                 }
             }
+            Fault::OrchestratorSuspended if begins => self.site.tell_to_end(Host::Orchestrator),
+            Fault::OrchestratorSuspended => {}
+            Fault::PeerLeft => {
+                let About::Machine(host) = trouble.about else {
+                    unreachable!("it is drawn for a machine")
+                };
+                if begins {
+                    self.site.tell_to_end(host);
+                } else if self.site.ended().is_none() {
+                    sim.bounce(who);
+                }
+            }
             Fault::JournalDied if begins => self.site.disk.kill_at_next_write(trouble.this_way),
             Fault::JournalDied => {}
             Fault::Partition if begins => sim.partition(who, orchestrator),
@@ -218,7 +235,7 @@ impl World {
             Fault::StoreRefusing => objects.refuse(begins),
             Fault::StoreSlow => objects.slow_down(begins),
             Fault::StoreLossy => objects.lose(begins),
-            Fault::ClockWrong => unreachable!("clocks are wrong from the start"),
+            Fault::ClockWrong | Fault::Cheater => unreachable!("they are from the start"),
         }
     }
 }
