@@ -334,6 +334,7 @@ mod tests {
             recompute: false,
             wire: iota_run::Wire::default(),
             merge: iota_run::Merge::default(),
+            comparison: iota_run::Comparison::Bits,
             data: shards.finish(),
         };
         Box::new(Engine::new(Arc::new(description), StageIndex::new(1), 1).unwrap())

@@ -87,9 +87,10 @@ pub use error::Error;
 pub use history::{Finding, History, LedgerAudit, Story};
 pub use iota_run::{Codec, OptimizerState, Wire};
 pub use options::{
-    BoundaryChoice, CodecName, CutError, CutOptions, CutRule, Cuts, DeltaChoice, MergingOptions,
-    ModelOptions, MuonOptions, NAdamOptions, OpensChoice, OptimizerName, OuterName,
-    RegistrationOptions, RuleName, RunOptions, TimingOptions, TrainingOptions,
+    AuditOptions, BoundaryChoice, CodecName, ComparisonName, CutError, CutOptions, CutRule, Cuts,
+    DeltaChoice, MergingOptions, ModelOptions, MuonOptions, NAdamOptions, OpensChoice,
+    OptimizerName, OuterName, RegistrationOptions, RuleName, RunOptions, TimingOptions,
+    TrainingOptions,
 };
 pub use restore::{RestoreOptions, Restored};
 pub use run_file::JOURNAL;
