@@ -8,9 +8,12 @@
 //!
 //! The idea, for turmoil, is that of the crate mad-turmoil, which had it from madsim.
 
-#![expect(
-    unsafe_code,
-    reason = "symbols of the C library are defined here, with its signatures"
+#![cfg_attr(
+    target_os = "linux",
+    expect(
+        unsafe_code,
+        reason = "symbols of the C library are defined here, with its signatures"
+    )
 )]
 
 use std::cell::{Cell, RefCell};

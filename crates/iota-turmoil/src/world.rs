@@ -61,6 +61,8 @@ struct World {
     agenda: BTreeMap<Duration, Vec<Change>>,
     /// When the orchestrator's process, which has ended by itself, is followed by the next.
     supervised: Option<Duration>,
+    /// The orchestrator's machine is down.
+    is_crashed: bool,
     chance: Chance,
 }
 
@@ -106,6 +108,7 @@ impl World {
             sim,
             agenda,
             supervised: None,
+            is_crashed: false,
             chance: Chance::new(plan.seed, "supervisor"),
             site,
         }
@@ -153,23 +156,18 @@ impl World {
     /// Whoever runs an orchestrator starts it again when its process has ended before the run.
     fn supervise(&mut self, now: Duration) {
         let name = Host::Orchestrator.name();
-        match self.supervised {
-            Some(at) if at <= now => {
-                self.supervised = None;
-                self.sim.bounce(name);
-            }
-            Some(_) => {}
-            None => {
-                // What was crashed comes back when its trouble is over.
-                let is_crashed = self.agenda.values().flatten().any(|change| {
-                    matches!(change, Change::Ends(trouble)
-                        if trouble.fault == Fault::OrchestratorCrashed && trouble.from <= now)
-                });
-                let is_down = !self.sim.is_host_running(name) && !is_crashed;
-                if is_down && self.site.ended().is_none() {
-                    self.supervised = Some(now + self.chance.millis(100, 5_000));
-                }
-            }
+        let is_up = self.sim.is_host_running(name);
+        // What was crashed comes back when that trouble is over.
+        if is_up || self.is_crashed || self.site.ended().is_some() {
+            self.supervised = None;
+            return;
+        }
+        let chance = &mut self.chance;
+        let starts_at = self
+            .supervised
+            .get_or_insert_with(|| now + chance.millis(100, 5_000));
+        if *starts_at <= now {
+            self.sim.bounce(name);
         }
     }
 
@@ -197,10 +195,13 @@ impl World {
         let orchestrator = Host::Orchestrator.name();
         match trouble.fault {
             Fault::OrchestratorCrashed | Fault::MinerCrashed | Fault::ValidatorCrashed => {
+                self.is_crashed = match trouble.fault {
+                    Fault::OrchestratorCrashed => begins,
+                    _ => self.is_crashed,
+                };
                 if begins {
                     sim.crash(who);
                 } else if self.site.ended().is_none() {
-                    self.supervised = self.supervised.filter(|_| who != orchestrator);
                     sim.bounce(who);
                 }
             }
