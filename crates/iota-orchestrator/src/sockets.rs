@@ -34,11 +34,27 @@ pub(crate) struct Brought {
     pub(crate) objects: Option<(Store, Grants)>,
 }
 
+/// What is not brought along. Connections that are cannot be looked at from two threads, so they stay out of what waits.
+#[derive(Debug, Clone, Copy)]
+struct Missing {
+    incoming: bool,
+    objects: bool,
+}
+
 /// What had to be opened.
 #[derive(Debug)]
 struct Opened {
     listener: Option<TcpListener>,
     store_server: Option<S3Server>,
+}
+
+impl Brought {
+    const fn missing(&self) -> Missing {
+        Missing {
+            incoming: self.incoming.is_none(),
+            objects: self.objects.is_none(),
+        }
+    }
 }
 
 impl Sockets {
@@ -49,7 +65,7 @@ impl Sockets {
         secret: &[u8; 32],
         brought: Brought,
     ) -> Result<Self, Error> {
-        let opened = Opened::new(addresses, store_folder, secret, &brought).await?;
+        let opened = Opened::new(addresses, store_folder, secret, brought.missing()).await?;
         opened.with(brought, addresses.clone())
     }
 
@@ -65,7 +81,8 @@ impl Sockets {
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
         let retry = Retry::new(PORT_TAKEN, u64::from(std::process::id()), clock, shutdown);
-        let open = |_| Opened::new(addresses, store_folder, secret, &brought);
+        let missing = brought.missing();
+        let open = |_| Opened::new(addresses, store_folder, secret, missing);
         let decide = |error: &Error| {
             if is_taken(error) {
                 warn!(%error, "an address of the run is taken; trying again");
@@ -86,9 +103,9 @@ impl Opened {
         addresses: &Addresses,
         store_folder: &Path,
         secret: &[u8; 32],
-        brought: &Brought,
+        missing: Missing,
     ) -> Result<Self, Error> {
-        let store_server = if brought.objects.is_none() {
+        let store_server = if missing.objects {
             make_private(store_folder)?;
             // The run's own secret: whoever reads the folder can do without the store's credentials anyway. It is the same
             // after a restart, so that grants stay good.
@@ -99,7 +116,7 @@ impl Opened {
         } else {
             None
         };
-        let listener = if brought.incoming.is_none() {
+        let listener = if missing.incoming {
             let address = addresses.listen;
             let listener = TcpListener::bind(address).await;
             Some(listener.map_err(|source| Error::Listen { address, source })?)

@@ -1,5 +1,7 @@
 //! Miners whose bits are not the validators', in a run whose audits compare closely.
 
+use std::sync::Arc;
+
 use iota_identity::Keypair;
 use iota_miner::{Behaviour, Error, Miner};
 use iota_model::Precision;
@@ -29,7 +31,7 @@ fn settings(folder: &std::path::Path) -> TestnetSettings {
 }
 
 /// Four miners, of which `rounds` computes in bf16 and `cheats` sends wrong tensors, and a validator in f32.
-async fn mined(settings: &TestnetSettings, rounds: u8, cheats: Option<u8>) -> State {
+async fn mined(settings: &TestnetSettings, rounds: u8, cheats: Option<u8>) -> Arc<State> {
     let validator = Keypair::from_seed([99; 32]);
     let participants = Participants {
         miners_to_start: 2,
