@@ -60,7 +60,9 @@ fn worst(drifts: &[Drift], quantity: Quantity, steps: u64) -> Distance {
     drifts
         .iter()
         .filter(|drift| drift.quantity == quantity && drift.steps <= steps)
-        .fold(Distance::default(), |worst, drift| worst.max(drift.distance))
+        .fold(Distance::default(), |worst, drift| {
+            worst.max(drift.distance)
+        })
 }
 
 #[test]

@@ -78,7 +78,7 @@ pub(super) fn redo(
                 _ => Some(Difference::Output),
             };
             let same_loss = is_same_loss(tolerances, result.loss, *loss);
-            Ok(difference.or((!same_loss).then_some(Difference::Loss)))
+            Ok(difference.or_else(|| (!same_loss).then_some(Difference::Loss)))
         }
         _ => Err(Error::Input(
             "the log entry's outcome is not one of its work",
