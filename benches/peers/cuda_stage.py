@@ -212,7 +212,7 @@ def main():
     start, half, failures = time.monotonic(), arguments.budget / 2, []
     if not arguments.report:
         pathlib.Path(report).unlink(missing_ok=True)
-        command = [arguments.program, "--out", report, "--budget", str(int(half - GRACE_S))]
+        command = [arguments.program, "--out", report, "--budget", str(max(1, int(half - GRACE_S)))]
         command += ["--kernels", arguments.kernels] if arguments.kernels else []
         environment = {**os.environ, "LD_LIBRARY_PATH": library_path()}
         try:
