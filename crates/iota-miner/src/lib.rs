@@ -40,7 +40,7 @@ use iota_identity::Keypair;
 use iota_model::Precision;
 use iota_node::{Clock, Shutdown, SystemClock};
 use iota_peer::session::connect;
-use iota_peer::{Gate, Participation, participate};
+use iota_peer::{Gate, Network, Participation, participate};
 use iota_protocol::Role;
 use iota_run::Description;
 use tracing::warn;
@@ -63,6 +63,7 @@ pub struct MinerBuilder {
     precision: Option<Precision>,
     memory_limit_bytes: Option<u64>,
     gate: Option<Gate>,
+    network: Network,
     behaviour: Behaviour,
     clock: Arc<dyn Clock>,
 }
@@ -83,6 +84,7 @@ impl Miner {
             precision: None,
             memory_limit_bytes: None,
             gate: None,
+            network: Network::default(),
             behaviour: Behaviour::Honest,
             clock: Arc::new(SystemClock::new()),
         }
@@ -149,6 +151,13 @@ impl MinerBuilder {
         self
     }
 
+    /// Reaches orchestrator and store by other means than TCP and HTTP.
+    #[must_use]
+    pub fn with_network(mut self, network: Network) -> Self {
+        self.network = network;
+        self
+    }
+
     /// Another clock than the system's.
     #[must_use]
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
@@ -171,6 +180,7 @@ impl MinerBuilder {
         let connected = connect(
             &self.orchestrator,
             keypair,
+            &self.network,
             Arc::clone(&self.clock),
             &shutdown,
         )
@@ -189,6 +199,7 @@ impl MinerBuilder {
             .map_err(|_| Error::StageGone)?;
         let worker = Arc::new(MinerWorker::new(
             description,
+            self.network.store,
             stage,
             gate,
             (self.device, self.threads),

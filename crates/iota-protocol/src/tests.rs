@@ -11,5 +11,3 @@ mod sessions;
 mod training;
 mod wasting;
 mod world;
-
-pub(crate) use world::settings;

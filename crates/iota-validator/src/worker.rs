@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
+use iota_node::blocking;
 use iota_peer::{
     Base, CellPlanes, Engine, Error, Gate, OperationInput, Start, Transfer, Undone, Worker,
     fetch_cells, merge,
@@ -19,6 +20,7 @@ use iota_protocol::work::{
     Segment, SegmentSource, UploadRecord, Verdict, Work,
 };
 use iota_run::Description;
+use iota_store::GrantClient;
 use iota_wire::{Joined, LeasedWork};
 use tokio::sync::watch;
 use tracing::info;
@@ -40,10 +42,11 @@ pub(crate) struct ValidatorWorker {
 impl ValidatorWorker {
     pub(crate) fn new(
         description: Arc<Description>,
+        store: GrantClient,
         gate: Gate,
         threads: usize,
     ) -> Result<Self, Error> {
-        let transfer = Transfer::new(Arc::clone(&description))?;
+        let transfer = Transfer::new(Arc::clone(&description), store)?;
         Ok(Self {
             description,
             transfer,
@@ -296,7 +299,7 @@ impl ValidatorWorker {
         job: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Failure> {
         let gate = self.gate.clone();
-        tokio::task::spawn_blocking(move || gate.pass(job))
+        blocking::spawn(move || gate.pass(job))
             .await
             .map_err(|_| Failure::Internal)?
             .map_err(|_| Failure::Internal)
