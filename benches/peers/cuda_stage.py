@@ -9,6 +9,10 @@ On a machine with a card and PyTorch, from the repository root:
 
     cargo build --release -p iota-cuda --features cuda --example cuda_check
     python benches/peers/cuda_stage.py [--program FILE | --report FILE] [--budget SECONDS] [--out FILE]
+
+Each half has half of the time and is ended when it has had it; what it had found by then is saved, and the table at the end
+shows it. Without PyTorch, or with one that sees no card, its columns stay empty, and why is said. Exit code: 0 if all that
+was tried worked, 1 if something did not, 2 if there is no card to work on.
 """
 
 import argparse
@@ -20,14 +24,23 @@ import subprocess
 import sys
 import time
 
-import torch
-import torch.nn.functional as F
+try:
+    import torch
+    import torch.nn.functional as F
+except ImportError as error:
+    torch, missing = None, str(error)
+else:
+    missing = None if torch.cuda.is_available() else "it sees no card"
 
 WARM_UP, STEPS = 3, 5
 LEARNING_RATE = 1e-5
+# Beyond its share of the time, before a half is ended: it may be in the middle of something.
+GRACE_S = 20
+
+Module = torch.nn.Module if torch else object
 
 
-class Block(torch.nn.Module):
+class Block(Module):
     def __init__(self, stage):
         super().__init__()
         width, self.heads, self.shared = stage["width"], stage["heads"], stage["key_value_heads"]
@@ -54,7 +67,7 @@ class Block(torch.nn.Module):
         return x + self.down(F.silu(gate) * up)
 
 
-class Body(torch.nn.Module):
+class Body(Module):
     def __init__(self, stage):
         super().__init__()
         self.decoder = torch.nn.Linear(stage["boundary_width"], stage["width"], bias=False)
@@ -124,50 +137,116 @@ def library_path():
     return ":".join(filter(None, [os.environ.get("LD_LIBRARY_PATH"), *sorted(folders)]))
 
 
+def ended_after(seconds, command, **options):
+    """Runs a command, for so long; its exit code, or None if it was ended."""
+    try:
+        return subprocess.run(command, timeout=seconds, check=False, **options).returncode
+    except subprocess.TimeoutExpired:
+        print(f"ended after {seconds:.0f} s: {command[0]}", flush=True)
+        return None
+
+
+def save(path, found):
+    partly = path + ".part"
+    with open(partly, "w") as file:
+        json.dump(found, file, indent=1)
+    os.replace(partly, path)
+
+
+def load(path):
+    try:
+        with open(path) as file:
+            return json.load(file)
+    except FileNotFoundError:
+        return {}
+
+
+def time_torch(checked, budget, out):
+    """PyTorch's half: every stage that iota-cuda has timed, eager and compiled. Saves after each."""
+    start, found = time.monotonic(), {"torch": torch.__version__, "stages": [], "failures": []}
+    for stage in checked.get("stages") or []:
+        results = {}
+        found["stages"].append(results)
+        for name, compiled in [("eager", False), ("compile", True)]:
+            if time.monotonic() - start > budget:
+                continue
+            try:
+                step_s, sequences = largest_batch(stage, compiled)
+            except Exception as error:  # One that PyTorch cannot do is no reason to leave out the others.
+                found["failures"].append(f"{stage['model']} T={stage['tokens']} {name}: {type(error).__name__}: {error}"[:2000])
+                step_s = None
+            if step_s:
+                work = stage["arithmetic"] * sequences / stage["sequences"]
+                results[name] = {
+                    "sequences": sequences,
+                    "step_s": step_s,
+                    "tokens_per_s": sequences * stage["tokens"] / step_s,
+                    "mfu": work / step_s / checked["ceilings"]["peak_per_s"],
+                }
+            save(out, found)
+
+
+def table(checked, beside):
+    print(f"\n{checked['card']}; PyTorch {beside.get('torch', '-')}; tokens/s, MFU in %, batch")
+    print(f"{'stage':<22} {'iota-cuda':>22} {'PyTorch eager':>22} {'torch.compile':>22}")
+    cell = lambda it: f"{it['tokens_per_s']:.0f} {100 * it['mfu']:.1f} {it['sequences']}" if it else "-"
+    stages = checked.get("stages") or []
+    for stage, results in zip(stages, beside.get("stages", []) + [{}] * len(stages)):
+        name = f"{stage['model']} body, T={stage['tokens']}"
+        print(f"{name:<22} " + " ".join(f"{cell(it):>22}" for it in [stage, results.get("eager"), results.get("compile")]))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", default="target/release/examples/cuda_check")
     parser.add_argument("--report", help="what cuda_check has saved; it is not run again")
-    parser.add_argument("--budget", type=float, default=460.0, help="seconds; what has not begun by then is left out")
+    parser.add_argument("--kernels", help="a folder with compiled kernels, for machines without NVRTC")
+    parser.add_argument("--budget", type=float, default=460.0, help="seconds, for both halves")
     parser.add_argument("--out", default="cuda_stage.json")
+    parser.add_argument("--only-torch", type=float, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    start = time.monotonic()
-    report = arguments.report or "cuda_check.json"
+    report = arguments.report or os.path.splitext(arguments.out)[0] + "_check.json"
+    if arguments.only_torch:
+        return time_torch(load(report), arguments.only_torch, arguments.out)
+
+    start, half, failures = time.monotonic(), arguments.budget / 2, []
     if not arguments.report:
+        pathlib.Path(report).unlink(missing_ok=True)
+        command = [arguments.program, "--out", report, "--budget", str(max(1, int(half - GRACE_S)))]
+        command += ["--kernels", arguments.kernels] if arguments.kernels else []
         environment = {**os.environ, "LD_LIBRARY_PATH": library_path()}
-        budget = str(int(arguments.budget / 2))
-        subprocess.run([arguments.program, "--out", report, "--budget", budget], env=environment, check=False)
-    with open(report) as file:
-        checked = json.load(file)
-    results = []
-    for stage in checked["stages"]:
-        tokens, peak = stage["tokens"], checked["ceilings"]["peak_per_s"]
-        result = {"stage": stage, "torch": {}}
-        for name, compiled in [("eager", False), ("compile", True)]:
-            if time.monotonic() - start > arguments.budget:
-                continue
-            step_s, sequences = largest_batch(stage, compiled)
-            if step_s:
-                work = stage["arithmetic"] * sequences / stage["sequences"]
-                result["torch"][name] = {
-                    "sequences": sequences,
-                    "step_s": step_s,
-                    "tokens_per_s": sequences * tokens / step_s,
-                    "mfu": work / step_s / peak,
-                }
-        results.append(result)
-        with open(arguments.out, "w") as file:
-            json.dump({"card": checked["card"], "torch": torch.__version__, "results": results}, file, indent=1)
-    print(f"\n{checked['card']}; PyTorch {torch.__version__}; tokens/s, MFU in %, batch")
-    print(f"{'stage':<22} {'iota-cuda':>22} {'PyTorch eager':>22} {'torch.compile':>22}")
-    cell = lambda it: f"{it['tokens_per_s']:.0f} {100 * it['mfu']:.1f} {it['sequences']}" if it else "-"
-    for result in results:
-        stage, torch_results = result["stage"], result["torch"]
-        cells = [stage, torch_results.get("eager"), torch_results.get("compile")]
-        name = f"{stage['model']} body, T={stage['tokens']}"
-        print(f"{name:<22} " + " ".join(f"{cell(it):>22}" for it in cells))
-    print(f"{time.monotonic() - start:.0f} s; all numbers are in {arguments.out}")
+        try:
+            code = ended_after(half + GRACE_S, command, env=environment)
+        except OSError as error:
+            print(f"cuda_stage: {arguments.program}: {error.strerror}; build it as this file's first lines say", file=sys.stderr)
+            return 2
+        if code != 0:
+            failures.append("cuda_check was ended" if code is None else f"cuda_check ended with exit code {code}")
+    checked = load(report)
+    if not checked.get("card"):
+        print(f"cuda_stage: nothing is in {report}: there is no card that could be checked", file=sys.stderr)
+        return 2
+    failures += checked.get("failures") or []
+    beside, own = {}, arguments.out + ".torch"
+    if missing:
+        print(f"PyTorch is left out: {missing}", flush=True)
+    elif not checked.get("stages"):
+        print("PyTorch is left out: no stage was timed to set it beside", flush=True)
+    else:
+        pathlib.Path(own).unlink(missing_ok=True)
+        left = arguments.budget - (time.monotonic() - start)
+        command = [sys.executable, __file__, "--report", report, "--out", own, "--only-torch", str(max(1.0, left - GRACE_S))]
+        if ended_after(max(1.0, left) + GRACE_S, command) != 0:
+            failures.append("PyTorch's half did not end well")
+        beside = load(own)
+        failures += beside.get("failures", [])
+    save(arguments.out, {"checked": checked, "beside": beside, "failures": failures})
+    table(checked, beside)
+    for failure in failures:
+        print(f"WRONG: {failure}")
+    print(f"{time.monotonic() - start:.0f} s; all numbers are in {arguments.out} and {report}")
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

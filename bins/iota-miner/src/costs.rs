@@ -1,10 +1,10 @@
 //! What the pieces of a model cost this machine.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use iota_compute::{StageOptions, measure_costs};
-use iota_model::{Boundary, ModelConfig, Precision, StagePlan, preset};
+use iota_model::{Boundary, ModelConfig, StagePlan, preset};
 
-use crate::at_least_one;
+use crate::{Factors, at_least_one};
 
 /// A model's name, and how its stages would run.
 #[derive(Debug, Args)]
@@ -29,13 +29,6 @@ pub(crate) struct Options {
     precision: Factors,
 }
 
-/// [`Precision`] by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Factors {
-    F32,
-    Bf16,
-}
-
 /// Measures, and returns what an operator puts into a run's settings.
 ///
 /// # Errors
@@ -48,10 +41,7 @@ pub(crate) fn measure(options: &Options) -> anyhow::Result<String> {
     let plan = StagePlan::new(&config, 1)?;
     let stage = StageOptions {
         threads: options.threads,
-        precision: match options.precision {
-            Factors::F32 => Precision::F32,
-            Factors::Bf16 => Precision::Bf16,
-        },
+        precision: options.precision.into(),
         ..StageOptions::default()
     };
     let costs = measure_costs(&plan, options.sequences, stage)?;

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 use clap::builder::RangedU64ValueParser;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use iota_identity::KeyLock;
 use iota_miner::{Behaviour, Device, DeviceName, Miner, Stop};
+use iota_model::Precision;
 use iota_node::{Exit, Shutdown, Telemetry};
 
 #[global_allocator]
@@ -28,6 +29,22 @@ enum Command {
     Run(Run),
     /// Measure what the pieces of a model cost this machine: settings for whoever cuts the model into stages.
     Costs(costs::Options),
+}
+
+/// [`Precision`] by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Factors {
+    F32,
+    Bf16,
+}
+
+impl From<Factors> for Precision {
+    fn from(factors: Factors) -> Self {
+        match factors {
+            Factors::F32 => Self::F32,
+            Factors::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -55,6 +72,9 @@ struct Run {
     /// What the stage is computed on: cpu, or cuda:0 for the first of NVIDIA's cards.
     #[arg(long, value_name = "DEVICE", default_value_t, env = "IOTA_DEVICE")]
     device: DeviceName,
+    /// What the stage is computed in, if not in what the run says; only for runs whose audits compare closely.
+    #[arg(long, value_enum, env = "IOTA_PRECISION")]
+    precision: Option<Factors>,
     /// Where the device cannot be used, compute on the CPU instead of ending.
     #[arg(long, env = "IOTA_DEVICE_FALLBACK")]
     device_fallback: bool,
@@ -136,6 +156,9 @@ fn start(run: Run) -> anyhow::Result<Stop> {
             .with_device(device)
             .with_capacity(run.capacity)
             .with_behaviour(behaviour);
+        if let Some(precision) = run.precision {
+            miner = miner.with_precision(precision.into());
+        }
         if let Some(limit_mib) = run.memory_limit_mib {
             miner = miner.with_memory_limit_bytes(limit_mib << 20);
         }

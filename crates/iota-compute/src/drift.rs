@@ -221,19 +221,22 @@ pub fn drift<C: Backend, D: Backend>(
     }
     let starts = start_together(checker, doer)?;
     let mut drifts = Vec::new();
-    for steps in 0..course.steps {
+    for steps in 0..=course.steps {
         let mut worst = [Distance::default(); 3];
         for _ in 0..course.backwards_per_step {
             trained(checker, Some((doer, &mut worst)))?;
         }
-        step(checker, course, course.before + steps)?;
-        step(doer, course, course.before + steps)?;
         let passes = Quantity::ALL.into_iter().zip(worst);
         drifts.extend(passes.map(|(quantity, distance)| Drift {
             quantity,
             steps,
             distance,
         }));
+        if steps == course.steps {
+            break;
+        }
+        step(checker, course, course.before + steps)?;
+        step(doer, course, course.before + steps)?;
         let [_, _, _, states @ ..] = Quantity::ALL;
         let distances = compare_states(checker, doer, &starts, course.cells)?;
         drifts.extend(
@@ -380,4 +383,102 @@ fn compare_states<C: Backend, D: Backend>(
         }
     }
     Ok(worst)
+}
+
+#[cfg(test)]
+mod tests {
+    use iota_model::{Precision, StagePlan, preset};
+
+    use super::*;
+    use crate::cpu::Cpu;
+    use crate::optimizer::OptimizerSettings;
+
+    /// 100 rows of four, each unlike its neighbours.
+    fn rows() -> Vec<f32> {
+        (0..400_u32)
+            .map(|at| ((at * 37 % 101) as f32 - 50.0) / 7.0)
+            .collect()
+    }
+
+    #[test]
+    fn zeros_other_lengths_and_other_rows_each_show_in_a_number_of_their_own() {
+        let expected = rows();
+        let of = |found: &[f32]| Distance::between(&expected, found, 4);
+        assert_eq!(of(&expected), Distance::default());
+        let zeros = of(&[0.0; 400]);
+        assert!((zeros.relative - 1.0).abs() < 1e-6 && (zeros.scale - 1.0).abs() < 1e-6);
+        let longer: Vec<f32> = expected.iter().map(|x| 1.05 * x).collect();
+        let longer = of(&longer);
+        assert!((longer.relative - 0.05).abs() < 1e-6 && (longer.scale - 0.05).abs() < 1e-6);
+        let mut one_row = expected.clone();
+        one_row[40..44].iter_mut().for_each(|x| *x = -*x);
+        let one_row = of(&one_row);
+        assert!(one_row.relative < 0.5 && one_row.row > 0.5, "{one_row:?}");
+    }
+
+    #[test]
+    fn what_is_not_finite_or_not_to_be_expected_is_infinitely_far() {
+        for (expected, found) in [(1.0, f32::NAN), (1.0, f32::INFINITY), (0.0, 1.0)] {
+            let distance = Distance::between(&[expected; 3], &[expected, found, expected], 2);
+            assert_eq!(distance.relative, f64::INFINITY, "{found}");
+        }
+        assert_eq!(
+            Distance::between(&[0.0; 3], &[0.0; 3], 2),
+            Distance::default()
+        );
+    }
+
+    fn course(before: u64, steps: u64) -> Course {
+        Course {
+            before,
+            steps,
+            backwards_per_step: 2,
+            learning_rate: 2e-3,
+            warmup_steps: 3,
+            cells: 3,
+        }
+    }
+
+    fn drifts(course: Course, precision: Precision) -> Vec<Drift> {
+        let plan = StagePlan::new(&preset("tiny").unwrap(), 2).unwrap();
+        let stages = |precision, threads| -> Vec<Stage> {
+            let cpu = Cpu::new(threads).unwrap().with_precision(precision);
+            (0..2)
+                .map(|index| {
+                    let optimizer = OptimizerSettings::default();
+                    let mut stage = Stage::on(cpu.clone(), &plan, index, optimizer).unwrap();
+                    stage.initialise(3).unwrap();
+                    stage
+                })
+                .collect()
+        };
+        let mut samples = |sample: u64| {
+            let text: Vec<u32> = (0..33).map(|at| (at * at + sample as u32) % 91).collect();
+            (text[..32].to_vec(), text[1..].to_vec())
+        };
+        let mut wire = |_, _, _, values| values;
+        let (mut checker, mut doer) = (stages(Precision::F32, 1), stages(precision, 2));
+        drift(&mut checker, &mut doer, course, &mut samples, &mut wire).unwrap()
+    }
+
+    #[test]
+    fn whoever_computes_the_same_bits_is_no_way_off_wherever_both_start() {
+        for before in [0, 2] {
+            let drifts = drifts(course(before, 2), Precision::F32);
+            // Three quantities of each pass, the last behind the last step, and three after each step.
+            assert_eq!(drifts.len(), 15);
+            for drift in drifts {
+                assert_eq!(drift.distance, Distance::default(), "{drift:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn whoever_rounds_is_a_little_off_from_the_first_pass_on() {
+        let drifts = drifts(course(1, 3), Precision::Bf16);
+        for drift in drifts {
+            let relative = drift.distance.relative;
+            assert!(relative > 0.0 && relative < 0.2, "{drift:?}");
+        }
+    }
 }

@@ -43,6 +43,7 @@ use iota_peer::session::connect;
 use iota_peer::{Gate, Network, Participation, participate};
 use iota_protocol::Role;
 use iota_run::Description;
+use tracing::warn;
 
 pub use behaviour::Behaviour;
 pub use iota_peer::{Device, DeviceName, Error};
@@ -189,6 +190,11 @@ impl MinerBuilder {
             return Ok(Stop::Shutdown);
         };
         let description = Arc::new(in_precision(description, self.precision)?);
+        if description.comparison.is_bits() && !matches!(self.device, Device::Cpu) {
+            warn!(
+                "audits of this run compare bits: if it has validators, they ban whoever computes on a card"
+            );
+        }
         let gate = self.gate.unwrap_or_else(|| Gate::new(1));
         let stage = StageThread::start(self.capacity as usize, gate.clone())
             .map_err(|_| Error::StageGone)?;

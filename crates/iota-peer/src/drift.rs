@@ -103,12 +103,13 @@ pub fn is_within(distance: Distance, tolerance: &Tolerance) -> bool {
 /// Rounding has no direction, so what was measured of `scale` is small by chance: at least a tenth of what is tolerated
 /// in all is tolerated of it, too.
 pub fn tolerances(courses: &[Vec<Drift>], margin: f64) -> Vec<Tolerances> {
-    let measured_to = courses
+    let ends = courses
         .iter()
-        .filter_map(|course| course.iter().map(|drift| drift.steps).max())
-        .min()
-        .unwrap_or(0);
+        .filter_map(|course| course.iter().map(|drift| drift.steps).max());
     let mut table = Vec::new();
+    let Some(measured_to) = ends.min() else {
+        return table;
+    };
     let powers = std::iter::successors(Some(1_u64), |steps| Some(2 * steps));
     let numbers = std::iter::once(0).chain(powers);
     for steps in numbers.take_while(|steps| *steps <= measured_to) {
@@ -163,4 +164,72 @@ fn two_digits(number: f64) -> f64 {
     let rounded = (number / unit).ceil() * unit;
     // What is written as two digits is read as just that.
     format!("{rounded:.1e}").parse().unwrap_or(rounded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn course(steps: u64, relative: impl Fn(u64) -> f64) -> Vec<Drift> {
+        let at = |steps| {
+            Quantity::ALL.map(|quantity| Drift {
+                quantity,
+                steps,
+                distance: Distance {
+                    relative: relative(steps),
+                    row: 2.0 * relative(steps),
+                    scale: 1e-9,
+                },
+            })
+        };
+        (0..=steps).flat_map(at).collect()
+    }
+
+    #[test]
+    fn what_is_tolerated_is_a_multiple_of_the_worst_with_as_many_steps_or_fewer() {
+        let courses = [
+            course(9, |_| 0.001),
+            course(9, |steps| 0.002 + 0.0111 * (steps / 3) as f64),
+        ];
+        let table = tolerances(&courses, 4.0);
+        let steps: Vec<u64> = table.iter().map(|row| row.steps).collect();
+        assert_eq!(steps, [0, 1, 2, 4, 8]);
+        let relative: Vec<f64> = table.iter().map(|row| row.gradient.relative).collect();
+        assert_eq!(relative, [0.008, 0.008, 0.008, 0.053, 0.097]);
+        // What was measured of it is chance.
+        assert_eq!(table[0].gradient.scale, 0.0008);
+        assert_eq!(table[4].loss, 0.097);
+    }
+
+    #[test]
+    fn the_table_ends_where_nobody_could_be_found_any_more() {
+        let doubling = course(16, |steps| 0.01 * 1.5_f64.powi(steps as i32));
+        let table = tolerances(&[doubling], 4.0);
+        assert_eq!(table.last().map(|row| row.steps), Some(4));
+        assert!(tolerances(&[course(16, |_| 0.2)], 4.0).is_empty());
+        assert!(tolerances(&[], 4.0).is_empty());
+    }
+
+    #[test]
+    fn each_of_the_three_numbers_has_to_hold() {
+        let tolerance = Tolerance {
+            relative: 0.1,
+            row: 0.2,
+            scale: 0.01,
+        };
+        let distance = |relative, row, scale| Distance {
+            relative,
+            row,
+            scale,
+        };
+        assert!(is_within(distance(0.1, 0.2, 0.01), &tolerance));
+        for far in [
+            distance(0.11, 0.0, 0.0),
+            distance(0.0, 0.21, 0.0),
+            distance(0.0, 0.0, 0.011),
+        ] {
+            assert!(!is_within(far, &tolerance), "{far:?}");
+        }
+        assert!(!is_within(distance(f64::NAN, 0.0, 0.0), &tolerance));
+    }
 }

@@ -118,7 +118,7 @@ fn losses<B: Backend>(devices: [B; 2], plan: &StagePlan, steps: usize) -> Result
 }
 
 /// This program's own sources: bytes that can be learned.
-fn text(vocabulary: usize) -> Vec<u32> {
+pub(crate) fn text(vocabulary: usize) -> Vec<u32> {
     let sources = [
         include_str!("stages.rs"),
         include_str!("operations.rs"),
@@ -130,6 +130,6 @@ fn text(vocabulary: usize) -> Vec<u32> {
         .collect()
 }
 
-fn processors() -> usize {
+pub(crate) fn processors() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }

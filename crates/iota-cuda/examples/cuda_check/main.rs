@@ -8,24 +8,30 @@
 //! 1. The card's ceilings: copies on the card, copies to and from the host, a large product.
 //! 2. Every operation against its definition in f64, in f32 and bf16, beside the CPU; twice, for the bits.
 //! 3. 200 steps of a small model on the CPU and on the card.
-//! 4. Steps of body stages of the 8B and 15B models: tokens per second, MFU, and each operation beside its floor.
+//! 4. How far card and CPU come apart while one redoes what the other does: what audits of a card have to tolerate.
+//! 5. Steps of body stages of the 8B and 15B models: tokens per second, MFU, and each operation beside its floor.
 //!
-//! Fails if an operation is wrong, bits differ between two runs, or the losses part. Ends within the budget, leaving out
-//! what is left of 4. With `--small` everything is tiny: that is how it is tried where there is no card.
+//! Fails if an operation is wrong, bits differ between two runs, or the losses part. What a part has found is in the file as
+//! soon as the part has ended, and each stage of 5 when it has been timed; a part that fails is a failure and costs no other
+//! part. Ends within the budget, leaving out what is left of 5: exit code 0 if all holds, 1 if something does not, 2 if there
+//! is no card to work on. With `--small` everything is tiny: that is how it is tried where there is no card.
 
 mod ceilings;
+mod drifting;
 mod learning;
 mod operations;
 mod patient;
 mod stages;
 
+use std::any::Any;
 use std::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use iota_cuda::Card;
-use serde_json::{Value, json};
+use serde_json::{Map, Value};
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -58,6 +64,49 @@ impl Findings {
     }
 }
 
+/// What has been found so far, in the file.
+struct Report {
+    path: PathBuf,
+    start: Instant,
+    parts: Map<String, Value>,
+}
+
+impl Report {
+    /// Adds what a part has found, or puts it in the place of what it had found before.
+    fn save(&mut self, part: &str, found: Value, findings: &Findings) -> Result<()> {
+        let elapsed_s = self.start.elapsed().as_secs_f64();
+        self.parts.insert(part.to_owned(), found);
+        self.parts.insert("elapsed_s".to_owned(), elapsed_s.into());
+        self.parts
+            .insert("failures".to_owned(), findings.failures.clone().into());
+        let text = serde_json::to_string_pretty(&self.parts)?;
+        std::fs::write(&self.path, text)
+            .map_err(|error| format!("{}: {error}", self.path.display()).into())
+    }
+}
+
+/// What a part comes to; none if it failed, which is noted.
+fn part<T>(
+    name: &str,
+    findings: &mut Findings,
+    work: impl FnOnce(&mut Findings) -> Result<T>,
+) -> Option<T> {
+    let done = catch_unwind(AssertUnwindSafe(|| work(findings)));
+    let failure = match done {
+        Ok(Ok(found)) => return Some(found),
+        Ok(Err(error)) => error.to_string(),
+        Err(panic) => format!("it panicked: {}", message(&*panic)),
+    };
+    findings.failure(format!("{name}: {failure}"));
+    None
+}
+
+fn message(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("without a message")
+}
+
 fn main() -> ExitCode {
     match run() {
         Ok(0) => ExitCode::SUCCESS,
@@ -81,27 +130,52 @@ fn run() -> Result<usize> {
     );
     let mut findings = Findings::default();
     findings.line(format!("card         {}", card.info()));
-    let ceilings = ceilings::measure(&card, arguments.small, &mut findings)?;
-    let operations = operations::check(&card, arguments.small, &mut findings)?;
-    let learning = learning::compare(&card, arguments.small, &mut findings)?;
-    println!("{:.0} s so far", start.elapsed().as_secs_f64());
-    let deadline = start + arguments.budget;
-    let stages = stages::time(&card, &ceilings, deadline, arguments.small, &mut findings)?;
-    let elapsed_s = start.elapsed().as_secs_f64();
-    let report = json!({
-        "version": 1,
-        "card": card.info().to_string(),
-        "elapsed_s": elapsed_s,
-        "ceilings": ceilings.to_json(),
-        "operations": operations,
-        "learning": learning,
-        "stages": stages,
-        "failures": findings.failures,
+    let small = arguments.small;
+    let mut report = Report {
+        path: arguments.out,
+        start,
+        parts: Map::new(),
+    };
+    report.save("version", 2.into(), &findings)?;
+    report.save("card", card.info().to_string().into(), &findings)?;
+    let ceilings = part("ceilings", &mut findings, |findings| {
+        ceilings::measure(&card, small, findings)
     });
-    write(&arguments.out, &report)?;
+    let found = ceilings.as_ref().map(ceilings::Ceilings::to_json);
+    report.save("ceilings", found.into(), &findings)?;
+    let found = part("operations", &mut findings, |findings| {
+        operations::check(&card, small, findings)
+    });
+    report.save("operations", found.into(), &findings)?;
+    let found = part("learning", &mut findings, |findings| {
+        learning::compare(&card, small, findings)
+    });
+    report.save("learning", found.into(), &findings)?;
+    let found = part("drift", &mut findings, |findings| {
+        drifting::measure(&card, small, findings)
+    });
+    report.save("drift", found.into(), &findings)?;
+    println!("{:.0} s so far", start.elapsed().as_secs_f64());
+    let mut entries = Vec::new();
+    for case in stages::CASES {
+        let name = format!("{} T={}", case.model, case.tokens);
+        if start.elapsed() > arguments.budget {
+            findings.line(format!("{name} left out: no time"));
+            continue;
+        }
+        let Some(ceilings) = &ceilings else {
+            continue;
+        };
+        entries.extend(part(&name, &mut findings, |findings| {
+            stages::time_case(&card, ceilings, case, small, findings)
+        }));
+        report.save("stages", entries.clone().into(), &findings)?;
+    }
+    report.save("finished", true.into(), &findings)?;
+    let elapsed_s = start.elapsed().as_secs_f64();
     println!(
         "\n--- after {elapsed_s:.0} s; all numbers are in {}",
-        arguments.out.display()
+        report.path.display()
     );
     for line in &findings.table {
         println!("{line}");
@@ -114,11 +188,6 @@ fn run() -> Result<usize> {
             .for_each(|failure| println!("WRONG: {failure}")),
     }
     Ok(findings.failures.len())
-}
-
-fn write(path: &PathBuf, report: &Value) -> Result<()> {
-    let text = serde_json::to_string_pretty(report)?;
-    std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()).into())
 }
 
 fn arguments() -> Result<Arguments> {

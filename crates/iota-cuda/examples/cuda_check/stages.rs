@@ -15,13 +15,13 @@ use crate::{Findings, Result, gib, median, noise};
 
 /// One of the bodies that are timed.
 #[derive(Debug, Clone, Copy)]
-struct Case {
-    model: &'static str,
-    tokens: usize,
+pub(crate) struct Case {
+    pub(crate) model: &'static str,
+    pub(crate) tokens: usize,
     recompute: Recompute,
 }
 
-const CASES: [Case; 4] = [
+pub(crate) const CASES: [Case; 4] = [
     Case {
         model: "8B",
         tokens: 800,
@@ -53,30 +53,6 @@ const WARM_UP: usize = 2;
 
 /// Left free, for what the driver takes while it works.
 const RESERVE_BYTES: u64 = 1 << 30;
-
-pub(crate) fn time(
-    card: &Arc<Card>,
-    ceilings: &Ceilings,
-    deadline: Instant,
-    small: bool,
-    findings: &mut Findings,
-) -> Result<Value> {
-    let mut entries = Vec::new();
-    for case in CASES {
-        if Instant::now() > deadline {
-            findings.line(format!(
-                "{:<4} T={:<5} left out: no time",
-                case.model, case.tokens
-            ));
-            continue;
-        }
-        match time_case(card, ceilings, case, small, findings) {
-            Ok(entry) => entries.push(entry),
-            Err(error) => findings.failure(format!("{case:?}: {error}")),
-        }
-    }
-    Ok(entries.into())
-}
 
 /// The cut, and the stage that is timed: a fourth of the 8B model, the published second stage of the 15B.
 fn plan(case: Case, small: bool) -> Result<StagePlan> {
@@ -113,7 +89,7 @@ fn batch(
     fitting.ok_or_else(|| format!("not one sequence fits {:.1} GiB", gib(free)).into())
 }
 
-fn time_case(
+pub(crate) fn time_case(
     card: &Arc<Card>,
     ceilings: &Ceilings,
     case: Case,

@@ -7,6 +7,8 @@
 /// The code that calls NVIDIA's driver and libraries, with stand-ins for them.
 #[cfg(feature = "cuda")]
 mod card;
+/// How far kernels and CPU come apart while a model trains on both.
+mod drift;
 /// A driver whose card is the C++ compiler.
 mod emulator;
 /// Memory is planned, and what does not fit is an error.

@@ -8,7 +8,7 @@ use crate::emulator::Emulator;
 
 const STEPS: usize = 3;
 
-fn model(boundary: Boundary) -> ModelConfig {
+pub(crate) fn model(boundary: Boundary) -> ModelConfig {
     ModelConfig {
         vocabulary: 61,
         width: 36,

@@ -218,3 +218,75 @@ fn nobody_goes_on_with_what_it_does_not_have() {
     let malformed = fresh.install(&checkpoint, &BTreeMap::new(), Start::Kept(b"nothing"));
     assert!(matches!(malformed, Err(Error::Kept)));
 }
+
+/// An engine of the middle stage that has trained a little. `precision`: what it computes in.
+fn trained(merge: Merge, precision: iota_model::Precision, passes: u64) -> Engine {
+    let description = Description {
+        precision,
+        ..Description::clone(&described_with(Wire::default(), merge))
+    };
+    let mut engine = Engine::new(Arc::new(description), StageIndex::new(1), 1)
+        .unwrap()
+        .with_anchor();
+    let elements = engine.elements() as u64;
+    engine
+        .install(&genesis(elements), &BTreeMap::new(), Start::Anew)
+        .unwrap();
+    for sample in 0..passes {
+        backward(&mut engine, sample, 0, true);
+    }
+    engine.finish(LEARNING_RATE).unwrap();
+    engine
+}
+
+#[test]
+fn what_two_precisions_have_learned_is_close_whatever_of_it_is_uploaded_and_kept() {
+    use iota_model::Precision::{Bf16, F32};
+    let relative = Merge {
+        outer: Outer::Sgd { learning_rate: 0.7 },
+        upload: iota_merge::Codec::Bf16,
+        optimizer_state: OptimizerState::Local,
+        ..Merge::default()
+    };
+    for merge in [Merge::default(), relative] {
+        let mut ours = trained(merge, F32, 4);
+        let mut theirs = trained(merge, Bf16, 4);
+        let range = 10..ours.elements() as u64 - 7;
+        let object = theirs.cell(&range).unwrap();
+        let far = ours.upload_distance(&range, &object).unwrap().unwrap();
+        let moments = match ours.kept_distance(&theirs.kept().unwrap().unwrap_or_default()) {
+            Ok(Some(moments)) => moments,
+            kept => {
+                assert!(kept.unwrap().is_none() && merge.shares_moments());
+                far.moments.unwrap()
+            }
+        };
+        assert_eq!(far.moments.is_some(), merge.shares_moments());
+        for distance in [far.change, moments[0], moments[1]] {
+            assert!((1e-6..0.5).contains(&distance.relative), "{distance:?}");
+        }
+        // What the other did not learn is as far away as nothing is.
+        let untrained = trained(merge, F32, 0).cell(&range).unwrap();
+        let far = ours.upload_distance(&range, &untrained).unwrap().unwrap();
+        assert!((far.change.relative - 1.0).abs() < 1e-3, "{far:?}");
+        assert_eq!(ours.upload_distance(&range, b"none").unwrap(), None);
+        let own = ours.cell(&range).unwrap();
+        let none = ours.upload_distance(&range, &own).unwrap().unwrap();
+        assert_eq!(none.change, Distance::default());
+    }
+}
+
+#[test]
+fn moments_of_other_steps_are_not_the_moments_that_are_kept() {
+    let merge = Merge {
+        optimizer_state: OptimizerState::Local,
+        ..Merge::default()
+    };
+    let precision = iota_model::Precision::F32;
+    let ours = trained(merge, precision, 4);
+    let kept = |passes| trained(merge, precision, passes).kept().unwrap().unwrap();
+    let same = ours.kept_distance(&kept(4)).unwrap();
+    assert_eq!(same, Some([Distance::default(); 2]));
+    assert_eq!(ours.kept_distance(&kept(2)).unwrap(), None);
+    assert_eq!(ours.kept_distance(b"none").unwrap(), None);
+}
