@@ -24,7 +24,7 @@ use iota_protocol::{Command, LeaseId, PeerId, Rejection, Session, State, Timesta
 use iota_wire::LeasedWork;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::Error;
 use crate::grants::Granter;
@@ -185,6 +185,8 @@ pub(crate) struct Owner {
     copy_waits: bool,
     /// How long the last copy took.
     copy_took: Duration,
+    /// When it last looked at the time.
+    looked_at: Timestamp,
     /// When it came back, until it has leased something.
     resumed_at: Option<Timestamp>,
 }
@@ -197,6 +199,13 @@ pub(crate) struct Start {
     /// When this process began to resume the run, if it does.
     pub(crate) resumed_at: Option<Timestamp>,
 }
+
+/// The owner looks at the time at least this often, whatever else there is to wait for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A longer time between two looks is one in which nobody could be served: the machine slept, the process was stopped, the
+/// disk stood still, or the clock leapt. It counts against nobody. What is shorter costs a peer less than its patience.
+const AWAY_MIN: Duration = Duration::from_secs(3);
 
 /// The state is copied for readers at most this often.
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
@@ -224,6 +233,7 @@ impl Owner {
             snapshot: None,
             granter,
             published_at: clock.now(),
+            looked_at: clock.now(),
             clock,
             requests,
             parked: Parked::default(),
@@ -262,14 +272,14 @@ impl Owner {
             debug_assert!(resumed.is_ok(), "coming back cannot be refused");
         }
         loop {
-            let now = self.clock.now();
+            let now = self.look().await?;
             // Here and not on a timer alone: requests that never cease must not starve those that wait.
             self.answer_overdue(now);
             if now.since(self.published_at) >= self.publish_every() {
                 self.publish().await;
             }
             let next = self.next_wake();
-            let wait = next.map_or(Duration::from_secs(3600), |at| at.since(now));
+            let wait = next.map_or(LOOK_EVERY, |at| at.since(now).min(LOOK_EVERY));
             tokio::select! {
                 request = self.requests.recv() => match request {
                     Some(Request::Command(command, reply)) => {
@@ -293,7 +303,7 @@ impl Owner {
                 }
                 () = &mut ended => break,
                 () = tokio::time::sleep(wait) => {
-                    let now = self.clock.now();
+                    let now = self.look().await?;
                     if self.state.next_deadline().is_some_and(|deadline| deadline <= now) {
                         let ticked = self.decide(&Command::Tick).await?;
                         debug_assert!(ticked.is_ok(), "time cannot be refused");
@@ -362,11 +372,35 @@ impl Owner {
             .min()
     }
 
+    /// Looks at the time. If it has not for too long, the rules are told before they decide anything else.
+    async fn look(&mut self) -> Result<Timestamp, WriterGone> {
+        let now = self.clock.now();
+        let away = now.since(std::mem::replace(&mut self.looked_at, now));
+        if away > AWAY_MIN {
+            let away_ms = away.as_millis();
+            warn!(
+                away_ms,
+                "the clock leapt or nobody could be served; every deadline moves"
+            );
+            let woken = self.decide_at(&Command::Wake { away }, now).await?;
+            debug_assert!(woken.is_ok(), "waking up cannot be refused");
+        }
+        Ok(now)
+    }
+
     async fn decide(
         &mut self,
         command: &Command,
     ) -> Result<Result<Vec<Event>, Rejection>, WriterGone> {
-        let now = self.clock.now();
+        let now = self.look().await?;
+        self.decide_at(command, now).await
+    }
+
+    async fn decide_at(
+        &mut self,
+        command: &Command,
+        now: Timestamp,
+    ) -> Result<Result<Vec<Event>, Rejection>, WriterGone> {
         let events = match self.state.handle(command, now) {
             Ok(events) => events,
             Err(rejection) => {

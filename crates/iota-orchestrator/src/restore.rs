@@ -21,6 +21,7 @@ use url::Url;
 use crate::backup::{self, Backup};
 use crate::keeper::Keeper;
 use crate::run_file::{self, JOURNAL, RunFile};
+use crate::setup::random;
 use crate::start::KEY;
 use crate::{Error, Orchestrator};
 
@@ -293,8 +294,9 @@ fn append_restored(
     let unfinished = folder.join(UNFINISHED);
     let mut journal = SqliteJournal::open(unfinished.join(JOURNAL))?;
     let at = now.max(state.clock());
+    let chance = u32::from_le_bytes(random().map_err(Error::Setup)?);
     let events = state
-        .handle(&Command::Restore, at)
+        .handle(&Command::Restore { chance }, at)
         .expect("a run that comes back is not refused");
     // A run that is over changes no more.
     if !events.is_empty() {
