@@ -1,4 +1,4 @@
-use std::sync::mpsc as blocking;
+use std::sync::mpsc;
 
 use iota_journal::{Genesis, Journal, MemoryDisk, MemoryJournal, Result};
 use iota_node::clock::ManualClock;
@@ -11,8 +11,8 @@ use crate::{Orchestrator, Participants, RunOptions, Setup};
 #[derive(Debug)]
 struct Slow {
     journal: MemoryJournal,
-    begun: blocking::Sender<usize>,
-    permits: blocking::Receiver<()>,
+    begun: mpsc::Sender<usize>,
+    permits: mpsc::Receiver<()>,
 }
 
 impl Journal for Slow {
@@ -64,8 +64,8 @@ async fn nobody_is_told_before_the_disk_has_it() {
         miners_to_start: 9,
         validators: vec![],
     };
-    let (begun, has_begun) = blocking::channel();
-    let (permit, permits) = blocking::channel();
+    let (begun, has_begun) = mpsc::channel();
+    let (permit, permits) = mpsc::channel();
     let journal = Slow {
         journal: MemoryDisk::default().open(),
         begun,
