@@ -114,10 +114,12 @@ pub(crate) struct Resume {
 /// How to make a run folder anew.
 #[derive(Debug, Args)]
 pub(crate) struct Restore {
-    /// The store that is left of the run, `store` in the run folder that it had. It is used where it is; what happened after
-    /// the last backup in it is lost. End every process of the run first, on whatever machine.
-    #[arg(long, value_name = "DIR")]
-    pub(crate) from_store: Option<PathBuf>,
+    /// The store that is left of the run: `store` in the run folder that it had, which is used where it is, or a copy of it
+    /// in a bucket (`s3://BUCKET`, `https://HOST/BUCKET`; keys and region as `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`,
+    /// `AWS_REGION`, `AWS_ENDPOINT_URL`), which is copied into the new folder. What happened after the last backup in it is
+    /// lost. End every process of the run first, on whatever machine.
+    #[arg(long, value_name = "DIR|URL")]
+    pub(crate) from_store: Option<String>,
     /// Which run, if the store has several.
     #[arg(long, value_name = "ID", requires = "from_store")]
     pub(crate) run: Option<iota_protocol::RunId>,

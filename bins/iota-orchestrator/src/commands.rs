@@ -7,8 +7,8 @@ use iota_journal::SqliteJournal;
 use iota_node::settings::SettingsError;
 use iota_node::{Clock as _, Exit, Layers, Loaded, Shutdown, SystemClock, Telemetry};
 use iota_orchestrator::{
-    JOURNAL, Orchestrator, OrchestratorBuilder, Participants, RestoreOptions, Setup, SetupError,
-    TimingOptions, check_addresses,
+    JOURNAL, LeftStore, Orchestrator, OrchestratorBuilder, Participants, RestoreOptions, Setup,
+    SetupError, TimingOptions, check_addresses,
 };
 use iota_peer::Device;
 use iota_testnet::{Measurement, Testnet, TestnetSettings, folder, measure, summary};
@@ -177,8 +177,10 @@ fn run_testnet(testnet: Testnet) -> anyhow::Result<Exit> {
 fn resume(flags: Resume) -> anyhow::Result<Exit> {
     let Resume { out, restore } = flags;
     if let Some(store) = restore.from_store {
+        let variable = |name: &str| std::env::var(name).ok();
         let options = RestoreOptions {
-            store,
+            store: LeftStore::parse(&store, variable)
+                .map_err(|problem| iota_orchestrator::Error::NothingToRestore { store, problem })?,
             run: restore.run,
             key_file: restore.key,
             listen: restore.listen,

@@ -203,11 +203,12 @@ fn audit_text(audit: &LedgerAudit, began: Timestamp) -> String {
     lines.extend(lost.map(|(loss, times)| format!("                {times} in no merge: {loss}")));
     let work = totals.work;
     lines.push(format!(
-        "  wasted        {:.1} % of {} finished passes: {} redone, {} too late, {} undone",
+        "  wasted        {:.1} % of {} finished passes: {} redone, {} too late to count, {} too late for a log, {} undone",
         100.0 * work.wasted_share(),
         work.finished,
         work.redone,
         work.superseded,
+        work.refused,
         work.undone
     ));
     lines.push(format!(

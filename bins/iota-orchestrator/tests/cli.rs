@@ -104,6 +104,17 @@ fn there_is_no_going_on_with_what_is_not_there() {
         2,
         &["nothing to restore", out],
     );
+    refused(
+        &[
+            "resume",
+            "--from-store",
+            "ftp://left/run",
+            "--out",
+            "elsewhere",
+        ],
+        2,
+        &["ftp"],
+    );
     refused(&["resume", "--listen", "127.0.0.1:1"], 2, &["--from-store"]);
     refused(&["fsck", "--out", out], 2, &["journal.sqlite"]);
     refused(&["audit-ledger", "--out", out], 2, &[out]);

@@ -123,6 +123,7 @@ impl Ledger {
             ("finished passes", work.finished, said.finished),
             ("passes done a second time", work.redone, said.redone),
             ("superseded passes", work.superseded, said.superseded),
+            ("refused passes", work.refused, said.refused),
             ("undone passes", work.undone, said.undone),
             ("the epoch", self.epoch.get(), state.epoch().get()),
             ("audits passed", passed, state.audits_settled().0),

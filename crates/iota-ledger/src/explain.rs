@@ -152,6 +152,13 @@ impl Explanation {
                 self.tally.cells_agreed += u64::from(self.is_concerned(event));
                 None
             }
+            Event::FinishedInVain { why, .. } if matches!(self.subject, Subject::Epoch(_)) => {
+                if self.is_concerned(event) {
+                    let what = format!("finished pass was too late for any use: {why}");
+                    *self.tally.ended.entry(what).or_default() += 1;
+                }
+                None
+            }
             Event::RoomOffered { .. } | Event::WaiterHeard { .. } => None,
             _ => self.is_concerned(event).then(|| words::event(event)),
         }
@@ -348,6 +355,7 @@ fn concerns(event: &Event, peer: PeerId) -> bool {
         | Event::SessionEnded { session, .. }
         | Event::UploadExcluded { session, .. }
         | Event::UploadQuarantined { session, .. }
+        | Event::FinishedInVain { session, .. }
         | Event::Installed { session, .. } => is(session),
         Event::PieceUndone {
             producer, accuser, ..

@@ -51,6 +51,8 @@ pub struct Ledger {
     /// The present stint of each live miner that has installed anything.
     pub(crate) present: BTreeMap<Session, usize>,
     leases: BTreeMap<LeaseId, Lease>,
+    /// Of passes, those whose results cannot count any more: whose they are, and how many passes they can be.
+    in_vain: BTreeMap<LeaseId, (Session, u32)>,
     next_lease: LeaseId,
     /// The next lease's number may be any later one.
     leaps: bool,
@@ -80,6 +82,7 @@ impl Ledger {
             unreadable: BTreeSet::new(),
             present: BTreeMap::new(),
             leases: BTreeMap::new(),
+            in_vain: BTreeMap::new(),
             next_lease: LeaseId::default(),
             leaps: false,
             epoch_found: (SampleId::default(), BTreeSet::new()),
@@ -161,9 +164,23 @@ impl Ledger {
             // Of other ends a result may still come.
             Event::LeaseEnded {
                 lease,
-                why: LeaseEnd::Failed { .. } | LeaseEnd::SessionOver,
+                why: LeaseEnd::Failed { .. },
                 ..
             } => drop(self.leases.remove(lease)),
+            Event::LeaseEnded {
+                lease,
+                why: LeaseEnd::SessionOver,
+                ..
+            } => {
+                let over = self.leases.remove(lease);
+                over.into_iter().for_each(|lease| self.give_up(&lease));
+            }
+            Event::FinishedInVain {
+                lease,
+                session,
+                passes,
+                ..
+            } => self.finished_in_vain(*lease, *session, *passes),
             Event::Completed {
                 lease,
                 session,
@@ -361,7 +378,8 @@ impl Ledger {
     /// Part of the history is lost. While nothing that the epoch learned is in a checkpoint, its samples have not begun.
     fn restored(&mut self) {
         self.leaps = true;
-        self.leases.clear();
+        let lost = std::mem::take(&mut self.leases);
+        lost.values().for_each(|lease| self.give_up(lease));
         let is_learning = matches!(
             self.phase,
             Phase::Training | Phase::Uploading | Phase::Merging
@@ -403,6 +421,32 @@ impl Ledger {
         }
     }
 
+    /// Whatever comes of a pass under this lease cannot count any more.
+    fn give_up(&mut self, lease: &Lease) {
+        let passes = match lease.work {
+            Work::Forward { .. } => 1,
+            Work::Backward { .. } if lease.stage == self.settings.tail() => 1,
+            Work::Backward { .. } => 2,
+            _ => return,
+        };
+        self.in_vain.insert(lease.id, (lease.session, passes));
+    }
+
+    /// A pass that was refused is work all the same, once.
+    fn finished_in_vain(&mut self, id: LeaseId, session: Session, passes: u32) {
+        // Whoever has uploaded has closed its log, though the epoch is open.
+        if let Some(lease) = self.leases.remove(&id) {
+            self.give_up(&lease);
+        }
+        let leased = self.in_vain.remove(&id);
+        if leased.is_none_or(|(holder, most)| holder != session || passes > most) {
+            self.discrepancies
+                .push(Discrepancy::ResultWithoutLease { lease: id, session });
+        }
+        self.work.finished += u64::from(passes);
+        self.work.refused += u64::from(passes);
+    }
+
     fn phase_changed(&mut self, phase: Phase, epoch: Epoch) {
         if phase == Phase::Merging {
             let merges = &self.merges;
@@ -428,8 +472,11 @@ impl Ledger {
         }
         if phase == Phase::Installing {
             // What could still have been handed in is worth nothing now; a late verdict always is worth something.
-            self.leases
-                .retain(|_, lease| lease.epoch >= epoch || lease.work.subject().is_some());
+            let closed = self.leases.extract_if(.., |_, lease| {
+                lease.epoch < epoch && lease.work.subject().is_none()
+            });
+            let closed: Vec<Lease> = closed.map(|(_, lease)| lease).collect();
+            closed.iter().for_each(|lease| self.give_up(lease));
         }
     }
 

@@ -20,7 +20,13 @@ pub(crate) fn event(event: &Event) -> String {
             "the orchestrator is back after {}; every deadline moved by that",
             seconds(*away)
         ),
-        Event::Restored { away } => format!(
+        Event::FinishedInVain {
+            lease,
+            session,
+            why,
+            ..
+        } => format!("{session:?} finished {lease}, too late for any use: {why}"),
+        Event::Restored { away, .. } => format!(
             "the run is restored from an older state: what happened in the {} since is lost",
             seconds(*away)
         ),

@@ -6,8 +6,8 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use iota_protocol::Timestamp;
 use tokio::sync::watch;
@@ -19,6 +19,9 @@ pub type Sleep<'a> = Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
 pub trait Clock: fmt::Debug + Send + Sync {
     /// The time now. Never less than an earlier answer of the same clock.
     fn now(&self) -> Timestamp;
+
+    /// From now on it shows no earlier time than `at`: whatever was written down with that time has happened.
+    fn not_before(&self, at: Timestamp);
 
     /// Waits until about `at`; a time that has passed does not wait.
     ///
@@ -35,10 +38,45 @@ pub trait Clock: fmt::Debug + Send + Sync {
 /// The wall clock of the machine. Sleeping needs a tokio runtime with its time driver on.
 ///
 /// It is the wall clock and not a monotonic one since its timestamps are compared across machines and restarts (leases,
-/// signed requests). When the wall clock is set back, time stands still here until it has caught up.
-#[derive(Debug, Default)]
+/// signed requests). When the wall clock is set back, this one goes on at half the pace until the other has caught up: were
+/// it to stand still, after a leap forward that somebody corrected by hours no lease would run out for hours.
+#[derive(Debug)]
 pub struct SystemClock {
-    latest_ms: AtomicU64,
+    started: Instant,
+    together: Mutex<Together>,
+}
+
+/// When the clock and the wall clock last showed the same, by both; or what else it has not to fall behind.
+#[derive(Debug, Clone, Copy, Default)]
+struct Together {
+    shown_ms: u64,
+    since_start: Duration,
+}
+
+impl Together {
+    /// What to show when the wall clock shows this, so long after the start.
+    fn show(&mut self, wall_ms: u64, since_start: Duration) -> u64 {
+        let since = since_start.saturating_sub(self.since_start);
+        let slow_ms = self.at_half_pace(since);
+        if wall_ms >= slow_ms {
+            (self.shown_ms, self.since_start) = (wall_ms, since_start);
+        }
+        wall_ms.max(slow_ms)
+    }
+
+    fn at_half_pace(&self, since: Duration) -> u64 {
+        let passed_ms = u64::try_from((since / 2).as_millis()).unwrap_or(u64::MAX);
+        self.shown_ms.saturating_add(passed_ms)
+    }
+}
+
+impl Default for SystemClock {
+    fn default() -> Self {
+        Self {
+            started: Instant::now(),
+            together: Mutex::default(),
+        }
+    }
 }
 
 impl SystemClock {
@@ -47,9 +85,9 @@ impl SystemClock {
         Self::default()
     }
 
-    fn not_before_latest(&self, wall_ms: u64) -> Timestamp {
-        let earlier_ms = self.latest_ms.fetch_max(wall_ms, Ordering::Relaxed);
-        Timestamp::from_millis(wall_ms.max(earlier_ms))
+    fn together(&self) -> MutexGuard<'_, Together> {
+        // Two numbers are whole whoever panicked with them in hand.
+        self.together.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -60,7 +98,19 @@ impl Clock for SystemClock {
         let since_epoch = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
-        self.not_before_latest(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
+        let wall_ms = u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX);
+        let mut together = self.together();
+        Timestamp::from_millis(together.show(wall_ms, self.started.elapsed()))
+    }
+
+    fn not_before(&self, at: Timestamp) {
+        let now = self.now();
+        if at > now {
+            *self.together() = Together {
+                shown_ms: at.as_millis(),
+                since_start: self.started.elapsed(),
+            };
+        }
     }
 
     fn sleep_until(&self, at: Timestamp) -> Sleep<'_> {
@@ -110,6 +160,10 @@ impl ManualClock {
 impl Clock for ManualClock {
     fn now(&self) -> Timestamp {
         *self.now.borrow()
+    }
+
+    fn not_before(&self, at: Timestamp) {
+        self.advance_to(at);
     }
 
     fn sleep_until(&self, at: Timestamp) -> Sleep<'_> {
@@ -171,11 +225,30 @@ mod tests {
     }
 
     #[test]
-    fn the_system_clock_stands_still_while_the_wall_clock_is_set_back() {
+    fn the_system_clock_slows_down_while_the_wall_clock_is_set_back_and_never_stands_still() {
+        let mut together = Together::default();
+        let mut show =
+            |wall_ms, since_start_ms| together.show(wall_ms, Duration::from_millis(since_start_ms));
+        assert_eq!(show(5_000, 0), 5_000);
+        // Set back by two seconds: the next four are shown as two, however often it is read.
+        for passed in 1..=4_000 {
+            assert_eq!(show(3_000 + passed, passed), 5_000 + passed / 2);
+        }
+        assert_eq!(show(7_001, 4_001), 7_001);
+        // A leap forward is shown at once, such as that of a machine that slept, whose other clock stood still.
+        assert_eq!(show(90_000, 4_002), 90_000);
+        assert_eq!(show(89_999, 4_010), 90_004);
+    }
+
+    #[test]
+    fn what_was_written_down_with_a_time_is_not_in_a_clocks_future() {
         let clock = SystemClock::new();
-        assert_eq!(clock.not_before_latest(500), Timestamp::from_millis(500));
-        assert_eq!(clock.not_before_latest(300), Timestamp::from_millis(500));
-        assert_eq!(clock.not_before_latest(501), Timestamp::from_millis(501));
+        let ahead = clock.now() + Duration::from_secs(3600);
+        clock.not_before(ahead);
+        assert!(clock.now() >= ahead);
+        assert!(clock.now() < ahead + Duration::from_secs(60));
+        clock.not_before(Timestamp::from_millis(0));
+        assert!(clock.now() >= ahead);
     }
 
     #[test]

@@ -37,8 +37,8 @@ pub enum Error {
     /// The store holds no run that could be restored.
     #[error("there is nothing to restore in {store}: {problem}")]
     NothingToRestore {
-        /// The store's folder.
-        store: PathBuf,
+        /// The store's folder or URL.
+        store: String,
         /// What is missing.
         problem: String,
     },

@@ -92,7 +92,7 @@ pub use options::{
     OptimizerName, OuterName, RegistrationOptions, RuleName, RunOptions, TimingOptions,
     TrainingOptions,
 };
-pub use restore::{RestoreOptions, Restored};
+pub use restore::{LeftStore, RestoreOptions, Restored};
 pub use run_file::JOURNAL;
 pub use setup::{Participants, Setup, SetupError};
 pub use start::OrchestratorBuilder;

@@ -24,7 +24,7 @@ use iota_protocol::{Command, LeaseId, PeerId, Rejection, Session, State, Timesta
 use iota_wire::LeasedWork;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::Error;
 use crate::grants::Granter;
@@ -185,6 +185,8 @@ pub(crate) struct Owner {
     copy_waits: bool,
     /// How long the last copy took.
     copy_took: Duration,
+    /// When it last looked at the time.
+    looked_at: Timestamp,
     /// When it came back, until it has leased something.
     resumed_at: Option<Timestamp>,
 }
@@ -197,6 +199,13 @@ pub(crate) struct Start {
     /// When this process began to resume the run, if it does.
     pub(crate) resumed_at: Option<Timestamp>,
 }
+
+/// The owner looks at the time at least this often, whatever else there is to wait for.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// A longer time between two looks is one in which nobody could be served: the machine slept, the process was stopped, the
+/// disk stood still, or the clock leapt. It counts against nobody. What is shorter costs a peer less than its patience.
+const AWAY_MIN: Duration = Duration::from_secs(3);
 
 /// The state is copied for readers at most this often.
 const PUBLISH_EVERY: Duration = Duration::from_millis(200);
@@ -224,6 +233,7 @@ impl Owner {
             snapshot: None,
             granter,
             published_at: clock.now(),
+            looked_at: clock.now(),
             clock,
             requests,
             parked: Parked::default(),
@@ -261,14 +271,14 @@ impl Owner {
             debug_assert!(resumed.is_ok(), "coming back cannot be refused");
         }
         loop {
-            let now = self.clock.now();
+            let now = self.look().await?;
             // Here and not on a timer alone: requests that never cease must not starve those that wait.
             self.answer_overdue(now);
             if now.since(self.published_at) >= self.publish_every() {
                 self.publish().await;
             }
             let next = self.next_wake();
-            let wait = next.map_or(Duration::from_secs(3600), |at| at.since(now));
+            let wait = next.map_or(LOOK_EVERY, |at| at.since(now).min(LOOK_EVERY));
             tokio::select! {
                 request = self.requests.recv() => match request {
                     Some(Request::Command(command, reply)) => {
@@ -292,7 +302,7 @@ impl Owner {
                 }
                 () = &mut ended => break,
                 () = tokio::time::sleep(wait) => {
-                    let now = self.clock.now();
+                    let now = self.look().await?;
                     if self.state.next_deadline().is_some_and(|deadline| deadline <= now) {
                         let ticked = self.decide(&Command::Tick).await?;
                         debug_assert!(ticked.is_ok(), "time cannot be refused");
@@ -361,11 +371,35 @@ impl Owner {
             .min()
     }
 
+    /// Looks at the time. If it has not for too long, the rules are told before they decide anything else.
+    async fn look(&mut self) -> Result<Timestamp, WriterGone> {
+        let now = self.clock.now();
+        let away = now.since(std::mem::replace(&mut self.looked_at, now));
+        if away > AWAY_MIN {
+            let away_ms = away.as_millis();
+            warn!(
+                away_ms,
+                "the clock leapt or nobody could be served; every deadline moves"
+            );
+            let woken = self.decide_at(&Command::Wake { away }, now).await?;
+            debug_assert!(woken.is_ok(), "waking up cannot be refused");
+        }
+        Ok(now)
+    }
+
     async fn decide(
         &mut self,
         command: &Command,
     ) -> Result<Result<Vec<Event>, Rejection>, WriterGone> {
-        let now = self.clock.now();
+        let now = self.look().await?;
+        self.decide_at(command, now).await
+    }
+
+    async fn decide_at(
+        &mut self,
+        command: &Command,
+        now: Timestamp,
+    ) -> Result<Result<Vec<Event>, Rejection>, WriterGone> {
         let events = match self.state.handle(command, now) {
             Ok(events) => events,
             Err(rejection) => {
@@ -568,123 +602,4 @@ impl Owner {
 struct WriterGone;
 
 #[cfg(test)]
-mod tests {
-    use std::sync::mpsc;
-
-    use iota_journal::{Genesis, Journal, MemoryDisk, MemoryJournal, Result};
-    use iota_protocol::{PeerId, Role};
-
-    use super::*;
-    use crate::{Orchestrator, Participants, RunOptions, Setup};
-
-    /// A disk that takes as long as a test wants: every append says that it has begun, and waits for a permit.
-    #[derive(Debug)]
-    struct Slow {
-        journal: MemoryJournal,
-        begun: mpsc::Sender<usize>,
-        permits: mpsc::Receiver<()>,
-    }
-
-    impl Journal for Slow {
-        fn append(&mut self, entries: &[Entry]) -> Result<()> {
-            // Once the test has let go of its ends, everything may pass.
-            let _ = self.begun.send(entries.len());
-            let _ = self.permits.recv();
-            self.journal.append(entries)
-        }
-
-        fn place(&self) -> String {
-            self.journal.place()
-        }
-
-        fn begin(&mut self, genesis: &Genesis) -> Result<()> {
-            self.journal.begin(genesis)
-        }
-
-        fn keep_snapshot(&mut self, snapshot: &Snapshot) -> Result<()> {
-            self.journal.keep_snapshot(snapshot)
-        }
-
-        fn genesis(&self) -> Result<Option<Genesis>> {
-            self.journal.genesis()
-        }
-
-        fn entries_after(&self, sequence: u64, at_most: usize) -> Result<Vec<Entry>> {
-            self.journal.entries_after(sequence, at_most)
-        }
-
-        fn snapshots(&self) -> Result<Vec<u64>> {
-            self.journal.snapshots()
-        }
-
-        fn snapshot(&self, sequence: u64) -> Result<Snapshot> {
-            self.journal.snapshot(sequence)
-        }
-    }
-
-    /// J1: what has been decided is told to nobody while the disk is at it.
-    #[tokio::test(flavor = "multi_thread")]
-    async fn nobody_is_told_before_the_disk_has_it() {
-        let options = RunOptions {
-            preset: "tiny".to_owned(),
-            stages: 1,
-            ..RunOptions::default()
-        };
-        let participants = Participants {
-            miners_to_start: 9,
-            validators: vec![],
-        };
-        let (begun, has_begun) = mpsc::channel();
-        let (permit, permits) = mpsc::channel();
-        let journal = Slow {
-            journal: MemoryDisk::default().open(),
-            begun,
-            permits,
-        };
-        let folder = tempfile::tempdir().unwrap();
-        let setup = Setup::new(&options, participants).unwrap();
-        let orchestrator = Orchestrator::builder(setup, folder.path())
-            .with_journal(journal)
-            .start(&Shutdown::new())
-            .await
-            .unwrap();
-        let join = |name: u8| {
-            let owner = orchestrator.owner.clone();
-            let command = Command::Join {
-                peer: PeerId::from_bytes([name; 32]),
-                role: Role::Miner,
-                capacity: 1,
-            };
-            tokio::spawn(async move { owner.command(command).await })
-        };
-        let mut state = orchestrator.state();
-
-        let first = join(1);
-        assert_eq!(has_begun.recv().unwrap(), 1);
-        // It is decided and on its way to the disk.
-        assert!(!first.is_finished());
-        assert_eq!(state.borrow_and_update().peers().count(), 0);
-        let others: Vec<_> = (2..=5).map(join).collect();
-        permit.send(()).unwrap();
-        first.await.unwrap().unwrap().unwrap();
-
-        // The others are written together, or in a few writes if they were not all there in time. None is told before.
-        let mut written = 1;
-        while written < 5 {
-            written += has_begun.recv().unwrap();
-            let told = others.iter().filter(|other| other.is_finished()).count();
-            assert!(1 + told < written, "{told} were told of {written}");
-            permit.send(()).unwrap();
-        }
-        for other in others {
-            other.await.unwrap().unwrap().unwrap();
-        }
-        state
-            .wait_for(|state| state.peers().count() == 5)
-            .await
-            .unwrap();
-        drop(permit);
-        orchestrator.stop().await;
-        orchestrator.finish().await.unwrap();
-    }
-}
+mod tests;

@@ -9,6 +9,8 @@
 //! What happened after the backup is lost. The rules are told so ([`Command::Restore`]): they leap over numbers that may
 //! have been given out since, end every session, and go back to what the last checkpoint has learned.
 
+mod left;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -18,17 +20,20 @@ use iota_store::{ErrorKind, KeyPrefix, ObjectKey, Store};
 use tracing::{info, warn};
 use url::Url;
 
+pub use left::LeftStore;
+
 use crate::backup::{self, Backup};
 use crate::keeper::Keeper;
 use crate::run_file::{self, JOURNAL, RunFile};
+use crate::setup::random;
 use crate::start::KEY;
 use crate::{Error, Orchestrator};
 
 /// Which run to restore, and what is to be different from before.
 #[derive(Debug, Clone, Default)]
 pub struct RestoreOptions {
-    /// The folder of the embedded store, as it was; objects stay there.
-    pub store: PathBuf,
+    /// The store that is left.
+    pub store: LeftStore,
     /// Which run; none if the store has only one.
     pub run: Option<RunId>,
     /// The file of the orchestrator's key, if it is not where it was. A key that was made for the run is in the store.
@@ -76,16 +81,14 @@ impl Orchestrator {
             let folder = folder.to_owned();
             return Err(Error::Occupied { folder });
         }
-        if !options.store.is_dir() {
-            return Err(nothing(&options.store, "there is no such folder"));
-        }
-        let store = Store::in_folder(&options.store)?;
+        let store = options.store.open()?;
         let run = choose(&store, options).await?;
         let mut passed_over = Vec::new();
         for number in backup::numbers(&store, run).await?.into_iter().rev() {
             match rebuild(&store, run, number, folder).await {
                 Ok((found, recovered)) => {
-                    let standing = finish(options, folder, &found, recovered, now)?;
+                    let store_folder = options.store.adopt(&store, run, folder).await?;
+                    let standing = finish(options, folder, store_folder, &found, recovered, now)?;
                     let lost_epoch = last_checkpoint(&store, run).await?;
                     return Ok(Restored {
                         run,
@@ -121,21 +124,25 @@ fn holds_run(folder: &Path) -> bool {
     is_run || folder.join(JOURNAL).exists() && !folder.join(UNFINISHED).exists()
 }
 
-fn nothing(store: &Path, problem: impl Into<String>) -> Error {
+fn nothing(store: &LeftStore, problem: impl Into<String>) -> Error {
     Error::NothingToRestore {
-        store: store.to_owned(),
+        store: store.to_string(),
         problem: problem.into(),
     }
 }
 
 async fn choose(store: &Store, options: &RestoreOptions) -> Result<RunId, Error> {
-    let runs = store.runs().await?;
-    match (options.run, &runs[..]) {
-        (Some(run), _) if runs.contains(&run) => Ok(run),
-        (Some(run), _) => Err(nothing(&options.store, format!("it has nothing of {run}"))),
-        (None, [run]) => Ok(*run),
-        (None, []) => Err(nothing(&options.store, "it has no run's objects")),
-        (None, several) => {
+    if let Some(run) = options.run {
+        return if options.store.has(store, run).await? {
+            Ok(run)
+        } else {
+            Err(nothing(&options.store, format!("it has nothing of {run}")))
+        };
+    }
+    match &store.runs().await?[..] {
+        [run] => Ok(*run),
+        [] => Err(nothing(&options.store, "it has no run's objects")),
+        several => {
             let names: Vec<String> = several.iter().map(ToString::to_string).collect();
             let problem = format!(
                 "it has several runs, name one of them: {}",
@@ -226,6 +233,7 @@ struct Standing {
 fn finish(
     options: &RestoreOptions,
     folder: &Path,
+    store_folder: Option<PathBuf>,
     backup: &Backup,
     recovered: Recovered,
     now: Timestamp,
@@ -259,7 +267,7 @@ fn finish(
             source,
         })
     };
-    run_file.store_folder = Some(absolute(&options.store)?);
+    run_file.store_folder = store_folder;
     if let Some(key_file) = &options.key_file {
         run_file.key_file = Some(absolute(key_file)?);
     } else if backup.files.contains_key(KEY) {
@@ -293,8 +301,9 @@ fn append_restored(
     let unfinished = folder.join(UNFINISHED);
     let mut journal = SqliteJournal::open(unfinished.join(JOURNAL))?;
     let at = now.max(state.clock());
+    let chance = u32::from_le_bytes(random().map_err(Error::Setup)?);
     let events = state
-        .handle(&Command::Restore, at)
+        .handle(&Command::Restore { chance }, at)
         .expect("a run that comes back is not refused");
     // A run that is over changes no more.
     if !events.is_empty() {

@@ -246,7 +246,7 @@ fn shape(sequences: u32, model: &ModelConfig) -> BatchShape {
     }
 }
 
-fn random<const N: usize>() -> Result<[u8; N], SetupError> {
+pub(crate) fn random<const N: usize>() -> Result<[u8; N], SetupError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| SetupError::Randomness(error.to_string()))?;
     Ok(bytes)

@@ -415,7 +415,10 @@ async fn go_on(
     // The process before this one knew which requests it had seen, and took that knowledge with it. Peers sign again what
     // is refused for its age, and set their clocks by the refusal.
     let auth = AuthSettings::new(file.run, file.orchestrator);
-    let floor = Authenticator::floor_after(&auth, alone_at.max(state.clock()));
+    // Should the last process have been ahead of this one's time, what it wrote down has happened all the same.
+    clock.not_before(state.clock());
+    let alone_at = alone_at.max(state.clock());
+    let floor = Authenticator::floor_after(&auth, alone_at);
     if floor.since(alone_at) <= auth.ahead {
         clock.sleep_until(floor).await;
     }

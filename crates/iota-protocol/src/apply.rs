@@ -3,7 +3,10 @@
 mod epoch;
 mod restored;
 mod resumed;
+mod vain;
 mod work;
+
+pub(crate) use restored::LEAP_FURTHER_MAX;
 
 use std::collections::BTreeMap;
 
@@ -33,7 +36,7 @@ impl State {
     fn change(&mut self, at: Timestamp, event: &Event) {
         match event {
             Event::Resumed { away } => self.apply_resumed(*away),
-            Event::Restored { away } => self.apply_restored(*away),
+            Event::Restored { away, further } => self.apply_restored(*away, *further),
             Event::SessionJoined {
                 session,
                 role,
@@ -90,6 +93,12 @@ impl State {
             } => {
                 self.apply_completed(*lease, *session, outcome, *credited, at);
             }
+            Event::FinishedInVain {
+                lease,
+                session,
+                passes,
+                ..
+            } => self.apply_finished_in_vain(*lease, *session, *passes),
             Event::PreferenceLapsed { sample } => self.wait(*sample, Preference::default(), at),
             Event::PieceUndone {
                 sample,
@@ -298,6 +307,7 @@ impl State {
                 if let Some(ledger) = self.sessions.ledger_mut(*peer) {
                     ledger.banned = Some(*why);
                 }
+                self.leases.in_vain.forget(*peer);
                 for cell in self.merging.iter_mut().flat_map(|merge| &mut merge.cells) {
                     if cell.settled.is_none() {
                         cell.slots.retain(|session, _| session.peer != *peer);

@@ -1,5 +1,7 @@
 //! What can be asked of a run.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::{LeaseId, PeerId, Session};
@@ -64,11 +66,21 @@ pub enum Command {
     /// The orchestrator is back, with the state as it was when it was last heard of. Until now nobody could be served, so
     /// nothing ran out: every deadline moves by the time since.
     Resume,
+    /// The orchestrator did not look for a while, though it thinks it did: its machine slept, its process was stopped, or
+    /// its clock leapt. Nobody could be served, so every deadline moves by that time, at most by that since the last event.
+    Wake {
+        /// How long it did not look.
+        away: Duration,
+    },
     /// The orchestrator is back with a state that is older than what it told, because nothing newer could be found: an
     /// unknown part of the run's history is lost. Every session ends and no number that was given out since is given out
     /// again. If the epoch's checkpoint has not come about yet, the epoch trains anew: what miners have learned since the
     /// one before is in no weights that the run knows of.
-    Restore,
+    Restore {
+        /// Drawn by chance, so that the same state restored twice does not leap to the same numbers even if the clocks that
+        /// are asked show the same time. What is above [`Event::Restored`](crate::Event::Restored)'s bound is cut off.
+        chance: u32,
+    },
     /// The operator ends the run: no new samples; what is on its way is dropped at once.
     Stop,
 }

@@ -3,6 +3,9 @@
 mod complete;
 mod fail;
 
+use std::time::Duration;
+
+use crate::apply::LEAP_FURTHER_MAX;
 use crate::command::{Command, Role};
 use crate::event::{AbandonReason, Event, Phase, PhaseReason, SessionEnd};
 use crate::id::{LeaseId, PeerId, Session};
@@ -46,8 +49,17 @@ impl State {
             Command::Resume => Ok(vec![Event::Resumed {
                 away: now.since(self.clock),
             }]),
-            Command::Restore if self.is_over() => Ok(Vec::new()),
-            Command::Restore => Ok(self.decide_restore(now)),
+            Command::Wake { .. } if self.is_over() => Ok(Vec::new()),
+            Command::Wake { away } => {
+                let away = (*away).min(now.since(self.clock));
+                let moves = away > Duration::ZERO;
+                Ok(moves
+                    .then_some(Event::Resumed { away })
+                    .into_iter()
+                    .collect())
+            }
+            Command::Restore { .. } if self.is_over() => Ok(Vec::new()),
+            Command::Restore { chance } => Ok(self.decide_restore(*chance, now)),
             Command::Stop if self.is_over() => Ok(Vec::new()),
             Command::Stop => Ok(self.end_run(PhaseReason::Stopped)),
             _ if self.is_over() => Err(Rejection::RunOver),
@@ -74,7 +86,7 @@ impl State {
         }
     }
 
-    fn decide_restore(&self, now: Timestamp) -> Vec<Event> {
+    fn decide_restore(&self, chance: u32, now: Timestamp) -> Vec<Event> {
         let away = now.since(self.clock);
         let mut events = vec![Event::Resumed { away }];
         for (session, _) in self.sessions() {
@@ -90,7 +102,8 @@ impl State {
             subject: state.subject,
             why: AbandonReason::Restored,
         }));
-        events.push(Event::Restored { away });
+        let further = chance % LEAP_FURTHER_MAX;
+        events.push(Event::Restored { away, further });
         if self.is_learning() {
             events.push(Event::PhaseChanged {
                 phase: Phase::Training,

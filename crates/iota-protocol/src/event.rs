@@ -261,6 +261,10 @@ pub enum Event {
     Restored {
         /// Since the last event that is known; as much may be lost.
         away: Duration,
+        /// The numbers leap by what can have been given out in so many seconds more: below 2^20, and another one each time
+        /// that the same state is restored.
+        #[serde(default)]
+        further: u32,
     },
     /// A peer is there.
     SessionJoined {
@@ -351,6 +355,19 @@ pub enum Event {
         /// False if somebody else had done it meanwhile or training had closed: then it only goes into the session's log,
         /// because the session's weights contain it, and the session is to be answered [`Rejection::Superseded`].
         credited: bool,
+    },
+    /// A session has finished a pass of a sample whose lease had ended, which comes too late even for its log: the session
+    /// is over, or has uploaded, or the epoch is closed. Nothing changes but the count of work that was done in vain, once
+    /// for each lease.
+    FinishedInVain {
+        /// Under which lease.
+        lease: LeaseId,
+        /// Which session.
+        session: Session,
+        /// Passes that it did: two if it had to begin with the forward pass.
+        passes: u32,
+        /// What it is answered.
+        why: Rejection,
     },
     /// A piece no longer waits for the session that would suit it best; any other may take it.
     PreferenceLapsed {
@@ -553,12 +570,14 @@ impl Event {
     /// What to answer the sender of the command that led to this event, if it is not simply "done".
     ///
     /// A superseded result changes the state (it is logged), and so does taking a place on the waiting list; so they come
-    /// as events and not as errors of [`State::handle`](crate::State::handle). Sent again, each is an error like any other.
+    /// as events and not as errors of [`State::handle`](crate::State::handle), and so does the count of what was finished in
+    /// vain. Sent again, each is an error like any other.
     pub const fn refusal(&self) -> Option<Rejection> {
         match self {
             Self::Completed {
                 credited: false, ..
             } => Some(Rejection::Superseded),
+            Self::FinishedInVain { why, .. } => Some(*why),
             Self::WaitBegan { .. } | Self::WaiterHeard { .. } => Some(Rejection::Waiting),
             _ => None,
         }

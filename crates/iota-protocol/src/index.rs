@@ -516,6 +516,7 @@ impl State {
                 self.index = Index::of(self);
             }
             Event::SampleOpened { .. }
+            | Event::FinishedInVain { .. }
             | Event::WaitBegan { .. }
             | Event::WaiterHeard { .. }
             | Event::WaitEnded { .. }

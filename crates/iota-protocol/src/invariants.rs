@@ -16,6 +16,7 @@ use crate::state::State;
 use crate::state::merging::Slot;
 use crate::state::samples::Holder;
 use crate::state::sessions::{INSTALLS_MAX, PEERS_MAX, REMEMBERED_LEASES};
+use crate::state::vain::IN_VAIN_MAX;
 use crate::time::Timestamp;
 use crate::work::{Work, WorkKind};
 
@@ -301,6 +302,10 @@ pub fn everything_is_bounded(state: &State) -> Result<(), String> {
             format!("{remembered} leases of {session} are remembered")
         })?;
     }
+    let in_vain = &state.leases.in_vain;
+    require(in_vain.leases().len() <= IN_VAIN_MAX, || {
+        "too many passes are done in vain".into()
+    })?;
     let registration = &state.settings.registration;
     require(
         state.places.line.len() <= registration.waiting_max as usize,
@@ -330,6 +335,13 @@ pub fn leases_and_holders_know_each_other(state: &State) -> Result<(), String> {
     require(lapsed == state.leases.lapsed.len(), || {
         format!("{lapsed} lapsed leases are remembered")
     })?;
+    for lease in state.leases.in_vain.leases() {
+        let leases = &state.leases;
+        let waited_for = leases.held.contains_key(&lease) || leases.lapsed.contains_key(&lease);
+        require(!waited_for, || {
+            format!("{lease} is given up, and its result is waited for")
+        })?;
+    }
     for lease in state.leases() {
         let Some(holder) = state.session(lease.session) else {
             return Err(format!("{} is nobody's", lease.id));

@@ -9,6 +9,7 @@ pub(crate) mod places;
 pub(crate) mod samples;
 pub(crate) mod sessions;
 mod stored;
+pub(crate) mod vain;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -71,6 +72,9 @@ pub(crate) struct Leases {
     /// Expired or superseded in this epoch, or of a sample when training closed: a late result is taken if the work is
     /// open, and logged if it is not and its session has not uploaded.
     pub(crate) lapsed: BTreeMap<LeaseId, Lease>,
+    /// Of passes that nobody waits for any more.
+    #[serde(default)]
+    pub(crate) in_vain: vain::InVain,
     pub(crate) due: BTreeSet<(Timestamp, LeaseId)>,
     pub(crate) next: LeaseId,
     /// Leases before this one belong to a closed phase.

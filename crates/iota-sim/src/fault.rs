@@ -46,6 +46,8 @@ faults! {
     HistoryLost = "orchestrator restored from a backup",
     /// The orchestrator's clock leaps, forward or back.
     ClockLeapt = "orchestrator's clock leapt",
+    /// The orchestrator's machine sleeps for hours, or its clock leaps forward by as much.
+    MachineSlept = "orchestrator slept for hours",
     /// A peer and the orchestrator do not reach each other for a while.
     Partition = "partition",
     /// A request never arrives.

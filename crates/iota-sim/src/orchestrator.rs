@@ -1,6 +1,7 @@
 //! The orchestrator as its runtime would drive it: the state, a journal, open polls. After every command it is checked.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use iota_protocol::invariants::{a_place_never_gets_worse, check_all};
 use iota_protocol::registration::Place;
@@ -235,8 +236,25 @@ impl Orchestrator {
         self.snapshot.is_some()
     }
 
+    /// Its machine sleeps for so many milliseconds, in which nothing happens to anybody else: to them its clock leaps. When
+    /// it looks again, nothing has run out that had not before (J4).
+    pub(crate) fn sleep(&mut self, far: u64, now: u64) -> Result<Answers, String> {
+        let mut answers = Answers::new();
+        let was_due = self.state.next_deadline();
+        let was_due = was_due.is_some_and(|at| at <= self.clock(now));
+        self.clock_ahead += far;
+        let away = Duration::from_millis(far);
+        let woken = self.decide(&Command::Wake { away }, now, &mut answers)?;
+        let events = woken.map_err(|rejection| format!("waking up was refused: {rejection}"))?;
+        let moved = matches!(events[..], [Event::Resumed { .. }] | []);
+        if !moved && !was_due {
+            return Err(format!("J4: while the orchestrator slept: {events:?}"));
+        }
+        Ok(answers)
+    }
+
     /// The process comes back, with what the journal says, from its beginning or from a snapshot.
-    pub(crate) fn restart(&mut self, from_snapshot: bool) -> Result<(), String> {
+    pub(crate) fn restart(&mut self, from_snapshot: bool, now: u64) -> Result<Answers, String> {
         let (mut state, tail) = match &self.snapshot {
             Some((length, written)) if from_snapshot => {
                 let state = serde_json::from_str(written).map_err(|error| error.to_string())?;
@@ -256,11 +274,15 @@ impl Orchestrator {
         check_all(&state).map_err(|violation| violation.to_string())?;
         self.state = state;
         self.is_up = true;
-        Ok(())
+        let mut answers = Answers::new();
+        match self.decide(&Command::Resume, now, &mut answers)? {
+            Ok(_) => Ok(answers),
+            Err(rejection) => Err(format!("coming back was refused: {rejection}")),
+        }
     }
 
     /// The process comes back from a backup, the newest or one of those before it; what happened since is lost.
-    pub(crate) fn restore(&mut self, older: usize, now: u64) -> Result<(), String> {
+    pub(crate) fn restore(&mut self, older: usize, chance: u32, now: u64) -> Result<(), String> {
         let newest = self.backups.len() - 1;
         self.backups.truncate(newest.saturating_sub(older) + 1);
         let kept = self.backups.last().copied().unwrap_or(0);
@@ -274,7 +296,7 @@ impl Orchestrator {
         self.twin = state.clone();
         self.state = state;
         self.is_up = true;
-        match self.decide(&Command::Restore, now, &mut Answers::new())? {
+        match self.decide(&Command::Restore { chance }, now, &mut Answers::new())? {
             Ok(_) => Ok(()),
             Err(rejection) => Err(format!("coming back was refused: {rejection}")),
         }

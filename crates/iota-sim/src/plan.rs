@@ -70,6 +70,7 @@ pub(crate) struct Rates {
     pub(crate) leave_every: u64,
     pub(crate) orchestrator_crash_every: u64,
     pub(crate) leap_every: u64,
+    pub(crate) sleep_every: u64,
     pub(crate) partition_every: u64,
 }
 
@@ -101,6 +102,7 @@ impl Plan {
             leave_every: some(chance, 3_000, &[20_000, 60_000]),
             orchestrator_crash_every: some(chance, 3_000, &[15_000, 60_000]),
             leap_every: some(chance, 2_000, &[20_000, 60_000]),
+            sleep_every: 0,
             partition_every: some(chance, 3_000, &[20_000, 60_000]),
         };
         let calm_at = chance.between(30_000, 300_000);
@@ -143,11 +145,13 @@ impl Plan {
         let settings = settings(chance, stages, validated);
         // Drawn from what is there, so that older seeds draw nothing else than they did.
         let loses_history = settings.secret[5].is_multiple_of(4);
+        let sleeps = settings.secret[6].is_multiple_of(4);
         Self {
             settings,
             nodes,
             rates: Rates {
                 history_lost: if loses_history { 4_000 } else { 0 },
+                sleep_every: if sleeps { 40_000 } else { 0 },
                 ..rates
             },
             calm_at,

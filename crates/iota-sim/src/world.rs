@@ -57,11 +57,12 @@ enum Step {
 }
 
 /// Kinds of trouble that come by themselves, at times of their own.
-const BY_THEMSELVES: [Fault; 5] = [
+const BY_THEMSELVES: [Fault; 6] = [
     Fault::PeerCrashed,
     Fault::PeerLeft,
     Fault::OrchestratorCrashed,
     Fault::ClockLeapt,
+    Fault::MachineSlept,
     Fault::Partition,
 ];
 
@@ -276,7 +277,9 @@ impl World {
             }
             Happening::Recovers if self.strikes(self.rates.history_lost, Fault::HistoryLost) => {
                 let older = self.chance.between(0, 2);
-                self.orchestrator.restore(older as usize, self.now)?;
+                let chance = self.chance.between(0, u64::from(u32::MAX));
+                self.orchestrator
+                    .restore(older as usize, chance as u32, self.now)?;
                 // Places on the waiting list that were given since are lost like everything else.
                 self.told = Told::default();
                 self.arm();
@@ -287,13 +290,14 @@ impl World {
                 if from_snapshot {
                     self.faults.count(Fault::SnapshotRead);
                 }
-                self.orchestrator.restart(from_snapshot)?;
+                let answers = self.orchestrator.restart(from_snapshot, self.now)?;
+                self.deliver(answers);
                 self.arm();
                 Ok(())
             }
             Happening::Trouble(fault) => {
                 if !self.is_calm {
-                    self.trouble(fault);
+                    self.trouble(fault)?;
                     self.schedule(fault);
                 }
                 Ok(())

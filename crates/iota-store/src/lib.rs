@@ -102,5 +102,5 @@ pub use s3::S3Location;
 pub use seal::seal;
 #[cfg(feature = "server")]
 pub use server::{S3Server, ServerSettings};
-pub use store::{Listed, Store};
+pub use store::{Copied, Listed, Store};
 pub use tensor::{Dtype, TensorError, TensorSpec};

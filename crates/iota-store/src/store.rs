@@ -36,6 +36,15 @@ pub struct Listed {
     pub length_bytes: u64,
 }
 
+/// What was copied.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Objects that the other store did not have.
+    pub objects: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
 impl Store {
     /// A store over any object store that supports creating without replacing.
     pub fn new(objects: Arc<dyn ObjectStore>) -> Self {
@@ -184,6 +193,47 @@ impl Store {
             .collect();
         runs.sort_unstable();
         Ok(runs)
+    }
+
+    /// Copies everything under `prefix` to another store, `at_a_time` objects at a time. What the other has of the same length
+    /// is there already; what disappears meanwhile is left out. Bytes are copied as they are: whoever reads them verifies
+    /// them.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] of either; calling again goes on. [`Error::Exists`] if the other has other bytes under a key.
+    pub async fn copy_to(
+        &self,
+        other: &Self,
+        prefix: &KeyPrefix,
+        at_a_time: usize,
+    ) -> Result<Copied> {
+        let copies = self.list(prefix).await?.into_iter().map(async |listed| {
+            let Listed { key, length_bytes } = listed;
+            match other.length(&key).await {
+                Ok(length) if length == length_bytes => return Ok(Copied::default()),
+                Ok(_) | Err(Error::Missing { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            let bytes = match self.get_unverified(&key).await {
+                Ok(bytes) => bytes,
+                Err(Error::Missing { .. }) => return Ok(Copied::default()),
+                Err(error) => return Err(error),
+            };
+            let copied = Copied {
+                objects: 1,
+                bytes: bytes.len() as u64,
+            };
+            other.put(&key, bytes).await?;
+            Ok(copied)
+        });
+        let copies = futures::stream::iter(copies).buffer_unordered(at_a_time.max(1));
+        let sum = |sum: Copied, copied: Copied| Copied {
+            objects: sum.objects + copied.objects,
+            bytes: sum.bytes + copied.bytes,
+        };
+        copies
+            .try_fold(Copied::default(), async |all, one| Ok(sum(all, one)))
+            .await
     }
 
     /// Deletes an object. One that is not there is gone already.

@@ -21,6 +21,35 @@ fn object(purpose: Purpose, epoch: u64, id: u8) -> ObjectKey {
     ObjectKey::object(RUN, name)
 }
 
+/// What is there already is not copied again, so a copy that was interrupted goes on.
+#[tokio::test]
+async fn everything_of_a_run_is_copied_to_another_store_once() {
+    let (from, to) = (Store::in_memory(), Store::in_memory());
+    let (ours, theirs) = (RunId::from_bytes([1; 16]), RunId::from_bytes([2; 16]));
+    for run in [ours, theirs] {
+        for content in ["one", "another", "a third"] {
+            let digest = Digest::of(content.as_bytes());
+            let key = ObjectKey::shard(run, digest);
+            from.put(&key, content.into()).await.unwrap();
+        }
+    }
+    let one = ObjectKey::shard(ours, Digest::of(b"one"));
+    to.put(&one, "one".into()).await.unwrap();
+    let prefix = KeyPrefix::Run(ours);
+    let copied = from.copy_to(&to, &prefix, 2).await.unwrap();
+    assert_eq!((copied.objects, copied.bytes), (2, 14));
+    let everything = from.list(&prefix).await.unwrap();
+    assert_eq!(to.list(&prefix).await.unwrap(), everything);
+    assert_eq!(to.list(&KeyPrefix::Run(theirs)).await.unwrap(), []);
+    let again = from.copy_to(&to, &prefix, 2).await.unwrap();
+    assert_eq!(again.objects, 0);
+    // Bytes that somebody else wrote are not replaced.
+    let other = Store::in_memory();
+    other.put(&one, "ONE!".into()).await.unwrap();
+    let refused = from.copy_to(&other, &prefix, 2).await;
+    assert!(matches!(refused, Err(Error::Exists { .. })), "{refused:?}");
+}
+
 #[tokio::test]
 async fn a_store_in_memory_conforms() {
     conformance::check(&Store::in_memory(), RUN).await;

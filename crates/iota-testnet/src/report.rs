@@ -87,9 +87,11 @@ pub struct Work {
     pub redone: u64,
     /// Of those, done when somebody else had done the same or training had closed.
     pub superseded: u64,
+    /// Of those, refused as too late even to be logged.
+    pub refused: u64,
     /// Of those, thrown away afterwards.
     pub undone: u64,
-    /// The last three as a share of the first.
+    /// The last four as a share of the first.
     pub wasted_share: f64,
 }
 
@@ -207,6 +209,7 @@ impl Report {
                 finished: work.finished,
                 redone: work.redone,
                 superseded: work.superseded,
+                refused: work.refused,
                 undone: work.undone,
                 wasted_share: work.wasted_share(),
             },

@@ -45,11 +45,12 @@ pub fn summary(report: &Report) -> String {
     ));
     let work = &report.work;
     line(format!(
-        "  work                  {} passes finished, {:.1} % wasted ({} redone, {} superseded, {} undone)",
+        "  work                  {} passes finished, {:.1} % wasted ({} redone, {} superseded, {} refused, {} undone)",
         work.finished,
         100.0 * work.wasted_share,
         work.redone,
         work.superseded,
+        work.refused,
         work.undone
     ));
     let sum = |of: fn(&crate::report::Merge) -> u64| report.merges.iter().map(of).sum::<u64>();

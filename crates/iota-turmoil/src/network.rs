@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use iota_node::clock::{Clock, Sleep};
@@ -41,11 +42,15 @@ pub(crate) fn connector() -> Connector {
 /// The time of a simulated machine, whose clock may be wrong.
 pub(crate) struct SimulatedClock {
     ahead_ms: i64,
+    not_before_ms: AtomicU64,
 }
 
 impl SimulatedClock {
     pub(crate) const fn new(ahead_ms: i64) -> Self {
-        Self { ahead_ms }
+        Self {
+            ahead_ms,
+            not_before_ms: AtomicU64::new(0),
+        }
     }
 }
 
@@ -53,7 +58,13 @@ impl Clock for SimulatedClock {
     fn now(&self) -> Timestamp {
         let elapsed = turmoil::sim_elapsed().unwrap_or(Duration::ZERO);
         let now_ms = u64::try_from((BEGAN + elapsed).as_millis()).unwrap_or(u64::MAX);
-        Timestamp::from_millis(now_ms.saturating_add_signed(self.ahead_ms))
+        let now_ms = now_ms.saturating_add_signed(self.ahead_ms);
+        Timestamp::from_millis(now_ms.max(self.not_before_ms.load(Ordering::Relaxed)))
+    }
+
+    fn not_before(&self, at: Timestamp) {
+        self.not_before_ms
+            .fetch_max(at.as_millis(), Ordering::Relaxed);
     }
 
     fn sleep_until(&self, at: Timestamp) -> Sleep<'_> {

@@ -55,7 +55,7 @@ fn copy_store(folder: &Path, to: &Path) -> RestoreOptions {
     }
     copy(&folder.join(run_file::STORE), to);
     RestoreOptions {
-        store: to.to_owned(),
+        store: to.to_owned().into(),
         ..RestoreOptions::default()
     }
 }
@@ -126,6 +126,72 @@ async fn a_run_goes_on_from_its_store_alone() {
     assert!(once_more.entries > found.entries);
 }
 
+/// The machine is lost, and what its store had is in a bucket of an S3 service.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_goes_on_from_a_bucket_alone() {
+    use iota_store::server::{BUCKET, REGION};
+    use iota_store::{Credentials, S3Location, S3Server, ServerSettings};
+
+    let parent = tempfile::tempdir().unwrap();
+    let [first, left, second] = ["first", "left", "second"].map(|name| parent.path().join(name));
+    let orchestrator = started(Orchestrator::builder(setup(), &first)).await;
+    let (url, run) = (orchestrator.url().to_owned(), orchestrator.run());
+    join(&orchestrator, 1).await;
+    suspended(orchestrator).await;
+    copy_store(&first, &left);
+    std::fs::remove_dir_all(&first).unwrap();
+
+    let credentials = Credentials::new("operator", "a secret");
+    let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+    let service = S3Server::bind(
+        any_port,
+        &left,
+        credentials.clone(),
+        ServerSettings::default(),
+    )
+    .await
+    .unwrap();
+    let endpoint = format!("http://{}", service.local_address());
+    let bucket = |credentials| LeftStore::Bucket {
+        location: S3Location {
+            endpoint: endpoint.parse().unwrap(),
+            bucket: BUCKET.to_owned(),
+            region: REGION.to_owned(),
+        },
+        credentials,
+    };
+    let options = |store, run| RestoreOptions {
+        store,
+        run: Some(run),
+        ..RestoreOptions::default()
+    };
+    let stranger = options(bucket(Credentials::new("operator", "a guess")), run);
+    let refused = restored(&stranger, &second).await.unwrap_err();
+    assert!(matches!(refused, Error::Store(_)), "{refused}");
+    let another = options(bucket(credentials.clone()), RunId::from_bytes([9; 16]));
+    let nothing = restored(&another, &second).await.unwrap_err();
+    assert!(
+        matches!(nothing, Error::NothingToRestore { .. }),
+        "{nothing}"
+    );
+    assert!(!second.exists());
+
+    let found = restored(&options(bucket(credentials), run), &second).await;
+    let found = found.unwrap();
+    assert_eq!((found.run, found.lost_epoch), (run, None));
+    service.shutdown(std::time::Duration::from_secs(1)).await;
+    std::fs::remove_dir_all(&left).unwrap();
+    // Everything that it needs is in its folder now.
+    let orchestrator = started(Orchestrator::resume(&second).unwrap()).await;
+    assert_eq!((orchestrator.url(), orchestrator.run()), (&*url, run));
+    assert_eq!(known(&orchestrator.state().borrow()), [peer(1)]);
+    suspended(orchestrator).await;
+    let history = crate::History::open(&second).unwrap();
+    let audit = history.audit().await.unwrap();
+    assert_eq!(audit.findings, []);
+    assert!(audit.shards > 0, "{audit:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_damaged_backup_is_passed_over_for_the_one_before() {
     let parent = tempfile::tempdir().unwrap();
@@ -189,7 +255,7 @@ async fn what_cannot_be_restored_is_named_and_nothing_is_written() {
     let path = |name: &str| parent.path().join(name);
     let problem = async |store: &str| {
         let options = RestoreOptions {
-            store: path(store),
+            store: path(store).into(),
             ..RestoreOptions::default()
         };
         let error = restored(&options, &path("out")).await.unwrap_err();

@@ -34,6 +34,9 @@ impl State {
             Phase::Settling | Phase::Over => {
                 self.forget_lapsed();
                 self.merging.fill(StageMerge::default());
+                if self.phase == Phase::Over {
+                    self.leases.in_vain.clear();
+                }
             }
             Phase::Gathering => {}
         }
@@ -61,9 +64,11 @@ impl State {
             .map(|lease| (lease.id, lease.session))
             .collect();
         for (lease, session) in forgotten {
-            self.leases.lapsed.remove(&lease);
             if let Some(state) = self.sessions.get_mut(session) {
                 state.lapsed.remove(&lease);
+            }
+            if let Some(lease) = self.leases.lapsed.remove(&lease) {
+                self.give_up(&lease);
             }
         }
     }
@@ -74,15 +79,17 @@ impl State {
             return;
         };
         let lapsed = &mut self.leases.lapsed;
+        let mut forgotten = Vec::new();
         state.lapsed.retain(|lease| {
             let of_sample = lapsed
                 .get(lease)
                 .is_some_and(|lease| lease.work.sample().is_some());
             if of_sample {
-                lapsed.remove(lease);
+                forgotten.extend(lapsed.remove(lease));
             }
             !of_sample
         });
+        forgotten.iter().for_each(|lease| self.give_up(lease));
     }
 
     /// The time to upload is over: nothing that comes now is in an upload.

@@ -21,8 +21,10 @@ impl State {
         let Some(state) = self.sessions.get(session) else {
             return;
         };
-        for lease in &state.lapsed {
-            self.leases.lapsed.remove(lease);
+        for lease in state.lapsed.clone() {
+            if let Some(lease) = self.leases.lapsed.remove(&lease) {
+                self.give_up(&lease);
+            }
         }
         for sample in self
             .samples
@@ -108,7 +110,8 @@ impl State {
                     state.remember(id, Answer::GivenBack);
                 }
             }
-            LeaseEnd::SessionOver | LeaseEnd::EpochClosed | LeaseEnd::Withdrawn => {}
+            LeaseEnd::SessionOver => self.give_up(&lease),
+            LeaseEnd::EpochClosed | LeaseEnd::Withdrawn => {}
         }
         let costs = match why {
             LeaseEnd::Expired => true,
@@ -163,8 +166,9 @@ impl State {
         state.lapsed.insert(lease.id);
         if state.lapsed.len() > REMEMBERED_LEASES
             && let Some(oldest) = state.lapsed.pop_first()
+            && let Some(oldest) = self.leases.lapsed.remove(&oldest)
         {
-            self.leases.lapsed.remove(&oldest);
+            self.give_up(&oldest);
         }
         self.leases.lapsed.insert(lease.id, lease);
     }

@@ -10,6 +10,7 @@ use crate::settings::ObjectSize;
 use crate::state::State;
 use crate::state::samples::Holder;
 use crate::state::sessions::{Answer, SessionState};
+use crate::state::vain::passes;
 use crate::work::{Lease, ObjectName, Outcome, Seal, Verdict, Work, WorkKind};
 
 impl State {
@@ -19,6 +20,9 @@ impl State {
         id: LeaseId,
         outcome: &Outcome,
     ) -> Result<Vec<Event>, Rejection> {
+        if let Some(in_vain) = self.finished_in_vain(session, id, outcome) {
+            return Ok(vec![in_vain]);
+        }
         let state = self.live(session)?;
         let (lease, lapsed) = match self.find_lease(session, state, id)? {
             Found::Held(lease) => (lease, false),
@@ -44,7 +48,19 @@ impl State {
             return Err(Rejection::Superseded);
         }
         if !credited && self.has_uploaded(lease.stage, session) {
-            return Err(Rejection::StaleEpoch);
+            let why = Rejection::StaleEpoch;
+            let done = passes(
+                (lease.work.kind(), lease.stage),
+                outcome,
+                self.settings.tail(),
+            );
+            let in_vain = done.map(|passes| Event::FinishedInVain {
+                lease: id,
+                session,
+                passes,
+                why,
+            });
+            return in_vain.map(|event| vec![event]).ok_or(why);
         }
         let mut events = Vec::new();
         if lapsed && credited {
@@ -67,6 +83,23 @@ impl State {
             events.extend(self.shown_by(lease, outcome));
         }
         Ok(events)
+    }
+
+    /// What was finished although nobody waited for it any more; none if that is not what this is.
+    fn finished_in_vain(&self, session: Session, id: LeaseId, outcome: &Outcome) -> Option<Event> {
+        let vain = self.leases.in_vain.get(id)?;
+        let passes = vain.passes(outcome, self.settings.tail());
+        let passes = passes.filter(|_| vain.session == session)?;
+        let why = match self.live(session) {
+            Err(why) => why,
+            Ok(state) => self.find_lease(session, state, id).err()?,
+        };
+        Some(Event::FinishedInVain {
+            lease: id,
+            session,
+            passes,
+            why,
+        })
     }
 
     /// Whether an outcome is one of the leased work, by kind, length and number.

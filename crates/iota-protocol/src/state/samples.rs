@@ -127,6 +127,10 @@ pub struct WorkCounts {
     pub redone: u64,
     /// Of those, done when somebody else had done the same, or training had closed.
     pub superseded: u64,
+    /// Of those, refused as too late even to be logged: the session was over, had uploaded, or the epoch was closed. Of what
+    /// is reported after the end of the run nothing is known.
+    #[serde(default)]
+    pub refused: u64,
     /// Of those, thrown away afterwards: made from what turned out bad, of a sample that began anew or was given up, or
     /// forgotten when the run was restored from an older state.
     pub undone: u64,
@@ -135,7 +139,7 @@ pub struct WorkCounts {
 impl WorkCounts {
     /// Passes that no completed sample needed.
     pub const fn wasted(&self) -> u64 {
-        self.redone + self.superseded + self.undone
+        self.redone + self.superseded + self.refused + self.undone
     }
 
     /// Of the finished passes, the share that was wasted: between 0 and 1, 0 if nothing is finished.
@@ -144,6 +148,12 @@ impl WorkCounts {
             return 0.0;
         }
         self.wasted() as f64 / self.finished as f64
+    }
+
+    /// A report of passes came in that cannot be logged.
+    pub(crate) fn refuse(&mut self, passes: u32) {
+        self.finished += u64::from(passes);
+        self.refused += u64::from(passes);
     }
 
     /// A report of a pass came in.

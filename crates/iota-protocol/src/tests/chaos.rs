@@ -31,6 +31,7 @@ enum Step {
     Fail { lease: usize, failure: u8 },
     Wait { seconds: u64, heard: u8 },
     Away { seconds: u64 },
+    Asleep { seconds: u64 },
     Restore { lost: usize, seconds: u64 },
     Stranger,
 }
@@ -50,6 +51,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (prop_oneof![4 => 1_u64..12, 1 => 12_u64..300], any::<u8>())
             .prop_map(|(seconds, heard)| Step::Wait { seconds, heard }),
         1 => (1_u64..2_000).prop_map(|seconds| Step::Away { seconds }),
+        1 => (1_u64..20_000).prop_map(|seconds| Step::Asleep { seconds }),
         1 => (0_usize..60, 0_u64..600).prop_map(|(lost, seconds)| Step::Restore { lost, seconds }),
         1 => Just(Step::Stranger),
     ]
@@ -217,6 +219,11 @@ impl Chaos {
             Step::Away { seconds } => {
                 self.world.now = self.world.now + Duration::from_secs(*seconds);
                 self.attempt(&Command::Resume);
+            }
+            Step::Asleep { seconds } => {
+                self.world.now = self.world.now + Duration::from_secs(*seconds);
+                let away = Duration::from_secs(*seconds);
+                self.attempt(&Command::Wake { away });
             }
             Step::Restore { lost, seconds } => {
                 self.world.now = self.world.now + Duration::from_secs(*seconds);

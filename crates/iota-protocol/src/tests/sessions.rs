@@ -128,6 +128,35 @@ fn nothing_runs_out_while_the_orchestrator_is_away() {
     );
 }
 
+/// A machine that slept, or a clock that leapt by hours: what happened before counts, and what nobody could do does not.
+#[test]
+fn nothing_runs_out_while_the_orchestrator_sleeps() {
+    let mut world = World::new(settings(1));
+    let session = world.gather(1..2)[0];
+    world.offer(session, 1);
+    let before = world.lease(session);
+    let quiet = Duration::from_secs(4);
+    let left = before.deadline.since(world.now);
+
+    // Nothing happens for four seconds, then it sleeps for five hours: only those do not count.
+    let away = Duration::from_secs(5 * 3600);
+    world.now = world.now + quiet + away;
+    let events = world.command(&Command::Wake { away }).unwrap();
+    assert_eq!(events, [Event::Resumed { away }]);
+    let after = world.lease(session);
+    assert_eq!(after.deadline, before.deadline + away);
+    assert_eq!(after.deadline.since(world.now), left.saturating_sub(quiet));
+    assert_eq!(world.command(&Command::Tick).unwrap(), []);
+
+    // Nobody sleeps for longer than since the last event, whatever a clock says.
+    let away = Duration::from_secs(3600);
+    assert_eq!(world.command(&Command::Wake { away }).unwrap(), []);
+    world.now = world.now + Duration::from_secs(1);
+    let events = world.command(&Command::Wake { away }).unwrap();
+    let away = Duration::from_secs(1);
+    assert_eq!(events, [Event::Resumed { away }]);
+}
+
 #[test]
 fn whoever_leaves_in_order_hands_its_work_back_and_it_costs_nothing() {
     let (mut world, head, _) = two_by_two(settings(2));

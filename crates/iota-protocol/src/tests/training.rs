@@ -265,7 +265,7 @@ fn what_is_reported_after_the_upload_is_refused_and_so_is_what_comes_after_the_e
         }
         let outcome = world.honest(&held);
         assert_eq!(
-            world.complete(late, held.id, outcome),
+            world.answer(late, held.id, outcome),
             Err(Rejection::StaleEpoch)
         );
     }
@@ -378,7 +378,7 @@ fn a_stale_session_changes_nothing() {
     );
     let outcome = world.honest(&lease);
     assert_eq!(
-        world.complete(head[0], lease.id, outcome),
+        world.answer(head[0], lease.id, outcome),
         Err(Rejection::NotRegistered)
     );
     assert_eq!(

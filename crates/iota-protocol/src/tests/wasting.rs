@@ -5,7 +5,9 @@ use std::time::Duration;
 use super::training::two_by_two;
 use super::world::{World, settings};
 use crate::command::Command;
-use crate::id::Session;
+use crate::event::{BanReason, Event, Phase};
+use crate::id::{CellIndex, Digest, Session};
+use crate::rejection::Rejection;
 use crate::settings::RunSettings;
 use crate::work::{Failure, Outcome, WorkKind};
 
@@ -109,4 +111,87 @@ fn finished_work_that_nobody_needed_is_counted() {
     world.command(&Command::Stop).unwrap();
     let work = world.state.work_counts();
     assert_eq!((work.finished, work.undone, work.wasted()), (6, 1, 3));
+}
+
+/// A pass that is finished when it is of no use to anybody, and cannot even be logged, is work all the same: it is refused,
+/// and counted once.
+#[test]
+fn what_is_refused_as_too_late_for_any_use_is_counted_as_wasted_once() {
+    // The session fell silent, and comes back with a result.
+    let (mut world, head, tail) = two_by_two(settings(2));
+    let others = [head[1], tail[0], tail[1]];
+    world.offer(head[0], 1);
+    let lease = world.lease(head[0]);
+    let outcome = world.honest(&lease);
+    for _ in 0..4 {
+        world.pass(Duration::from_secs(10), &others);
+    }
+    assert!(world.state.session(head[0]).is_none());
+    let refused = |world: &mut World, outcome: &Outcome| {
+        let answer = world.complete(head[0], lease.id, outcome.clone());
+        answer.map(|events| events.iter().find_map(Event::refusal))
+    };
+    // Nothing of a lease that never was, of another's, or of something else than was leased.
+    let other = world.complete(head[1], lease.id, outcome.clone());
+    assert!(other.is_err(), "{other:?}");
+    let wrong = Outcome::Install {
+        state: Digest::of(b"x"),
+    };
+    assert_eq!(refused(&mut world, &wrong), Err(Rejection::NotRegistered));
+    assert_eq!(world.state.work_counts().finished, 0);
+
+    let why = Rejection::NotRegistered;
+    assert_eq!(refused(&mut world, &outcome), Ok(Some(why)));
+    let work = world.state.work_counts();
+    assert_eq!((work.finished, work.refused, work.wasted()), (1, 1, 1));
+    // Sent again it is refused as it was, and not counted again.
+    assert_eq!(refused(&mut world, &outcome), Err(why));
+    assert_eq!(world.state.work_counts(), work);
+    let dropped = world.state.peer(head[0].peer).unwrap().ledger.dropped;
+    world.join(1);
+    let again = world.state.peer(head[0].peer).unwrap().ledger.dropped;
+    assert_eq!(dropped, again, "a result that comes too late costs nothing");
+}
+
+#[test]
+fn what_is_refused_because_its_epoch_is_closed_is_counted_as_wasted() {
+    let (mut world, head, _) = two_by_two(settings(2));
+    world.offer(head[0], 1);
+    let lease = world.lease(head[0]);
+    let outcome = world.honest(&lease);
+    // The others train without it, and the next epoch begins.
+    let ended =
+        |event: &Event| matches!(event, Event::LeaseEnded { lease: id, .. } if *id == lease.id);
+    while world.saw(ended) == 0 {
+        let others: Vec<Session> = world.state.sessions().map(|(session, _)| session).collect();
+        world.pass(Duration::from_secs(5), &others);
+    }
+    world.work_until(Phase::Installing, &[head[0]]);
+    assert!(world.state.session(head[0]).is_some());
+    let before = world.state.work_counts();
+    let events = world.complete(head[0], lease.id, outcome).unwrap();
+    let why = Some(Rejection::StaleEpoch);
+    assert_eq!(events.iter().find_map(Event::refusal), why);
+    let work = world.state.work_counts();
+    assert_eq!(work.refused, before.refused + 1);
+    assert_eq!(work.finished, before.finished + 1);
+}
+
+#[test]
+fn what_a_banned_peer_says_it_did_is_not_counted() {
+    let (mut world, head, _) = two_by_two(settings(2));
+    world.offer(head[0], 1);
+    let lease = world.lease(head[0]);
+    let outcome = world.honest(&lease);
+    let why = BanReason::Merge {
+        epoch: world.epoch(),
+        stage: lease.stage,
+        cell: CellIndex::new(0),
+    };
+    for event in world.state.ban(head[0].peer, why) {
+        world.happen(event);
+    }
+    let answer = world.complete(head[0], lease.id, outcome);
+    assert_eq!(answer, Err(Rejection::Banned));
+    assert_eq!(world.state.work_counts().finished, 0);
 }

@@ -27,6 +27,8 @@ pub(super) struct World {
     commands: Vec<usize>,
     replica: State,
     ordinals: BTreeMap<Session, u32>,
+    /// How often it was restored.
+    restored: u32,
 }
 
 impl World {
@@ -43,6 +45,7 @@ impl World {
             log: Vec::new(),
             commands: Vec::new(),
             ordinals: BTreeMap::new(),
+            restored: 0,
         }
     }
 
@@ -104,7 +107,9 @@ impl World {
         }
         self.replica = state.clone();
         self.state = state;
-        self.command(&Command::Restore).unwrap()
+        self.restored += 1;
+        let chance = 1_000 * self.restored;
+        self.command(&Command::Restore { chance }).unwrap()
     }
 
     pub(super) fn join(&mut self, name: u8) -> Session {
@@ -139,6 +144,14 @@ impl World {
         leases[0].clone()
     }
 
+    /// Something that only a long story would lead to.
+    pub(super) fn happen(&mut self, event: Event) {
+        self.state.apply(self.now, &event);
+        self.replica.apply(self.now, &event);
+        self.log.push((self.now, event.clone()));
+        self.events.push(event);
+    }
+
     pub(super) fn complete(
         &mut self,
         session: Session,
@@ -150,6 +163,17 @@ impl World {
             lease,
             outcome,
         })
+    }
+
+    /// What a session that says this is answered.
+    pub(super) fn answer(
+        &mut self,
+        session: Session,
+        lease: LeaseId,
+        outcome: Outcome,
+    ) -> Result<(), Rejection> {
+        let events = self.complete(session, lease, outcome)?;
+        events.iter().find_map(Event::refusal).map_or(Ok(()), Err)
     }
 
     pub(super) fn fail(

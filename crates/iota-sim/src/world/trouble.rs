@@ -11,6 +11,7 @@ impl World {
             Fault::PeerLeft => self.rates.leave_every,
             Fault::OrchestratorCrashed => self.rates.orchestrator_crash_every,
             Fault::ClockLeapt => self.rates.leap_every,
+            Fault::MachineSlept => self.rates.sleep_every,
             Fault::Partition => self.rates.partition_every,
             _ => 0,
         };
@@ -20,13 +21,23 @@ impl World {
         }
     }
 
-    pub(super) fn trouble(&mut self, fault: Fault) {
+    pub(super) fn trouble(&mut self, fault: Fault) -> Result<(), String> {
         if fault == Fault::OrchestratorCrashed {
             if self.orchestrator.is_up {
                 self.faults.count(fault);
                 self.crash_orchestrator();
             }
-            return;
+            return Ok(());
+        }
+        if fault == Fault::MachineSlept {
+            if self.orchestrator.is_up {
+                self.faults.count(fault);
+                let far = self.chance.between(600_000, 12 * 3_600_000);
+                let answers = self.orchestrator.sleep(far, self.now)?;
+                self.deliver(answers);
+                self.arm();
+            }
+            return Ok(());
         }
         if fault == Fault::ClockLeapt {
             self.faults.count(fault);
@@ -37,13 +48,14 @@ impl World {
             } else {
                 *ahead - far
             };
-            return self.arm();
+            self.arm();
+            return Ok(());
         }
         let up: Vec<usize> = (0..self.nodes.len())
             .filter(|node| self.nodes[*node].peer.is_some())
             .collect();
         if up.is_empty() {
-            return;
+            return Ok(());
         }
         let node = self.chance.pick(&up);
         self.faults.count(fault);
@@ -61,6 +73,7 @@ impl World {
             }
             _ => self.nodes[node].cut_off_until = self.now + self.chance.between(1_000, 60_000),
         }
+        Ok(())
     }
 
     pub(super) fn crash_orchestrator(&mut self) {

@@ -57,7 +57,7 @@ async fn a_testnet_whose_folder_is_lost_trains_to_its_report_from_the_store() {
     std::fs::remove_dir_all(&out).unwrap();
 
     let options = RestoreOptions {
-        store: left,
+        store: left.into(),
         ..RestoreOptions::default()
     };
     let again = parent.path().join("again");
