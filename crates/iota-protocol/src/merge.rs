@@ -4,13 +4,26 @@
 //! What more than half of as many owners as were planned agree on settles the cell; different results call for one owner
 //! more, and those whom the others outvote are banned. What stays undecided keeps its old values: a merge never guesses.
 //!
+//! ```text
+//!   first owner   merges ─► stores ─► says what it is ─┐
+//!                                                      ├─ the same, and one has stored it: settled
+//!   second owner  merges ───────────► says what it is ─┘
+//!                                                      └─ not the same: a third merges and stores, the odd one is banned
+//!   the first gone, or its objects not there: the second is asked for them
+//! ```
+//!
+//! Owners come to the same bits, so one of them stores what both commit to (or more: `copies` of the settings). What an
+//! owner says it stored is compared with what is in the store before these rules hear of it.
+//!
 //! Which cells can be settled and which want an owner is kept at hand (`index`): of a stage of fifty miners there are
 //! 1,225 cells, and every result of every owner is a command.
 
 use std::collections::BTreeSet;
 
 use crate::checkpoint;
-use crate::event::{BanReason, CellResult, Event, ExclusionReason, LeaseEnd, Phase, SessionEnd};
+use crate::event::{
+    BanReason, CellResult, Event, ExclusionReason, LeaseEnd, Phase, SessionEnd, Unmergeable,
+};
 use crate::id::{CellIndex, PeerId, Session, StageIndex};
 use crate::registration::PlaceEnd;
 use crate::state::State;
@@ -125,21 +138,27 @@ impl State {
         if let Some((_, decided)) = results.iter().find(|(session, _)| is_validator(session)) {
             return Some(Ending::Decided(decided));
         }
-        let at_work = cell.slots.len() > results.len();
+        let at_work = cell.slots.values().any(|slot| slot.lease().is_some());
         let nobody_else = !at_work && !uploaders.any_for(cell);
+        let has_validators = !self.settings.validators.is_empty();
         let votes = Votes::of(&results);
-        if votes.most > cell.owners_wanted() / 2 {
-            return votes.leader.map(Ending::Decided);
-        }
-        if !nobody_else && !due {
-            return None;
-        }
-        match results.as_slice() {
-            [(_, only)] => Some(Ending::Single(only)),
-            _ if votes.most > 1 && !votes.tied => votes.leader.map(Ending::Decided),
-            // Somebody may still come: a validator, who decides, or anybody at all.
-            _ if !due && (results.is_empty() || !self.settings.validators.is_empty()) => None,
-            _ => Some(Ending::CarriedForward),
+        let (ending, word): (fn(&'a MergedCell) -> Ending<'a>, _) = match results.as_slice() {
+            _ if votes.most > cell.owners_wanted() / 2 => (Ending::Decided, votes.leader),
+            _ if !nobody_else && !due => return None,
+            [(_, only)] => (Ending::Single, Some(*only)),
+            _ if votes.most > 1 && !votes.tied => (Ending::Decided, votes.leader),
+            // Somebody may still come: a validator, who decides, or whose verdict leaves out what nobody could read.
+            _ if !due && has_validators => return None,
+            _ => return Some(Ending::CarriedForward),
+        };
+        let at_hand = word.and_then(|word| cell.at_hand(word));
+        match at_hand {
+            Some(result) => Some(ending(result)),
+            // Whoever could still store it will be asked.
+            None if !due && (!nobody_else || has_validators || uploaders.any_to_store(cell)) => {
+                None
+            }
+            None => Some(Ending::CarriedForward),
         }
     }
 
@@ -149,26 +168,31 @@ impl State {
         let cell = merge.cells.get(index.get() as usize)?;
         let uploaders = self.index.merge(stage).uploaders();
         let ending = self.ending(cell, uploaders, self.is_due(now))?;
-        let carried_forward = Event::CellSettled {
-            stage,
-            cell: index,
-            result: CellResult::CarriedForward,
-            merged: None,
-        };
         let settled = |merged: &MergedCell, result| {
-            // Every copy was left out: there is nothing in it.
-            if merged.quarantined.len() == uploaders.included {
-                return carried_forward.clone();
-            }
+            let every_copy = merged.quarantined.len() == uploaders.included;
+            let unmergeable = CellResult::Unmergeable {
+                why: if every_copy {
+                    Unmergeable::EveryCopyQuarantined
+                } else {
+                    Unmergeable::ResultNotFinite
+                },
+            };
             Event::CellSettled {
                 stage,
                 cell: index,
-                result,
-                merged: Some(merged.object),
+                result: merged.made.map_or(unmergeable, |_| result),
+                merged: merged.made.map(|made| made.object),
             }
         };
         let decided = match ending {
-            Ending::CarriedForward => return Some(vec![carried_forward]),
+            Ending::CarriedForward => {
+                return Some(vec![Event::CellSettled {
+                    stage,
+                    cell: index,
+                    result: CellResult::CarriedForward,
+                    merged: None,
+                }]);
+            }
             Ending::Single(only) => return Some(vec![settled(only, CellResult::Single)]),
             Ending::Decided(decided) => decided,
         };
@@ -215,7 +239,8 @@ impl State {
                 })
             })?;
         let merge = self.merge_of(stage);
-        let range = merge.cells[cell.get() as usize].range.clone();
+        let state = &merge.cells[cell.get() as usize];
+        let range = state.range.clone();
         let is_miner = self
             .session(owner)
             .is_some_and(|state| state.stage.is_some());
@@ -225,6 +250,8 @@ impl State {
             inputs: merge.inputs(cell),
             output: self.object_name(Purpose::Merged, 0),
             delta: wants_delta.then(|| self.object_name(Purpose::Delta, 1)),
+            // A validator's word decides, so what it comes to is needed.
+            stores: !is_miner || state.is_to_be_stored_by(owner, self.settings.merging.copies),
             base: if is_miner {
                 Vec::new()
             } else {
@@ -242,7 +269,11 @@ impl State {
         let uploaders = self.index.merge(stage).uploaders();
         let has_room =
             |session: &Session| self.session(*session).is_some_and(|state| state.room > 0);
-        if !uploaders.any_for(cell) && cell.results().count() >= 2 {
+        let lacks_objects = cell.lacks_objects();
+        if lacks_objects && let Some(holder) = uploaders.to_store(cell).find(has_room) {
+            return Some(holder);
+        }
+        if !uploaders.any_for(cell) && (lacks_objects || cell.results().count() >= 2) {
             let unasked = |session: &Session| !cell.slots.contains_key(session);
             let mut validators = self.sessions.validators.iter().copied().filter(unasked);
             return validators.find(has_room);
@@ -292,6 +323,27 @@ impl Uploaders {
             .filter(|session| self.live.contains(session) && !cell.may_be_asked(session))
             .collect();
         beyond.len() < self.live.len()
+    }
+
+    /// Who has said what most say of this cell and could be asked to store it, those who never failed to first.
+    fn to_store(&self, cell: &Cell) -> impl Iterator<Item = Session> {
+        let results: Vec<(Session, &MergedCell)> = cell.results().collect();
+        let leader = Votes::of(&results).leader;
+        let agrees = |merged: &MergedCell| leader.is_some_and(|leader| leader.agrees(merged));
+        let failures = |session: &Session| cell.failures.get(session).copied().unwrap_or(0);
+        let mut holders: Vec<Session> = results
+            .into_iter()
+            .filter(|(session, merged)| {
+                self.live.contains(session) && agrees(merged) && failures(session) < FAILURES_MAX
+            })
+            .map(|(session, _)| session)
+            .collect();
+        holders.sort_by_key(failures);
+        holders.into_iter()
+    }
+
+    fn any_to_store(&self, cell: &Cell) -> bool {
+        self.to_store(cell).next().is_some()
     }
 }
 
@@ -353,6 +405,35 @@ impl Cell {
         wanted.saturating_sub(self.slots.len())
     }
 
+    /// A result that is the same as this one and can be had.
+    fn at_hand(&self, word: &MergedCell) -> Option<&MergedCell> {
+        let mut same = self.results().map(|(_, result)| result);
+        same.find(|result| result.agrees(word) && result.is_at_hand())
+    }
+
+    /// Whether it is known what the cell comes to, as far as it is, but nobody has stored that or is about to.
+    fn lacks_objects(&self) -> bool {
+        let results: Vec<(Session, &MergedCell)> = self.results().collect();
+        let votes = Votes::of(&results);
+        let is_expected = self
+            .slots
+            .values()
+            .any(|slot| slot.lease().is_some() && slot.stores());
+        let leader = votes.leader.filter(|_| !votes.tied && !is_expected);
+        leader.is_some_and(|leader| self.at_hand(leader).is_none())
+    }
+
+    /// Whether an owner that is asked now has to store what it comes to: while fewer than `copies` do; when owners differ,
+    /// because what is stored may be wrong; and when it is asked for the second time, because that is what for.
+    fn is_to_be_stored_by(&self, owner: Session, copies: u32) -> bool {
+        let results: Vec<(Session, &MergedCell)> = self.results().collect();
+        let differ = results
+            .iter()
+            .any(|(_, result)| !result.agrees(results[0].1));
+        let storing = self.slots.values().filter(|slot| slot.stores()).count();
+        storing < copies as usize || differ || self.slots.contains_key(&owner)
+    }
+
     /// Whether a session that may merge could be asked to merge this.
     fn may_be_asked(&self, session: &Session) -> bool {
         let failures = self.failures.get(session).copied().unwrap_or(0);
@@ -361,6 +442,9 @@ impl Cell {
 
     /// Whom it waits for to merge it.
     pub(crate) fn wants(&self, uploaders: &Uploaders, relaxed: bool) -> Wants {
+        if self.lacks_objects() {
+            return Wants::Anybody;
+        }
         let missing = self.owners_missing();
         if missing == 0 {
             return Wants::Nobody;

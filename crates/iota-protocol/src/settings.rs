@@ -163,11 +163,14 @@ impl LearningRate {
 }
 
 /// How a stage's miners become of one mind again.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Merging {
     /// How its parameters are cut into cells, and how many miners merge each.
     pub cells: Cells,
+    /// Owners of a cell that store what they make of it; the others only say what it is, and must have come to the same
+    /// bits. At least 1. More are of use only where the store may lose objects that it had.
+    pub copies: u32,
     /// Length of the object with what a miner uploads of a cell; none: that of a merged cell.
     pub upload: Option<ObjectSize>,
     /// Length of the object with what a merge changed in a cell. None: there is no such object, and everybody installs
@@ -209,6 +212,18 @@ impl ObjectSize {
     }
 }
 
+impl Default for Merging {
+    fn default() -> Self {
+        Self {
+            cells: Cells::default(),
+            copies: 1,
+            upload: None,
+            delta: None,
+            kept: None,
+        }
+    }
+}
+
 impl Merging {
     /// Checks what the rules rely on.
     fn validate(&self) -> Result<(), InvalidSetting> {
@@ -225,6 +240,7 @@ impl Merging {
             let why = ": nobody's word is taken alone";
             within("merging.owners", owners, 2..=OWNERS_MAX, why)?;
         }
+        within("merging.copies", self.copies, 1..=OWNERS_MAX, "")?;
         let sizes = [self.upload, self.delta, self.kept];
         if sizes.iter().flatten().any(|size| size.chunk_elements == 0) {
             return Err(InvalidSetting {

@@ -172,6 +172,9 @@ pub enum Work {
         /// Where that goes which the merge changes in the cell; none if nobody asks for it.
         #[serde(default)]
         delta: Option<ObjectName>,
+        /// Whether both are to be stored. If not, only what they are is asked for: another owner stores the same bits.
+        #[serde(default = "always")]
+        stores: bool,
         /// What the present checkpoint says of this range, for a validator; an uploader has it installed.
         #[serde(default)]
         base: Vec<Segment>,
@@ -207,6 +210,11 @@ pub enum Work {
         /// Who complained.
         accuser: Session,
     },
+}
+
+/// What older journals do not say: every owner stored what it merged.
+const fn always() -> bool {
+    true
 }
 
 /// The kinds of [`Work`], for statistics and deadlines.
@@ -318,6 +326,12 @@ pub enum Outcome {
         /// What the merge changes in the cell, if that was asked for.
         #[serde(default)]
         delta: Option<Seal>,
+    },
+    /// Of [`Work::Merge`] too: the uploads have no merged cell, because there would be values in it that are not finite.
+    /// Owners who agree on this settle the cell like any other result.
+    Unmergeable {
+        /// Uploaders whose copy held values that are not finite and was left out; often all of them.
+        quarantined: Vec<Session>,
     },
     /// Of [`Work::Install`].
     Install {

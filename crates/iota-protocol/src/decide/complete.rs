@@ -10,7 +10,7 @@ use crate::settings::ObjectSize;
 use crate::state::State;
 use crate::state::samples::Holder;
 use crate::state::sessions::{Answer, SessionState};
-use crate::work::{Lease, ObjectName, Outcome, Seal, Verdict, Work, WorkKind};
+use crate::work::{Lease, MergeInput, ObjectName, Outcome, Seal, Verdict, Work, WorkKind};
 
 impl State {
     pub(super) fn decide_complete(
@@ -145,13 +145,18 @@ impl State {
             ) => {
                 let elements = range.end - range.start;
                 is_asked_for(*delta, seal, settings.merging.delta, elements)?;
-                let known = quarantined
-                    .iter()
-                    .all(|session| inputs.iter().any(|input| input.session == *session));
-                if !known || !quarantined.is_sorted_by(|a, b| a < b) {
+                // A mean of nothing is no result.
+                if !are_uploaders(inputs, quarantined) || quarantined.len() == inputs.len() {
                     return Err(Rejection::WrongOutcome);
                 }
                 is_long(merged.length, settings.cell_bytes(elements))
+            }
+            (Work::Merge { inputs, .. }, Outcome::Unmergeable { quarantined }) => {
+                if are_uploaders(inputs, quarantined) {
+                    Ok(())
+                } else {
+                    Err(Rejection::WrongOutcome)
+                }
             }
             (Work::Install { .. }, Outcome::Install { .. })
             | (Work::Replay { .. } | Work::Inspect { .. }, Outcome::Audit { .. }) => Ok(()),
@@ -392,4 +397,10 @@ impl State {
         }
         events
     }
+}
+
+/// Whether these are some of those whose copies were to be merged, in order.
+fn are_uploaders(inputs: &[MergeInput], sessions: &[Session]) -> bool {
+    let uploaded = |session: &Session| inputs.iter().any(|input| input.session == *session);
+    sessions.iter().all(uploaded) && sessions.is_sorted_by(|a, b| a < b)
 }

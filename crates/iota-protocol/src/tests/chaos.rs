@@ -300,6 +300,10 @@ fn dishonest(honest: Outcome, lie: u8) -> Outcome {
         (_, 0) => Outcome::Install {
             state: seal("nonsense", 0).digest,
         },
+        (Outcome::Merge { .. } | Outcome::Unmergeable { .. }, 1) => Outcome::Unmergeable {
+            quarantined: Vec::new(),
+        },
+        (Outcome::Unmergeable { quarantined }, _) => Outcome::Unmergeable { quarantined },
         (Outcome::Merge { merged, delta, .. }, _) => Outcome::Merge {
             merged: seal([lie], merged.length),
             quarantined: Vec::new(),
@@ -438,8 +442,10 @@ fn merging() -> impl Strategy<Value = Merging> {
             chunk_elements: numbers.3,
         }))
     };
-    (cells, size(), size(), size()).prop_map(|(cells, upload, delta, kept)| Merging {
+    let sizes = (size(), size(), size());
+    (cells, 1..3_u32, sizes).prop_map(|(cells, copies, (upload, delta, kept))| Merging {
         cells,
+        copies,
         upload,
         delta,
         kept,
