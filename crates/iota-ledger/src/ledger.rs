@@ -329,6 +329,7 @@ impl Ledger {
                     range,
                     inputs,
                     output,
+                    stores,
                     ..
                 },
                 Outcome::Merge {
@@ -338,10 +339,17 @@ impl Ledger {
                 },
             ) => {
                 let (name, seal) = (*output, *merged);
+                let stored = *stores;
                 if let Some(merge) = self.merges.get_mut(&(self.epoch, lease.stage)) {
                     let object = ObjectRef { name, seal };
-                    let found = merge.merge(id, (*cell, range), inputs, object, quarantined);
+                    let found =
+                        merge.merge(id, (*cell, range), inputs, (object, stored), quarantined);
                     self.discrepancies.extend(found);
+                }
+            }
+            (Work::Merge { cell, .. }, Outcome::Unmergeable { .. }) => {
+                if let Some(merge) = self.merges.get_mut(&(self.epoch, lease.stage)) {
+                    merge.find_unmergeable(*cell);
                 }
             }
             (Work::Install { checkpoint, .. }, Outcome::Install { .. }) if credited => {

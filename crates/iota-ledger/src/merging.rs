@@ -44,6 +44,8 @@ struct Made {
     cell: CellIndex,
     range: Range<u64>,
     seal: Seal,
+    /// Whether it is in the store, or its owner only said what it would be.
+    stored: bool,
     /// Whose copies are in it.
     from: Vec<Session>,
 }
@@ -57,6 +59,8 @@ pub(crate) struct StageMerge {
     pub(crate) roster: BTreeSet<Session>,
     pub(crate) uploads: BTreeMap<Session, Upload>,
     made: BTreeMap<ObjectName, Made>,
+    /// Cells of which an owner said that they have no finite merge.
+    unmergeable: BTreeSet<CellIndex>,
     pub(crate) settled: BTreeMap<CellIndex, (CellResult, Option<ObjectRef>)>,
     /// Elements of the checkpoint that follows which each session's copy went into; none before there is one.
     pub(crate) elements: Option<BTreeMap<Session, u64>>,
@@ -70,6 +74,7 @@ impl StageMerge {
             roster: roster.iter().copied().collect(),
             uploads: BTreeMap::new(),
             made: BTreeMap::new(),
+            unmergeable: BTreeSet::new(),
             settled: BTreeMap::new(),
             elements: None,
         }
@@ -92,6 +97,7 @@ impl StageMerge {
             upload.excluded = Some(why);
         }
         self.made.clear();
+        self.unmergeable.clear();
         self.settled.clear();
     }
 
@@ -101,7 +107,7 @@ impl StageMerge {
         lease: LeaseId,
         (cell, range): (CellIndex, &Range<u64>),
         inputs: &[MergeInput],
-        merged: ObjectRef,
+        (merged, stored): (ObjectRef, bool),
         quarantined: &[Session],
     ) -> Vec<Discrepancy> {
         let (stage, mut found) = (self.stage, Vec::new());
@@ -148,10 +154,16 @@ impl StageMerge {
                 cell,
                 range: range.clone(),
                 seal: merged.seal,
+                stored,
                 from: from.collect(),
             },
         );
         found
+    }
+
+    /// Notes that an owner found nothing finite in a cell.
+    pub(crate) fn find_unmergeable(&mut self, cell: CellIndex) {
+        self.unmergeable.insert(cell);
     }
 
     /// Settles a cell: with what an owner made of it, or with the old values.
@@ -162,10 +174,14 @@ impl StageMerge {
         merged: Option<ObjectRef>,
     ) -> Option<Discrepancy> {
         self.settled.insert(cell, (result, merged));
-        let known = merged.is_none_or(|object| {
-            self.made(&object).is_some_and(|made| made.cell == cell)
-                && result != CellResult::CarriedForward
-        });
+        let made = merged.map(|object| self.made(&object));
+        let known = match (result, made) {
+            (CellResult::CarriedForward, made) => made.is_none(),
+            (CellResult::Unmergeable { .. }, made) => {
+                made.is_none() && self.unmergeable.contains(&cell)
+            }
+            (_, made) => made.is_some_and(|made| made.is_some_and(|made| made.cell == cell)),
+        };
         (!known).then_some(Discrepancy::NobodyMerged {
             epoch: self.epoch,
             stage: self.stage,
@@ -244,7 +260,7 @@ impl StageMerge {
     fn made(&self, object: &ObjectRef) -> Option<&Made> {
         self.made
             .get(&object.name)
-            .filter(|made| made.seal == object.seal)
+            .filter(|made| made.seal == object.seal && made.stored)
     }
 }
 

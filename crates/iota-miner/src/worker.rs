@@ -313,6 +313,7 @@ impl MinerWorker {
                 .ok()
         };
         let cells = fetch_cells_with(&self.transfer, &checkpoint.segments, leased, step).await?;
+        self.transfer.forget_made();
         // Another install may have been leased meanwhile, and this one must not come after it.
         still_wanted(abandoned)?;
         let (weights, state) = self
@@ -342,6 +343,7 @@ impl Worker for MinerWorker {
     async fn reset(&self, joined: &Joined) -> Result<(), Error> {
         let stage = joined.stage.ok_or(Error::Input("a miner needs a stage"))?;
         self.stage.vacate().await?;
+        self.transfer.forget_made();
         let memory = self.planned_memory(stage)?;
         let (description, threads) = (Arc::clone(&self.description), self.threads);
         let device = self.device.clone();
@@ -394,7 +396,11 @@ impl Worker for MinerWorker {
                 } else {
                     None
                 };
-                Ok(merge(&self.transfer, &self.gate, &leased, base).await?)
+                let merged = merge(&self.transfer, &self.gate, &leased, base).await?;
+                if let Some(cell) = merged.cell {
+                    self.transfer.keep_made(cell);
+                }
+                Ok(merged.outcome)
             }
             Work::Install {
                 checkpoint,

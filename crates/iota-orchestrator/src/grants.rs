@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use iota_data::Sampler;
-use iota_protocol::settings::ObjectSize;
 use iota_protocol::work::{Lease, ObjectName, ObjectRef, Seal, Segment, SegmentSource, Work};
 use iota_protocol::{RunId, RunSettings, SampleId, StageIndex, Timestamp};
 use iota_run::Description;
@@ -111,13 +110,15 @@ impl Collector<'_> {
                     self.write(cell.output, settings.upload_bytes(elements));
                 }
                 let elements = settings.stage_parameters[usize::from(stage.get())];
-                self.write_if_asked_for(*kept, settings.merging.kept, elements);
+                let kept_bytes = settings.merging.kept.map(|size| size.bytes(elements));
+                self.write_if_asked_for(*kept, kept_bytes);
             }
             Work::Merge {
                 range,
                 inputs,
                 output,
                 delta,
+                stores,
                 base,
                 ..
             } => {
@@ -126,8 +127,10 @@ impl Collector<'_> {
                 }
                 self.read_segments(base);
                 let elements = range.end - range.start;
-                self.write(*output, settings.cell_bytes(elements));
-                self.write_if_asked_for(*delta, settings.merging.delta, elements);
+                if *stores {
+                    self.write(*output, settings.cell_bytes(elements));
+                    self.write_if_asked_for(*delta, settings.delta_bytes(elements, inputs.len()));
+                }
             }
             Work::Install { checkpoint, .. } => {
                 self.read_segments(&checkpoint.segments);
@@ -223,14 +226,9 @@ impl Collector<'_> {
     }
 
     /// Something that only some runs want.
-    fn write_if_asked_for(
-        &mut self,
-        name: Option<ObjectName>,
-        size: Option<ObjectSize>,
-        elements: u64,
-    ) {
-        if let (Some(name), Some(size)) = (name, size) {
-            self.write(name, size.bytes(elements));
+    fn write_if_asked_for(&mut self, name: Option<ObjectName>, length_bytes: Option<u64>) {
+        if let (Some(name), Some(length_bytes)) = (name, length_bytes) {
+            self.write(name, length_bytes);
         }
     }
 

@@ -173,8 +173,8 @@ pub struct Merging {
     pub copies: u32,
     /// Length of the object with what a miner uploads of a cell; none: that of a merged cell.
     pub upload: Option<ObjectSize>,
-    /// Length of the object with what a merge changed in a cell. None: there is no such object, and everybody installs
-    /// merged cells whole.
+    /// Length of the object with what a merge changed in a cell, by how many copies it was made of. None: there is no such
+    /// object, and everybody installs merged cells whole.
     pub delta: Option<ObjectSize>,
     /// Length of the object with what a miner keeps for itself from epoch to epoch. Validators start from it, so a miner
     /// uploads it and commits to it together with its cells. None: nothing is kept, or there is no validator.
@@ -193,22 +193,53 @@ pub struct ObjectSize {
     pub chunk_bytes: u64,
     /// Elements of a chunk. At least 1.
     pub chunk_elements: u64,
+    /// For each begun chunk and each of the copies that it was made of, up to `copies_max` of them.
+    #[serde(default)]
+    pub copy_chunk_bytes: u64,
+    /// Further copies take no more bytes.
+    #[serde(default)]
+    pub copies_max: u64,
 }
 
 impl ObjectSize {
-    /// Length in bytes of the object about so many elements.
+    /// As many bytes for each element, and no others.
+    pub const fn per_element(element_bytes: u64) -> Self {
+        Self {
+            overhead_bytes: 0,
+            element_bytes,
+            chunk_bytes: 0,
+            chunk_elements: 1,
+            copy_chunk_bytes: 0,
+            copies_max: 0,
+        }
+    }
+
+    /// Length in bytes of the object about so many elements that was made of one copy.
     ///
     /// ```
     /// use iota_protocol::settings::ObjectSize;
     ///
-    /// let size = ObjectSize { overhead_bytes: 512, element_bytes: 1, chunk_bytes: 4, chunk_elements: 256 };
+    /// let size = ObjectSize {
+    ///     overhead_bytes: 512,
+    ///     chunk_bytes: 4,
+    ///     chunk_elements: 256,
+    ///     ..ObjectSize::per_element(1)
+    /// };
     /// assert_eq!(size.bytes(257), 512 + 257 + 2 * 4);
     /// ```
     pub fn bytes(&self, elements: u64) -> u64 {
+        self.bytes_from(elements, 1)
+    }
+
+    /// Length in bytes of the object about so many elements that was made of so many copies.
+    pub fn bytes_from(&self, elements: u64, copies: u64) -> u64 {
         let chunks = elements.div_ceil(self.chunk_elements.max(1));
+        let copies_bytes = copies
+            .min(self.copies_max)
+            .saturating_mul(self.copy_chunk_bytes);
         self.overhead_bytes
             .saturating_add(elements.saturating_mul(self.element_bytes))
-            .saturating_add(chunks.saturating_mul(self.chunk_bytes))
+            .saturating_add(chunks.saturating_mul(self.chunk_bytes.saturating_add(copies_bytes)))
     }
 }
 
@@ -333,6 +364,13 @@ impl RunSettings {
     pub fn upload_bytes(&self, elements: u64) -> u64 {
         let size = self.merging.upload;
         size.map_or_else(|| self.cell_bytes(elements), |size| size.bytes(elements))
+    }
+
+    /// Length in bytes of the object that holds what a merge of so many copies changed in a cell of so many elements; none
+    /// if nobody asks for it.
+    pub fn delta_bytes(&self, elements: u64, copies: usize) -> Option<u64> {
+        let size = self.merging.delta?;
+        Some(size.bytes_from(elements, copies as u64))
     }
 
     /// Checks what the rules rely on.

@@ -227,6 +227,7 @@ impl Worker {
                 inputs,
                 output,
                 delta,
+                stores,
                 ..
             } => {
                 operated.lied = behaviour == Behaviour::WrongMerges;
@@ -239,12 +240,14 @@ impl Worker {
                     digest,
                     length: settings.cell_bytes(range.end - range.start),
                 };
-                operated.outputs.push((*output, merged));
-                let delta = delta.zip(settings.merging.delta).map(|(name, size)| {
-                    let length = size.bytes(range.end - range.start);
-                    (name, Seal { digest, length })
-                });
-                operated.outputs.extend(delta);
+                let delta_bytes = settings.delta_bytes(range.end - range.start, inputs.len());
+                let delta = delta
+                    .zip(delta_bytes)
+                    .map(|(name, length)| (name, Seal { digest, length }));
+                if *stores {
+                    operated.outputs.push((*output, merged));
+                    operated.outputs.extend(delta);
+                }
                 Outcome::Merge {
                     merged,
                     quarantined: Vec::new(),

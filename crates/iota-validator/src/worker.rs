@@ -441,7 +441,8 @@ impl Worker for ValidatorWorker {
                 } else {
                     None
                 };
-                return Ok(merge(&self.transfer, &self.gate, &leased, base).await?);
+                let merged = merge(&self.transfer, &self.gate, &leased, base).await?;
+                return Ok(merged.outcome);
             }
             Work::Forward { .. }
             | Work::Backward { .. }

@@ -359,11 +359,18 @@ impl State {
                         odd: true,
                     });
                 }
+                let made = self.merging[index(lease.stage)].made_by(session);
                 let bytes: u64 = checkpoint
                     .segments
                     .iter()
                     .filter_map(|segment| match &segment.source {
                         SegmentSource::Genesis => None,
+                        // It has what it made itself.
+                        SegmentSource::Merged { object, .. }
+                            if made.contains(&object.seal.digest) =>
+                        {
+                            None
+                        }
                         SegmentSource::Merged { object, delta, .. } => {
                             let smaller = delta.as_ref().filter(|_| is_next);
                             Some(smaller.unwrap_or(object).seal.length)

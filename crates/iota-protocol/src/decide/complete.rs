@@ -6,7 +6,6 @@ use super::Found;
 use crate::event::{BanReason, Direction, Event, LeaseEnd, Phase, Piece};
 use crate::id::{Digest, Epoch, LeaseId, Session, StageIndex};
 use crate::rejection::Rejection;
-use crate::settings::ObjectSize;
 use crate::state::State;
 use crate::state::samples::Holder;
 use crate::state::sessions::{Answer, SessionState};
@@ -80,16 +79,13 @@ impl State {
         };
         let settings = &self.settings;
         // Whether something that some runs ask for and others do not is there exactly if it was asked for, and as long.
-        let is_asked_for =
-            |name: Option<ObjectName>, seal: &Option<Seal>, size: Option<ObjectSize>, elements| {
-                match (name, seal) {
-                    (None, None) => Ok(()),
-                    (Some(_), Some(seal)) => {
-                        is_long(seal.length, size.map_or(0, |size| size.bytes(elements)))
-                    }
-                    _ => Err(Rejection::WrongOutcome),
-                }
-            };
+        let is_asked_for = |name: Option<ObjectName>, seal: &Option<Seal>, bytes: Option<u64>| {
+            match (name, seal) {
+                (None, None) => Ok(()),
+                (Some(_), Some(seal)) => is_long(seal.length, bytes.unwrap_or(0)),
+                _ => Err(Rejection::WrongOutcome),
+            }
+        };
         match (&lease.work, outcome) {
             (Work::Forward { .. }, Outcome::Forward { output, .. }) => {
                 is_long(output.length, self.settings.activation_bytes)
@@ -123,7 +119,8 @@ impl State {
                     return Err(Rejection::WrongOutcome);
                 }
                 let elements = settings.stage_parameters[usize::from(lease.stage.get())];
-                is_asked_for(*kept, seal, settings.merging.kept, elements)?;
+                let kept_bytes = settings.merging.kept.map(|size| size.bytes(elements));
+                is_asked_for(*kept, seal, kept_bytes)?;
                 let mut pairs = cells.iter().zip(seals);
                 pairs.try_for_each(|(cell, seal)| {
                     let elements = cell.range.end - cell.range.start;
@@ -144,7 +141,8 @@ impl State {
                 },
             ) => {
                 let elements = range.end - range.start;
-                is_asked_for(*delta, seal, settings.merging.delta, elements)?;
+                let delta_bytes = settings.delta_bytes(elements, inputs.len());
+                is_asked_for(*delta, seal, delta_bytes)?;
                 // A mean of nothing is no result.
                 if !are_uploaders(inputs, quarantined) || quarantined.len() == inputs.len() {
                     return Err(Rejection::WrongOutcome);

@@ -208,6 +208,14 @@ impl StageMerge {
         })
     }
 
+    /// Digests of the cells that a session has merged, stored or not.
+    pub(crate) fn made_by(&self, session: Session) -> BTreeSet<Digest> {
+        let results = self.cells.iter().flat_map(Cell::results);
+        let own = results.filter(|(owner, _)| *owner == session);
+        own.filter_map(|(_, merged)| Some(merged.made?.object.seal.digest))
+            .collect()
+    }
+
     /// Who merged a cell into this object.
     pub(crate) fn merger(&self, object: ObjectName) -> Option<Session> {
         let is_it = |merged: &MergedCell| {

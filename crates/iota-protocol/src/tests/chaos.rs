@@ -434,12 +434,14 @@ fn merging() -> impl Strategy<Value = Merging> {
     let grid = (1..20_u32, 2..5_u32).prop_map(|(cells, owners)| Cells::Grid { cells, owners });
     let cells = prop_oneof![Just(Cells::Butterfly), grid];
     let size = || {
-        let numbers = (0..9_u64, 0..9_u64, 0..9_u64, 1..9_u64);
+        let numbers = (0..9_u64, 0..9_u64, 0..9_u64, 1..9_u64, 0..3_u64);
         prop::option::of(numbers.prop_map(|numbers| ObjectSize {
             overhead_bytes: numbers.0,
             element_bytes: numbers.1,
             chunk_bytes: numbers.2,
             chunk_elements: numbers.3,
+            copy_chunk_bytes: numbers.4,
+            copies_max: 2,
         }))
     };
     let sizes = (size(), size(), size());

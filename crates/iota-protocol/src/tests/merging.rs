@@ -344,6 +344,7 @@ const SIZE: ObjectSize = ObjectSize {
     element_bytes: 1,
     chunk_bytes: 2,
     chunk_elements: 5,
+    ..ObjectSize::per_element(1)
 };
 
 #[test]
@@ -356,7 +357,7 @@ fn whoever_holds_the_checkpoint_before_is_told_what_the_merge_changed_and_the_re
         },
         ..settings(1)
     };
-    let (mut world, sessions) = at(Phase::Installing, 2, small);
+    let (mut world, sessions) = at(Phase::Installing, 3, small);
     world.offer(sessions[0], 1);
     let install = world.lease(sessions[0]);
     let Work::Install { checkpoint, .. } = &install.work else {
@@ -366,13 +367,14 @@ fn whoever_holds_the_checkpoint_before_is_told_what_the_merge_changed_and_the_re
         panic!("{checkpoint:?}")
     };
     let delta = delta.expect("it was merged just now");
-    assert_eq!((object.seal.length, delta.seal.length), (56, 21));
-    // Two uploads, and a merged cell with what it changed.
+    assert_eq!((object.seal.length, delta.seal.length), (24, 9));
+    // Three uploads of three cells, and the merged cells with what they changed, each stored once.
     let record = world.state.merges()[0].clone();
-    assert_eq!(record.bytes_up, 2 * 21 + 56 + 21);
-    assert_eq!(record.bytes_down, 2 * 2 * 21);
+    assert_eq!(record.bytes_up, 3 * 3 * 9 + 3 * (24 + 9));
+    assert_eq!(record.bytes_down, 6 * 3 * 9);
+    // It has merged two of the three cells itself.
     world.work(&install);
-    assert_eq!(world.state.merges()[0].bytes_down, record.bytes_down + 21);
+    assert_eq!(world.state.merges()[0].bytes_down, record.bytes_down + 9);
     // A joiner takes the whole.
     world.work_until(Phase::Training, &[]);
     let before = world.state.merges()[0].bytes_down;
@@ -380,7 +382,7 @@ fn whoever_holds_the_checkpoint_before_is_told_what_the_merge_changed_and_the_re
     world.offer(late, 1);
     let install = world.lease(late);
     world.work(&install);
-    assert_eq!(world.state.merges()[0].bytes_down, before + 56);
+    assert_eq!(world.state.merges()[0].bytes_down, before + 3 * 24);
 }
 
 #[test]

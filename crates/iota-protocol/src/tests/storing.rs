@@ -258,3 +258,27 @@ fn a_validator_stores_what_it_decides() {
     let decides = merge(&mut world, validator);
     assert!(stores(&decides), "{decides:?}");
 }
+
+#[test]
+fn everything_is_merged_and_stored_once_by_one_two_three_and_many() {
+    let butterfly = || settings(1);
+    let cases = [1, 2, 3, 5, 8].map(|miners| (miners, butterfly()));
+    for (miners, settings) in cases
+        .into_iter()
+        .chain([(50, grid(12, 2)), (7, grid(12, 3))])
+    {
+        let settings = RunSettings {
+            miners_per_stage_max: 50,
+            ..settings
+        };
+        let (mut world, _) = at(Phase::Merging, miners, settings);
+        world.work_until(Phase::Installing, &[]);
+        let record = world.state.merges()[0].clone();
+        assert_eq!(record.covered, record.cells, "{miners} miners");
+        let alone = miners == 1;
+        assert_eq!(record.agreed, if alone { 0 } else { record.cells });
+        let stored = |event: &Event| matches!(event, Event::Leased(lease) if stores(lease));
+        assert_eq!(world.saw(stored) as u64, record.cells, "{miners} miners");
+        assert_everything_is_stored(&world);
+    }
+}

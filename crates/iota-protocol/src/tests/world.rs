@@ -253,13 +253,14 @@ impl World {
                 ..
             } => {
                 let elements = range.end - range.start;
-                let size = settings.merging.delta.filter(|_| delta.is_some());
+                let bytes = settings.delta_bytes(elements, inputs.len());
+                let bytes = bytes.filter(|_| delta.is_some());
                 let content: String = inputs
                     .iter()
                     .map(|input| input.object.seal.digest.to_string())
                     .collect();
                 Outcome::Merge {
-                    delta: size.map(|size| seal(&content, size.bytes(elements))),
+                    delta: bytes.map(|bytes| seal(&content, bytes)),
                     merged: seal(content, 8 + 4 * elements),
                     quarantined: Vec::new(),
                 }

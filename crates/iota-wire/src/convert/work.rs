@@ -81,6 +81,7 @@ impl From<Work> for proto::Work {
                 inputs,
                 output,
                 delta,
+                stores,
                 base,
             } => Kind::Merge(proto::MergeWork {
                 cell: cell.get(),
@@ -88,6 +89,7 @@ impl From<Work> for proto::Work {
                 inputs: into_all(inputs),
                 output: Some(output.into()),
                 delta: delta.map(Into::into),
+                stores,
                 base: into_all(base),
             }),
             Work::Install {
@@ -180,6 +182,7 @@ fn merge(work: proto::MergeWork) -> Result<Work, ConversionError> {
         inputs: repeated("inputs", work.inputs, UPLOADERS_MAX)?,
         output: required("output", work.output)?,
         delta: optional("delta", work.delta)?,
+        stores: work.stores,
         base: repeated("base", work.base, SEGMENTS_MAX)?,
     })
 }

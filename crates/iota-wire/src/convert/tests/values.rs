@@ -154,15 +154,17 @@ pub(super) fn plain_work() -> impl Strategy<Value = Work> {
             vec(merge_input, 0..4),
             name(),
             of(name()),
+            any::<bool>(),
             vec(segment(), 0..3)
         )
-            .prop_map(|(cell, range, inputs, output, delta, base)| {
+            .prop_map(|(cell, range, inputs, output, delta, stores, base)| {
                 Work::Merge {
                     cell: CellIndex::new(cell),
                     range,
                     inputs,
                     output,
                     delta,
+                    stores,
                     base,
                 }
             }),
@@ -297,6 +299,7 @@ pub(super) fn outcome() -> impl Strategy<Value = Outcome> {
                 delta,
             }
         }),
+        vec(session(), 0..4).prop_map(|quarantined| Outcome::Unmergeable { quarantined }),
         digest().prop_map(|state| Outcome::Install { state }),
         verdict.prop_map(|verdict| Outcome::Audit { verdict }),
     ]
