@@ -249,6 +249,7 @@ pub(crate) fn work(work: &Work) -> String {
         Work::Merge { cell, inputs, .. } => {
             format!("the merge of {cell} over {} copies", inputs.len())
         }
+        Work::Fetch { segments } => format!("fetching {} merged cells", segments.len()),
         Work::Install { checkpoint, .. } => {
             format!("installing the checkpoint of {}", checkpoint.epoch)
         }

@@ -132,17 +132,8 @@ impl Collector<'_> {
                     self.write_if_asked_for(*delta, settings.delta_bytes(elements, inputs.len()));
                 }
             }
-            Work::Install { checkpoint, .. } => {
-                self.read_segments(&checkpoint.segments);
-                for segment in &checkpoint.segments {
-                    if let SegmentSource::Merged {
-                        delta: Some(delta), ..
-                    } = &segment.source
-                    {
-                        self.read(delta);
-                    }
-                }
-            }
+            Work::Fetch { segments } => self.read_segments_or_deltas(segments),
+            Work::Install { checkpoint, .. } => self.read_segments_or_deltas(&checkpoint.segments),
             Work::Replay {
                 checkpoint,
                 kept,
@@ -199,6 +190,19 @@ impl Collector<'_> {
                 digest: seal.digest,
             };
             self.add_read(target, &key, &seal);
+        }
+    }
+
+    /// Whoever has the checkpoint before may read what changed in place of the whole.
+    fn read_segments_or_deltas(&mut self, segments: &[Segment]) {
+        self.read_segments(segments);
+        for segment in segments {
+            if let SegmentSource::Merged {
+                delta: Some(delta), ..
+            } = &segment.source
+            {
+                self.read(delta);
+            }
         }
     }
 

@@ -347,12 +347,12 @@ pub fn leases_and_holders_know_each_other(state: &State) -> Result<(), String> {
         let phase_fits = match lease.work.kind() {
             WorkKind::Forward | WorkKind::Backward => state.phase == Phase::Training,
             WorkKind::Upload => state.phase == Phase::Uploading,
-            WorkKind::Merge => state.phase == Phase::Merging,
+            WorkKind::Merge | WorkKind::Fetch => state.phase == Phase::Merging,
             WorkKind::Install | WorkKind::Replay | WorkKind::Inspect => true,
         };
         require(phase_fits, || format!("{} in {:?}", lease.id, state.phase))?;
         let ready = match lease.work.kind() {
-            WorkKind::Forward | WorkKind::Backward | WorkKind::Upload => {
+            WorkKind::Forward | WorkKind::Backward | WorkKind::Upload | WorkKind::Fetch => {
                 holder.is_installed(state.epoch)
             }
             WorkKind::Install => !holder.is_installed(state.epoch),

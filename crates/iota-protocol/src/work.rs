@@ -179,6 +179,12 @@ pub enum Work {
         #[serde(default)]
         base: Vec<Segment>,
     },
+    /// Fetch merged cells that are settled, while others are still being merged: they will be in the checkpoint that is
+    /// installed next. Costs nothing if it is not done; the installation then fetches them.
+    Fetch {
+        /// The cells, whole.
+        segments: Vec<Segment>,
+    },
     /// Take over a checkpoint: after a merge, or on joining.
     Install {
         /// What to take over.
@@ -226,6 +232,7 @@ pub enum WorkKind {
     Backward,
     Upload,
     Merge,
+    Fetch,
     Install,
     Replay,
     Inspect,
@@ -239,6 +246,7 @@ impl Work {
             Self::Backward { .. } => WorkKind::Backward,
             Self::Upload { .. } => WorkKind::Upload,
             Self::Merge { .. } => WorkKind::Merge,
+            Self::Fetch { .. } => WorkKind::Fetch,
             Self::Install { .. } => WorkKind::Install,
             Self::Replay { .. } => WorkKind::Replay,
             Self::Inspect { .. } => WorkKind::Inspect,
@@ -333,6 +341,8 @@ pub enum Outcome {
         /// Uploaders whose copy held values that are not finite and was left out; often all of them.
         quarantined: Vec<Session>,
     },
+    /// Of [`Work::Fetch`].
+    Fetched,
     /// Of [`Work::Install`].
     Install {
         /// Digest of the installed parameters and optimizer state.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iota_protocol::work::{
     CellUpload, Checkpoint, Difference, Failure, Lease, LogEntry, ObjectName, ObjectRef, Outcome,
-    Seal, SegmentSource, UploadRecord, Verdict, Work,
+    Seal, Segment, SegmentSource, UploadRecord, Verdict, Work,
 };
 use iota_protocol::{Digest, Epoch, LeaseId, RunSettings, SampleId, StageIndex};
 
@@ -254,6 +254,8 @@ impl Worker {
                     delta: delta.map(|(_, seal)| seal),
                 }
             }
+            // What it fetched it finds in the store again.
+            Work::Fetch { .. } => Outcome::Fetched,
             Work::Install {
                 checkpoint,
                 goes_on,
@@ -470,8 +472,8 @@ fn said(digest: Digest, lies: bool) -> Digest {
 
 /// Every object that work reads, in the order in which it is read. An inspection looks at its object by itself.
 pub(crate) fn inputs(work: &Work) -> Vec<ObjectRef> {
-    let merged = |checkpoint: &Checkpoint| -> Vec<ObjectRef> {
-        let sources = checkpoint.segments.iter().map(|segment| &segment.source);
+    let within = |segments: &[Segment]| -> Vec<ObjectRef> {
+        let sources = segments.iter().map(|segment| &segment.source);
         sources
             .filter_map(|source| match source {
                 SegmentSource::Merged { object, .. } => Some(*object),
@@ -479,7 +481,9 @@ pub(crate) fn inputs(work: &Work) -> Vec<ObjectRef> {
             })
             .collect()
     };
+    let merged = |checkpoint: &Checkpoint| within(&checkpoint.segments);
     match work {
+        Work::Fetch { segments } => within(segments),
         Work::Forward { input, .. } => input.iter().copied().collect(),
         Work::Backward {
             input,

@@ -447,6 +447,7 @@ impl Worker for ValidatorWorker {
             Work::Forward { .. }
             | Work::Backward { .. }
             | Work::Upload { .. }
+            | Work::Fetch { .. }
             | Work::Install { .. } => {
                 return Err(Failure::Internal.into());
             }

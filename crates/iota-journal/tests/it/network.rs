@@ -201,6 +201,7 @@ pub(crate) fn honest(state: &State, lease: &Lease) -> Outcome {
                 delta: None,
             }
         }
+        Work::Fetch { .. } => Outcome::Fetched,
         Work::Install { checkpoint, .. } => Outcome::Install {
             state: Digest::of(format!("{checkpoint:?}").as_bytes()),
         },

@@ -197,6 +197,7 @@ fn honest(state: &State, lease: &Lease) -> Outcome {
             quarantined: Vec::new(),
             delta: None,
         },
+        Work::Fetch { .. } => Outcome::Fetched,
         Work::Install { checkpoint, .. } => Outcome::Install {
             state: Digest::of(format!("{checkpoint:?}").as_bytes()),
         },

@@ -51,7 +51,7 @@ impl State {
             Work::Forward { .. } | Work::Backward { .. } => {
                 matches!(phase, Phase::Uploading | Phase::Merging)
             }
-            Work::Upload { .. } => false,
+            Work::Upload { .. } | Work::Fetch { .. } => false,
         };
         let forgotten: Vec<_> = self
             .leases

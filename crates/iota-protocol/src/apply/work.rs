@@ -61,6 +61,10 @@ impl State {
                 }
                 self.refile_cell(lease.stage, *cell);
             }
+            Work::Fetch { .. } => {
+                let merge = &mut self.merging[index(lease.stage)];
+                merge.fetched.insert(lease.session, merge.on_offer());
+            }
             Work::Replay { .. } | Work::Inspect { .. } => {
                 let waiting = |audit: &Audit| audit.lease.is_none() && audit.work == lease.work;
                 self.change_audit_of(&lease.work, waiting, |audit| audit.lease = Some(lease.id));
@@ -147,7 +151,7 @@ impl State {
                     audit.attempts += 1;
                 });
             }
-            Work::Upload { .. } | Work::Install { .. } => {}
+            Work::Upload { .. } | Work::Fetch { .. } | Work::Install { .. } => {}
         }
     }
 

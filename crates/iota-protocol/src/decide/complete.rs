@@ -156,7 +156,8 @@ impl State {
                     Err(Rejection::WrongOutcome)
                 }
             }
-            (Work::Install { .. }, Outcome::Install { .. })
+            (Work::Fetch { .. }, Outcome::Fetched)
+            | (Work::Install { .. }, Outcome::Install { .. })
             | (Work::Replay { .. } | Work::Inspect { .. }, Outcome::Audit { .. }) => Ok(()),
             _ => Err(Rejection::WrongOutcome),
         }
@@ -209,6 +210,8 @@ impl State {
                     && !merge.uploads.contains_key(&lease.session)
             }
             Work::Merge { .. } => self.merge_is_open(lease),
+            // Whoever fetched something late has it; nothing here depends on it.
+            Work::Fetch { .. } => false,
             Work::Install { checkpoint, .. } => {
                 *checkpoint == *self.checkpoint(lease.stage) && !state.is_installed(self.epoch)
             }
@@ -228,7 +231,7 @@ impl State {
             Work::Replay { .. } | Work::Inspect { .. } => {
                 self.audit_of(&late.work).and_then(|(_, audit)| audit.lease)
             }
-            Work::Upload { .. } | Work::Install { .. } => self
+            Work::Upload { .. } | Work::Fetch { .. } | Work::Install { .. } => self
                 .leases_of(late.session)
                 .find(|lease| lease.work.kind() == late.work.kind())
                 .map(|lease| lease.id),

@@ -10,6 +10,9 @@ use crate::event::CellResult;
 use crate::id::{CellIndex, Digest, Epoch, LeaseId, Session, StageIndex};
 use crate::work::{MergeInput, ObjectName, ObjectRef, UploadRecord};
 
+/// Parts in which a stage's merged cells are offered while others are still being merged.
+const FETCHES: usize = 4;
+
 /// What a member of the roster uploaded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Upload {
@@ -171,9 +174,56 @@ pub(crate) struct StageMerge {
     pub(crate) quarantined: BTreeSet<Session>,
     /// Owners that have not begun are no longer waited for.
     pub(crate) relaxed: bool,
+    /// Cells that are settled and not, and of the settled those with an object, in the order in which they were settled.
+    #[serde(default)]
+    pub(crate) settled: usize,
+    #[serde(default)]
+    pub(crate) fetchable: Vec<CellIndex>,
+    /// How many of these each session has been asked to fetch.
+    #[serde(default, with = "crate::pairs")]
+    pub(crate) fetched: BTreeMap<Session, usize>,
 }
 
 impl StageMerge {
+    /// How many of the cells that can be fetched are on offer: whenever another quarter of all is, for a lease per cell
+    /// and miner would be more work than it saves, and at last all.
+    pub(crate) fn on_offer(&self) -> usize {
+        let (all, settled) = (self.cells.len(), self.fetchable.len());
+        if self.settled == all {
+            settled
+        } else {
+            let quarters = FETCHES * settled / all.max(1);
+            quarters * all / FETCHES
+        }
+    }
+
+    /// Cells that a session could fetch, on from those that it was asked for.
+    pub(crate) fn to_fetch(&self, session: Session) -> &[CellIndex] {
+        let asked = self.fetched.get(&session).copied().unwrap_or(0);
+        let on_offer = &self.fetchable[..self.on_offer()];
+        on_offer.get(asked..).unwrap_or(&[])
+    }
+
+    pub(crate) fn note_settled(&mut self, cell: CellIndex, settled: Settled) {
+        let Some(state) = self.cell_mut(cell) else {
+            return;
+        };
+        state.settled = Some(settled);
+        self.settled += 1;
+        self.fetchable.extend(settled.merged.map(|_| cell));
+    }
+
+    /// All cells are to be merged again.
+    pub(crate) fn begin_again(&mut self) {
+        for cell in &mut self.cells {
+            cell.slots.clear();
+            cell.settled = None;
+        }
+        self.settled = 0;
+        self.fetchable.clear();
+        self.fetched.clear();
+    }
+
     /// The copies of a cell that go into its mean, in session order (M3).
     pub(crate) fn inputs(&self, cell: CellIndex) -> Vec<MergeInput> {
         let index = cell.get() as usize;

@@ -309,6 +309,7 @@ fn dishonest(honest: Outcome, lie: u8) -> Outcome {
             quarantined: Vec::new(),
             delta,
         },
+        (Outcome::Fetched, _) => Outcome::Fetched,
         (Outcome::Install { .. }, _) => Outcome::Install {
             state: seal([lie], 0).digest,
         },
@@ -369,7 +370,9 @@ pub(super) fn outputs_of(work: &Work) -> Vec<ObjectName> {
         Work::Forward { output, .. } | Work::Merge { output, .. } => vec![*output],
         Work::Backward { gradient, .. } => gradient.iter().copied().collect(),
         Work::Upload { cells, .. } => cells.iter().map(|cell| cell.output).collect(),
-        Work::Install { .. } | Work::Replay { .. } | Work::Inspect { .. } => Vec::new(),
+        Work::Fetch { .. } | Work::Install { .. } | Work::Replay { .. } | Work::Inspect { .. } => {
+            Vec::new()
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::command::{Command, Role};
 use crate::event::{CellResult, Event, Phase, Unmergeable};
 use crate::id::Session;
 use crate::settings::RunSettings;
-use crate::work::{Failure, Lease, Outcome, SegmentSource, Work};
+use crate::work::{Failure, Lease, Outcome, SegmentSource, Work, WorkKind};
 
 fn stores(lease: &Lease) -> bool {
     matches!(lease.work, Work::Merge { stores: true, .. })
@@ -281,4 +281,46 @@ fn everything_is_merged_and_stored_once_by_one_two_three_and_many() {
         assert_eq!(world.saw(stored) as u64, record.cells, "{miners} miners");
         assert_everything_is_stored(&world);
     }
+}
+
+#[test]
+fn settled_cells_are_fetched_in_a_few_parts_while_others_are_still_merged() {
+    let (mut world, sessions) = at(Phase::Merging, 5, grid(12, 2));
+    world.work_until(Phase::Installing, &[]);
+    let mut fetches = 0;
+    for session in sessions {
+        let of_session = |event: &Event| match event {
+            Event::Leased(lease) if lease.session == session => match &lease.work {
+                Work::Fetch { segments } => Some(segments.clone()),
+                _ => None,
+            },
+            _ => None,
+        };
+        let leased: Vec<_> = world.events.iter().filter_map(of_session).collect();
+        assert!(leased.len() <= 4, "{leased:?}");
+        assert!(leased.iter().all(|segments| !segments.is_empty()));
+        fetches += leased.len();
+        let mut ranges: Vec<u64> = leased.iter().flatten().map(|one| one.range.start).collect();
+        let asked = ranges.len();
+        ranges.sort_unstable();
+        ranges.dedup();
+        assert_eq!(ranges.len(), asked, "nothing is asked for twice");
+    }
+    assert!(fetches > 0);
+}
+
+#[test]
+fn fetching_decides_nothing() {
+    let (mut world, sessions) = at(Phase::Merging, 5, grid(8, 2));
+    // Nobody who is leased to fetch ever does.
+    while world.state.phase() == Phase::Merging {
+        for session in &sessions {
+            merge_all(&mut world, *session);
+        }
+    }
+    let fetched = |event: &Event| matches!(event, Event::Leased(lease) if lease.work.kind() == WorkKind::Fetch);
+    assert!(world.saw(fetched) > 0);
+    assert_eq!(world.state.phase(), Phase::Installing);
+    assert_everything_is_stored(&world);
+    world.work_until(Phase::Over, &[]);
 }

@@ -265,6 +265,7 @@ impl World {
                     quarantined: Vec::new(),
                 }
             }
+            Work::Fetch { .. } => Outcome::Fetched,
             Work::Install { checkpoint, .. } => {
                 self.ordinals.insert(lease.session, 0);
                 Outcome::Install {

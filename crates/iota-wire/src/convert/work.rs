@@ -92,6 +92,9 @@ impl From<Work> for proto::Work {
                 stores,
                 base: into_all(base),
             }),
+            Work::Fetch { segments } => Kind::Fetch(proto::FetchWork {
+                segments: into_all(segments),
+            }),
             Work::Install {
                 checkpoint,
                 goes_on,
@@ -137,6 +140,9 @@ impl TryFrom<proto::Work> for Work {
             Some(Kind::Backward(work)) => backward(work).map_err(within("backward")),
             Some(Kind::Upload(work)) => upload(work).map_err(within("upload")),
             Some(Kind::Merge(work)) => merge(work).map_err(within("merge")),
+            Some(Kind::Fetch(work)) => repeated("segments", work.segments, SEGMENTS_MAX)
+                .map(|segments| Self::Fetch { segments })
+                .map_err(within("fetch")),
             Some(Kind::Install(work)) => required("checkpoint", work.checkpoint)
                 .map(|checkpoint| Self::Install {
                     checkpoint,

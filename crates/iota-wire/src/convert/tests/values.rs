@@ -168,6 +168,7 @@ pub(super) fn plain_work() -> impl Strategy<Value = Work> {
                     base,
                 }
             }),
+        vec(segment(), 0..3).prop_map(|segments| Work::Fetch { segments }),
         (checkpoint(), any::<bool>()).prop_map(|(checkpoint, goes_on)| Work::Install {
             checkpoint,
             goes_on
@@ -300,6 +301,7 @@ pub(super) fn outcome() -> impl Strategy<Value = Outcome> {
             }
         }),
         vec(session(), 0..4).prop_map(|quarantined| Outcome::Unmergeable { quarantined }),
+        Just(Outcome::Fetched),
         digest().prop_map(|state| Outcome::Install { state }),
         verdict.prop_map(|verdict| Outcome::Audit { verdict }),
     ]
