@@ -14,7 +14,7 @@ use iota_data::BatchShape;
 use self::training::{model, train};
 pub(crate) use self::variant::{Variant, variants};
 use crate::chart::{Chart, Point, Scale, Series};
-use crate::jobs::run_all;
+use crate::jobs::{is_asked_for, run_all};
 use crate::outcome::{Outcome, Results, Setting, in_words, write_all};
 use crate::summary::{Row, summarise};
 use crate::table;
@@ -52,7 +52,8 @@ pub(crate) struct Options {
     /// Runs at a time, each on one thread.
     #[arg(long, default_value_t = 1, value_name = "N")]
     jobs: usize,
-    /// Only variants whose names contain this, and what they are compared with; may be given several times.
+    /// Only variants whose names contain this, or with = in front are this, and what they are compared with; may be given
+    /// several times.
     #[arg(long, value_name = "WORD")]
     only: Vec<String>,
     /// Run nothing: make table and plots of the results that are there.
@@ -106,9 +107,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let wanted: Vec<Variant> = variants(options.width)
         .into_iter()
         .filter(|variant| {
-            let name = variant.to_string();
-            let asked = |word: &String| name.contains(word.as_str());
-            variant.is_reference() || options.only.is_empty() || options.only.iter().any(asked)
+            variant.is_reference() || is_asked_for(&variant.to_string(), &options.only)
         })
         .collect();
 

@@ -39,3 +39,26 @@ pub(crate) fn run_all<J: Send, T: Send>(
         Ok(outcomes)
     })
 }
+
+/// Whether a variant of this name is among those that `--only` asks for: all if it is not given.
+pub(crate) fn is_asked_for(name: &str, only: &[String]) -> bool {
+    only.is_empty()
+        || only.iter().any(|word| match word.strip_prefix('=') {
+            Some(whole) => name == whole,
+            None => name.contains(word.as_str()),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variants_are_asked_for_by_a_part_of_their_name_or_by_all_of_it() {
+        let only = ["top-k".to_owned(), "=mean, f32".to_owned()];
+        assert!(is_asked_for("mean, top-k 64", &only));
+        assert!(is_asked_for("mean, f32", &only));
+        assert!(!is_asked_for("mean, f32, moments merged", &only));
+        assert!(is_asked_for("anything", &[]));
+    }
+}

@@ -19,7 +19,7 @@ use self::report::{cost_chart, curve_chart, markdown};
 use self::summary::{Row, summarise};
 use self::training::train;
 use self::variant::{Variant, variants};
-use crate::jobs::run_all;
+use crate::jobs::{is_asked_for, run_all};
 use crate::model::small_model;
 use crate::outcome::{Results, in_words, write_all};
 use crate::text::Text;
@@ -64,7 +64,8 @@ pub(crate) struct Options {
     /// Runs at a time, each on one thread.
     #[arg(long, default_value_t = 1, value_name = "N")]
     jobs: usize,
-    /// Only variants whose names contain this, and what they are compared with; may be given several times.
+    /// Only variants whose names contain this, or with = in front are this, and what they are compared with; may be given
+    /// several times.
     #[arg(long, value_name = "WORD")]
     only: Vec<String>,
     /// Run nothing: make table and plots of the results that are there.
@@ -180,9 +181,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let wanted: Vec<Variant> = variants(options.width)
         .into_iter()
         .filter(|variant| {
-            let name = variant.to_string();
-            let asked = |word: &String| name.contains(word.as_str());
-            variant.is_reference() || options.only.is_empty() || options.only.iter().any(asked)
+            variant.is_reference() || is_asked_for(&variant.to_string(), &options.only)
         })
         .collect();
 

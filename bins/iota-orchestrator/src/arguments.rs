@@ -73,6 +73,9 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE")]
         to: PathBuf,
     },
+    /// Measure what audits of a run may tolerate that is mined on another device than the validators' CPUs, or in another
+    /// precision: prints settings.
+    Tolerances(Tolerances),
     /// Look at settings.
     Config {
         #[command(subcommand)]
@@ -206,6 +209,49 @@ pub(crate) struct Serve {
         default_value = "iota-orchestrator-key.json"
     )]
     pub(crate) key: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tolerances {
+    #[command(flatten)]
+    pub(crate) testnet: Testnet,
+    /// What miners compute on: cpu, or cuda:0 for the first of NVIDIA's cards. Validators compute on this machine's CPU.
+    #[arg(long, value_name = "DEVICE", default_value_t)]
+    pub(crate) device: iota_peer::DeviceName,
+    /// What miners compute in; validators compute in what the run's settings say.
+    #[arg(long, value_enum)]
+    pub(crate) miner_precision: Factors,
+    /// Optimizer steps that a miner may take in an epoch.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u64).range(4..))]
+    pub(crate) steps: u64,
+    /// How many epochs of so many steps are measured, from the beginning of training on.
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) measured_epochs: u64,
+    /// How many times as far as was measured an honest miner may be off.
+    #[arg(long, value_name = "FACTOR", default_value_t = 4.0)]
+    pub(crate) margin: f64,
+    /// Threads that one operation uses.
+    #[arg(long, value_name = "N", default_value_t = iota_node::threads::available())]
+    pub(crate) threads: usize,
+    /// Print what was measured as a table, and no settings.
+    #[arg(long)]
+    pub(crate) table: bool,
+}
+
+/// A precision by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Factors {
+    F32,
+    Bf16,
+}
+
+impl From<Factors> for iota_model::Precision {
+    fn from(factors: Factors) -> Self {
+        match factors {
+            Factors::F32 => Self::F32,
+            Factors::Bf16 => Self::Bf16,
+        }
+    }
 }
 
 impl Testnet {

@@ -10,7 +10,8 @@ use iota_orchestrator::{
     JOURNAL, Orchestrator, OrchestratorBuilder, Participants, RestoreOptions, Setup, SetupError,
     TimingOptions, check_addresses,
 };
-use iota_testnet::{Testnet, TestnetSettings, folder, summary};
+use iota_peer::Device;
+use iota_testnet::{Measurement, Testnet, TestnetSettings, folder, measure, summary};
 
 use crate::arguments::{self, Arguments, Command, Config, Resume, Serve};
 use crate::history::{self, NotInThisRun};
@@ -26,6 +27,7 @@ pub(crate) fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::AuditLedger { out, json } => history::audit_ledger(out, json),
         Command::Explain { what, which, out } => history::explain(what, &which, out),
         Command::Replay { at, out, json } => history::replay(at, out, json),
+        Command::Tolerances(flags) => tolerances(&flags),
         Command::Config {
             command: Config::Show(flags),
         } => {
@@ -118,6 +120,36 @@ fn testnet(flags: &arguments::Testnet) -> anyhow::Result<Exit> {
     .settings;
     start_telemetry("warn")?;
     run_testnet(Testnet::new(settings)?)
+}
+
+fn tolerances(flags: &arguments::Tolerances) -> anyhow::Result<Exit> {
+    let testnet = &flags.testnet;
+    let file = testnet.run.config.as_ref();
+    let settings = load(&TestnetSettings::default(), testnet.flags(), file)?.settings;
+    let measurement = Measurement {
+        device: Device::open(flags.device, None)?,
+        precision: flags.miner_precision.into(),
+        steps: flags.steps,
+        epochs: flags.measured_epochs,
+        margin: flags.margin,
+        threads: flags.threads,
+    };
+    let measured = measure(&settings, &measurement)?;
+    if flags.table {
+        print!("{}", measured.table());
+        return Ok(Exit::Done);
+    }
+    println!(
+        "# Miners on {} in {:?} beside validators on the CPU in {:?}: {} times the worst of {} epochs of {} steps.",
+        flags.device,
+        measurement.precision,
+        settings.training.precision,
+        flags.margin,
+        flags.measured_epochs,
+        flags.steps,
+    );
+    print!("{}", measured.settings()?);
+    Ok(Exit::Done)
 }
 
 /// The terminal belongs to the view; what is worth a warning is worth a line there all the same.

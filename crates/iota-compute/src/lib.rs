@@ -54,12 +54,14 @@
 //! | [`optimizer`], [`initialise`](Stage::initialise), [`state`] | AdamW, NAdam, Muon and clipping; initial weights; flat state and its digest |
 //! | [`memory`], [`measure`] | [`MemoryPlan`]: what a stage needs, counted before it is there; what a model's pieces cost here, to cut it by |
 //! | [`timed`] | where the time of a stage goes |
+//! | [`mod@drift`] | how far two devices are apart that do the same work: what tolerances are made of |
 //! | [`mod@reference`] | the same model as a plain composition of candle's tensors, with its autograd: the oracle |
 //!
 //! What it does *not* know: samples, peers, files, tokenizers, learning-rate schedules, and who asked for the work.
 
 pub mod backend;
 pub mod cpu;
+pub mod drift;
 mod error;
 mod initialise;
 pub mod measure;
@@ -73,6 +75,7 @@ pub mod timed;
 
 pub use backend::Backend;
 pub use cpu::{Cpu, InstructionSet};
+pub use drift::{Distance, drift};
 pub use error::{Error, Result};
 pub use measure::measure_costs;
 pub use memory::MemoryPlan;

@@ -65,6 +65,13 @@ pub(crate) struct Stint {
     pub(crate) fate: Fate,
 }
 
+impl Stint {
+    /// Whether its weights are those of this stage and epoch.
+    pub(crate) fn is_of(&self, stage: StageIndex, epoch: Epoch) -> bool {
+        (self.stage, self.epoch) == (stage, epoch)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     /// Nobody knows yet.

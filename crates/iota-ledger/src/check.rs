@@ -173,10 +173,7 @@ impl Ledger {
         differ(found, "merges".to_owned(), count, of);
         for merge in committed {
             let (covered, agreed) = merge.covered_and_agreed();
-            let cells = merge.cells(
-                self.settings.merging.cells,
-                self.stage_elements(merge.stage),
-            );
+            let cells = merge.cells(self.settings.merging.cells);
             let same = said.iter().any(|record| {
                 (record.epoch, record.stage) == (merge.epoch.next(), merge.stage)
                     && (record.cells, record.covered, record.agreed) == (cells, covered, agreed)

@@ -3,6 +3,8 @@
 use iota_protocol::{CellIndex, Epoch, LeaseId, PeerId, SampleId, Session, StageIndex};
 use serde::{Deserialize, Serialize};
 
+pub use crate::settling::Objection;
+
 /// Something in a run's events that does not add up. A run that lived by the rules has none, whatever happened to it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case", tag = "discrepancy")]
@@ -47,6 +49,30 @@ pub enum Discrepancy {
         lease: LeaseId,
         /// Who.
         session: Session,
+    },
+    /// A credited pass by a session that holds the weights of another epoch or stage.
+    #[error(
+        "{session} was credited with {lease} and holds other weights: those of {stage} in {epoch}"
+    )]
+    WithOtherWeights {
+        /// The lease.
+        lease: LeaseId,
+        /// Who.
+        session: Session,
+        /// The stage whose weights it holds.
+        stage: StageIndex,
+        /// The epoch whose weights it holds.
+        epoch: Epoch,
+    },
+    /// A session installed something else than what its stage starts the epoch from.
+    #[error("{session} installed under {lease} what {stage} does not start from")]
+    InstalledSomethingElse {
+        /// The lease.
+        lease: LeaseId,
+        /// Who.
+        session: Session,
+        /// Of which stage.
+        stage: StageIndex,
     },
     /// A stage was credited twice for one sample.
     #[error("{sample} counts twice at {stage}: by {lease} once more")]
@@ -118,6 +144,16 @@ pub enum Discrepancy {
         /// Who did the pass.
         session: Session,
     },
+    /// Somebody is to upload who has learned nothing in the epoch, or is named twice.
+    #[error("{session} is on the roster of {stage} and has learned nothing since {epoch} began")]
+    NothingToUpload {
+        /// The epoch.
+        epoch: Epoch,
+        /// Of which stage.
+        stage: StageIndex,
+        /// Who.
+        session: Session,
+    },
     /// An upload by somebody who was not to upload.
     #[error("{session} uploaded {stage} and was not on its roster")]
     UploadOutsideRoster {
@@ -150,6 +186,26 @@ pub enum Discrepancy {
         /// Whose upload.
         session: Session,
     },
+    /// A cell was uploaded or merged in another range than the roster gives it.
+    #[error("{cell} of {stage} is another range in {lease} than its roster gives it")]
+    AnotherRange {
+        /// The lease.
+        lease: LeaseId,
+        /// Of which stage.
+        stage: StageIndex,
+        /// Which cell.
+        cell: CellIndex,
+    },
+    /// A cell was merged by somebody who has no part in the merge and is no validator.
+    #[error("{session} merged {cell} of {stage} and has no part in it")]
+    MergedByOutsider {
+        /// Who.
+        session: Session,
+        /// Of which stage.
+        stage: StageIndex,
+        /// Which cell.
+        cell: CellIndex,
+    },
     /// A copy's weight in a merge is not the number of backward passes behind it.
     #[error("{session} weighs {said} in {lease} of {stage}, and did {did} backward passes")]
     AnotherWeight {
@@ -174,6 +230,60 @@ pub enum Discrepancy {
         /// Which cell.
         cell: CellIndex,
     },
+    /// A cell was not settled as the results of its owners say.
+    #[error("{cell} of {stage} in {epoch} was settled otherwise than its results say: {what}")]
+    SettledOtherwise {
+        /// The epoch that was merged.
+        epoch: Epoch,
+        /// Of which stage.
+        stage: StageIndex,
+        /// Which cell.
+        cell: CellIndex,
+        /// What they do not say.
+        what: Objection,
+    },
+    /// A copy is said to hold values that are not finite, and no owner of the cell says so.
+    #[error(
+        "no owner of {cell} of {stage} found anything in the copy of {session} that is not finite"
+    )]
+    QuarantinedByNobody {
+        /// Of which stage.
+        stage: StageIndex,
+        /// Which cell.
+        cell: CellIndex,
+        /// Whose copy.
+        session: Session,
+    },
+    /// An upload was left out of a merge, its author not being banned, or nobody having failed to read it.
+    #[error("the upload of {session} was left out of the merge of {stage}, and nothing says why")]
+    ExcludedForNothing {
+        /// Of which stage.
+        stage: StageIndex,
+        /// Whose upload.
+        session: Session,
+    },
+    /// A peer was banned for a merge in which its result was not another than what the cell was settled with.
+    #[error("{peer} was banned for {cell} of {stage}, of which it made nothing else than others")]
+    BannedForNothing {
+        /// Who.
+        peer: PeerId,
+        /// Of which stage.
+        stage: StageIndex,
+        /// Which cell.
+        cell: CellIndex,
+    },
+    /// Somebody was outvoted in a merge and is not banned.
+    #[error("{liar} was outvoted on {cell} of {stage} in {epoch} and is not banned")]
+    LiarSpared {
+        /// The epoch that was merged.
+        epoch: Epoch,
+        /// Of which stage.
+        stage: StageIndex,
+        /// Which cell.
+        cell: CellIndex,
+        /// Who.
+        liar: Session,
+    },
     /// A checkpoint was made before all cells were settled, or without one that was.
     #[error("the checkpoint of {stage} for {epoch} does not have {cell} as it was settled")]
     CellNotInCheckpoint {
@@ -184,9 +294,30 @@ pub enum Discrepancy {
         /// Which cell.
         cell: CellIndex,
     },
-    /// A checkpoint names something that was neither merged in its epoch nor there before.
-    #[error("the checkpoint of {stage} for {epoch} names an object that comes from nowhere")]
+    /// A cell that nobody merged does not hold in the checkpoint what it held in the one before.
+    #[error(
+        "the checkpoint of {stage} for {epoch} does not hold in {cell} what the one before held"
+    )]
+    NotCarried {
+        /// The epoch that starts from it.
+        epoch: Epoch,
+        /// Of which stage.
+        stage: StageIndex,
+        /// Which cell.
+        cell: CellIndex,
+    },
+    /// A checkpoint of a stage that was not merged, or a repair that puts something else in the place of an object than a
+    /// copy or older values, or that changes more than this object.
+    #[error("the checkpoint of {stage} for {epoch} holds what comes from nowhere")]
     FromNowhere {
+        /// The epoch that starts from it.
+        epoch: Epoch,
+        /// Of which stage.
+        stage: StageIndex,
+    },
+    /// A checkpoint was repaired for an object that nobody failed to read.
+    #[error("the checkpoint of {stage} for {epoch} was repaired, and nobody had complained")]
+    RepairedUnasked {
         /// The epoch that starts from it.
         epoch: Epoch,
         /// Of which stage.

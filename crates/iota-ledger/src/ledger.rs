@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iota_protocol::event::{Direction, LeaseEnd, Phase, RestartReason, SessionEnd};
 use iota_protocol::state::WorkCounts;
-use iota_protocol::work::{Checkpoint, Lease, ObjectName, ObjectRef, Outcome, Verdict, Work};
+use iota_protocol::work::{Checkpoint, Lease, ObjectName, Outcome, Verdict, Work};
 use iota_protocol::{Epoch, Event, LeaseId, PeerId, RunSettings, SampleId, Session, StageIndex};
 use serde::{Deserialize, Serialize};
 
@@ -44,6 +44,8 @@ pub struct Ledger {
     pub(crate) stints: Vec<Stint>,
     pub(crate) merges: BTreeMap<(Epoch, StageIndex), StageMerge>,
     pub(crate) checkpoints: BTreeMap<(Epoch, StageIndex), Checkpoint>,
+    /// Objects of present checkpoints that somebody could not read.
+    pub(crate) accused: BTreeSet<(StageIndex, ObjectName)>,
     /// Objects that were replaced in a checkpoint because nobody could read them.
     unreadable: BTreeSet<ObjectName>,
     /// The present stint of each live miner that has installed anything.
@@ -74,6 +76,7 @@ impl Ledger {
             stints: Vec::new(),
             merges: BTreeMap::new(),
             checkpoints: BTreeMap::new(),
+            accused: BTreeSet::new(),
             unreadable: BTreeSet::new(),
             present: BTreeMap::new(),
             leases: BTreeMap::new(),
@@ -201,18 +204,20 @@ impl Ledger {
                 if let Some(earlier) = self.before(*stage) {
                     earlier.close();
                 }
-                let merge = StageMerge::new(*stage, self.epoch, roster);
-                self.merges.insert((self.epoch, *stage), merge);
+                self.fix_roster(*stage, roster);
+            }
+            Event::UploadAccused {
+                stage, producer, ..
+            } => {
+                if let Some(merge) = self.merges.get_mut(&(self.epoch, *stage)) {
+                    merge.accused.insert(*producer);
+                }
             }
             Event::UploadExcluded {
                 stage,
                 session,
                 why,
-            } => {
-                if let Some(merge) = self.merges.get_mut(&(self.epoch, *stage)) {
-                    merge.exclude(*session, *why);
-                }
-            }
+            } => self.excluded(*stage, *session, *why),
             Event::CellSettled {
                 stage,
                 cell,
@@ -220,17 +225,21 @@ impl Ledger {
                 merged,
             } => {
                 if let Some(merge) = self.merges.get_mut(&(self.epoch, *stage)) {
-                    self.discrepancies
-                        .extend(merge.settle(*cell, *result, *merged));
+                    let validators = &self.settings.validators;
+                    let found = merge.settle(validators, *cell, *result, *merged);
+                    self.discrepancies.extend(found);
                 }
             }
             Event::Restored { .. } => self.restored(),
-            Event::CheckpointCommitted(checkpoint) => self.commit(checkpoint, false),
+            Event::CheckpointCommitted(checkpoint) => self.commit(checkpoint),
+            Event::CheckpointAccused { stage, object, .. } => {
+                self.accused.insert((*stage, *object));
+            }
             Event::CheckpointRepaired {
                 checkpoint, object, ..
             } => {
                 self.unreadable.insert(*object);
-                self.commit(checkpoint, true);
+                self.repair(checkpoint, *object);
                 let stage = checkpoint.stage;
                 self.lose_where(Loss::CheckpointRepaired, |stint| stint.stage == stage);
             }
@@ -246,7 +255,21 @@ impl Ledger {
                     Verdict::Differs { .. } => account.audits_failed += 1,
                 }
             }
-            Event::PeerBanned { peer, .. } => self.peers.entry(*peer).or_default().banned = true,
+            Event::UploadQuarantined {
+                stage,
+                cell,
+                session,
+            } => {
+                let merge = self.merges.get(&(self.epoch, *stage));
+                if !merge.is_some_and(|merge| merge.is_quarantined(*cell, *session)) {
+                    self.discrepancies.push(Discrepancy::QuarantinedByNobody {
+                        stage: *stage,
+                        cell: *cell,
+                        session: *session,
+                    });
+                }
+            }
+            Event::PeerBanned { peer, why } => self.banned(*peer, why),
             Event::LeaseEnded { .. }
             | Event::WaitBegan { .. }
             | Event::WaiterHeard { .. }
@@ -258,9 +281,6 @@ impl Ledger {
             | Event::RoomOffered { .. }
             | Event::PreferenceLapsed { .. }
             | Event::OwnersRelaxed
-            | Event::UploadAccused { .. }
-            | Event::UploadQuarantined { .. }
-            | Event::CheckpointAccused { .. }
             | Event::Installed { .. }
             | Event::AuditDrawn { .. }
             | Event::DisputeOpened { .. }
@@ -313,56 +333,26 @@ impl Ledger {
                 let (stage, key) = (lease.stage, (self.epoch, lease.stage));
                 let merge = self.merges.get_mut(&key);
                 let merge = merge.filter(|merge| merge.roster.contains(&session));
-                let (Some(merge), Some(&stint)) = (merge, self.present.get(&session)) else {
+                let present = self.present.get(&session).copied();
+                let present = present.filter(|stint| self.stints[*stint].is_of(stage, self.epoch));
+                let (Some(merge), Some(stint)) = (merge, present) else {
                     self.discrepancies
                         .push(Discrepancy::UploadOutsideRoster { stage, session });
                     return;
                 };
-                let backwards = self.stints[stint].backwards;
-                let upload = Upload::new(stint, backwards, cells, seals);
-                merge.uploads.insert(session, upload);
+                let upload = Upload::new(stint, self.stints[stint].backwards, cells, seals);
+                let found = merge.upload(&lease, self.settings.merging.cells, upload, cells);
+                self.discrepancies.extend(found);
                 self.stints[stint].fate = Fate::Uploaded;
             }
-            (
-                Work::Merge {
-                    cell,
-                    range,
-                    inputs,
-                    output,
-                    stores,
-                    ..
-                },
-                Outcome::Merge {
-                    merged,
-                    quarantined,
-                    ..
-                },
-            ) => {
-                let (name, seal) = (*output, *merged);
-                let stored = *stores;
+            (Work::Merge { .. }, Outcome::Merge { .. } | Outcome::Unmergeable { .. }) => {
                 if let Some(merge) = self.merges.get_mut(&(self.epoch, lease.stage)) {
-                    let object = ObjectRef { name, seal };
-                    let found =
-                        merge.merge(id, (*cell, range), inputs, (object, stored), quarantined);
+                    let found = merge.merge(&self.settings, &lease, outcome);
                     self.discrepancies.extend(found);
                 }
             }
-            (Work::Merge { cell, .. }, Outcome::Unmergeable { .. }) => {
-                if let Some(merge) = self.merges.get_mut(&(self.epoch, lease.stage)) {
-                    merge.find_unmergeable(*cell);
-                }
-            }
             (Work::Install { checkpoint, .. }, Outcome::Install { .. }) if credited => {
-                if let Some(earlier) = self.present.insert(session, self.stints.len()) {
-                    self.lose(earlier, Loss::BeganAnew);
-                }
-                self.stints.push(Stint {
-                    session,
-                    stage: lease.stage,
-                    epoch: checkpoint.epoch,
-                    backwards: 0,
-                    fate: Fate::Open,
-                });
+                self.installed(&lease, checkpoint);
             }
             _ => {}
         }
@@ -443,25 +433,7 @@ impl Ledger {
         }
     }
 
-    fn commit(&mut self, checkpoint: &Checkpoint, repaired: bool) {
-        let (stage, epoch) = (checkpoint.stage, checkpoint.epoch);
-        let cut = (self.settings.merging.cells, self.stage_elements(stage));
-        let merged = Epoch::new(epoch.get().saturating_sub(1));
-        let before: Vec<&Checkpoint> = [merged, epoch]
-            .iter()
-            .filter_map(|epoch| self.checkpoints.get(&(*epoch, stage)))
-            .collect();
-        if let Some(merge) = self.merges.get_mut(&(merged, stage)) {
-            let found = merge.commit(checkpoint, &before, cut, repaired);
-            self.discrepancies.extend(found);
-        } else if !repaired {
-            self.discrepancies
-                .push(Discrepancy::FromNowhere { epoch, stage });
-        }
-        self.checkpoints.insert((epoch, stage), checkpoint.clone());
-    }
-
-    fn lose(&mut self, stint: usize, loss: Loss) {
+    pub(crate) fn lose(&mut self, stint: usize, loss: Loss) {
         let stint = &mut self.stints[stint];
         if stint.fate == Fate::Open {
             stint.fate = Fate::Lost(loss);

@@ -40,7 +40,10 @@
 //! |---|---|
 //! | `ledger`, `passes` | [`Ledger`]: each event, added to the books; the way of a sample through the stages |
 //! | `account` | what is kept of a sample, and of a stretch of a session's work |
+//! | `stages` | what happens to a stage: installations, rosters, checkpoints |
 //! | `merging` | a stage's merge: uploads, cells, and how much of whose work a checkpoint holds |
+//! | `settling` | whether a cell was settled as the results of its owners say |
+//! | `holdings` | where each element of a checkpoint comes from |
 //! | `check`, `discrepancy` | the balance, and what does not add up |
 //! | `explain`, `words` | [`Explanation`]: events as lines for people, with their reasons |
 //! | `moment` | points in time as people write them |
@@ -52,15 +55,18 @@ mod account;
 mod check;
 mod discrepancy;
 mod explain;
+mod holdings;
 mod ledger;
 mod merging;
 mod moment;
 mod passes;
+mod settling;
+mod stages;
 mod words;
 
 pub use account::{Contribution, Inclusion, Loss, SampleAccount, SampleEnd};
 pub use check::{Passes, Totals};
-pub use discrepancy::Discrepancy;
+pub use discrepancy::{Discrepancy, Objection};
 pub use explain::{Explanation, Line, Subject};
 pub use ledger::{Ledger, PeerAccount};
 pub use moment::{InvalidMoment, Moment, elapsed, utc};

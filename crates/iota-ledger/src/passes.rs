@@ -33,7 +33,16 @@ impl Ledger {
                 .push(Discrepancy::WithoutWeights { lease: id, session });
             return;
         };
-        self.stints[stint].backwards += u64::from(is_backward);
+        let (held, of) = (&mut self.stints[stint], lease.stage);
+        if !held.is_of(of, lease.epoch) || lease.epoch != self.epoch {
+            self.discrepancies.push(Discrepancy::WithOtherWeights {
+                lease: id,
+                session,
+                stage: held.stage,
+                epoch: held.epoch,
+            });
+        }
+        held.backwards += u64::from(is_backward);
         let tail = self.tail();
         let Some(account) = self.on_its_way(sample, "a pass of it was credited") else {
             return;

@@ -13,7 +13,7 @@
 //!                        │ ╲                                 │ ╲
 //!                        │  residual, for the next time      │  residual
 //!                        ▼                                   ▼
-//!   ══════════════════ bytes ═════════════════════════════ bytes ═══════════  116 for 4096 elements, if need be
+//!   ══════════════════ bytes ═════════════════════════════ bytes ═══════════   84 for 4096 elements, if need be
 //!                        │                                   │
 //!                     Codec::decode   ◄── typed errors,   Codec::decode
 //!                        │                never a panic      │

@@ -37,10 +37,12 @@ mod worker;
 use std::sync::Arc;
 
 use iota_identity::Keypair;
+use iota_model::Precision;
 use iota_node::{Clock, Shutdown, SystemClock};
 use iota_peer::session::connect;
-use iota_peer::{Gate, Participation, participate};
+use iota_peer::{Gate, Network, Participation, participate};
 use iota_protocol::Role;
+use iota_run::Description;
 
 pub use behaviour::Behaviour;
 pub use iota_peer::{Device, DeviceName, Error};
@@ -57,8 +59,10 @@ pub struct MinerBuilder {
     capacity: u32,
     threads: usize,
     device: Device,
+    precision: Option<Precision>,
     memory_limit_bytes: Option<u64>,
     gate: Option<Gate>,
+    network: Network,
     behaviour: Behaviour,
     clock: Arc<dyn Clock>,
 }
@@ -76,8 +80,10 @@ impl Miner {
             capacity: 4,
             threads: iota_node::threads::available(),
             device: Device::default(),
+            precision: None,
             memory_limit_bytes: None,
             gate: None,
+            network: Network::default(),
             behaviour: Behaviour::Honest,
             clock: Arc::new(SystemClock::new()),
         }
@@ -113,6 +119,14 @@ impl MinerBuilder {
         self
     }
 
+    /// What the stage is computed in, if not in what the run says: for hardware that does only one of them well. Results
+    /// are then not, bit for bit, what others get, so only a run whose audits compare closely takes such a miner.
+    #[must_use]
+    pub const fn with_precision(mut self, precision: Precision) -> Self {
+        self.precision = Some(precision);
+        self
+    }
+
     /// Memory that the miner may take, as it is planned before a stage is started. By default what the machine, or the
     /// container, has available when the miner starts; without a limit where the system does not say. With little room
     /// fewer forward passes are kept, and their backward passes redo them.
@@ -136,6 +150,13 @@ impl MinerBuilder {
         self
     }
 
+    /// Reaches orchestrator and store by other means than TCP and HTTP.
+    #[must_use]
+    pub fn with_network(mut self, network: Network) -> Self {
+        self.network = network;
+        self
+    }
+
     /// Another clock than the system's.
     #[must_use]
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
@@ -148,7 +169,7 @@ impl MinerBuilder {
     ///
     /// # Errors
     /// If the orchestrator's run cannot be taken part in: another version, or a model that this program cannot build.
-    /// [`Error::Memory`] if the stage that the miner is given does not fit.
+    /// [`Error::Memory`] if the stage that the miner is given does not fit. [`Error::Precision`] if the run wants another.
     pub async fn run(self, shutdown: Shutdown) -> Result<Stop, Error> {
         // Before there is a stage, because later some of what is taken is the miner's own.
         let memory_limit_bytes = self
@@ -158,6 +179,7 @@ impl MinerBuilder {
         let connected = connect(
             &self.orchestrator,
             keypair,
+            &self.network,
             Arc::clone(&self.clock),
             &shutdown,
         )
@@ -165,12 +187,13 @@ impl MinerBuilder {
         let Some((client, description)) = connected else {
             return Ok(Stop::Shutdown);
         };
-        let description = Arc::new(description);
+        let description = Arc::new(in_precision(description, self.precision)?);
         let gate = self.gate.unwrap_or_else(|| Gate::new(1));
         let stage = StageThread::start(self.capacity as usize, gate.clone())
             .map_err(|_| Error::StageGone)?;
         let worker = Arc::new(MinerWorker::new(
             description,
+            self.network.store,
             stage,
             gate,
             (self.device, self.threads),
@@ -183,4 +206,21 @@ impl MinerBuilder {
         };
         participate(client, worker, participation, self.clock, shutdown).await
     }
+}
+
+/// The run as a miner computes it that has a precision of its own.
+fn in_precision(
+    description: Description,
+    precision: Option<Precision>,
+) -> Result<Description, Error> {
+    let precision = precision.unwrap_or(description.precision);
+    if precision != description.precision && description.comparison.is_bits() {
+        return Err(Error::Precision {
+            run: description.precision,
+        });
+    }
+    Ok(Description {
+        precision,
+        ..description
+    })
 }

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use iota_node::blocking;
 use iota_peer::{BackwardResult, Base, CellPlanes, Engine, Error, Gate, OperationInput, Start};
 use iota_protocol::work::{CellUpload, Checkpoint, ObjectName};
 use iota_protocol::{Digest, SampleId, Session};
@@ -74,15 +75,9 @@ pub(crate) struct Uploaded {
 impl StageThread {
     /// Starts the thread. `queue`: operations that may wait. Each computes when `gate` lets it.
     pub(crate) fn start(queue: usize, gate: Gate) -> std::io::Result<Self> {
-        let (jobs, mut queued) = mpsc::channel::<Job>(queue.max(1));
-        std::thread::Builder::new()
-            .name("stage".to_owned())
-            .spawn(move || {
-                let mut owner = Owner::default();
-                while let Some(job) = queued.blocking_recv() {
-                    gate.pass(|| owner.run(job));
-                }
-            })?;
+        let (jobs, queued) = mpsc::channel::<Job>(queue.max(1));
+        let mut owner = Owner::default();
+        blocking::spawn_thread("stage", queued, move |job| gate.pass(|| owner.run(job)))?;
         Ok(Self { jobs })
     }
 
@@ -339,6 +334,7 @@ mod tests {
             recompute: false,
             wire: iota_run::Wire::default(),
             merge: iota_run::Merge::default(),
+            comparison: iota_run::Comparison::Bits,
             data: shards.finish(),
         };
         Box::new(Engine::new(Arc::new(description), StageIndex::new(1), 1).unwrap())

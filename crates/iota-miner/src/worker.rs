@@ -13,6 +13,7 @@ use iota_protocol::work::{
 };
 use iota_protocol::{Epoch, SampleId, Session, StageIndex};
 use iota_run::Description;
+use iota_store::GrantClient;
 use iota_wire::{Joined, LeasedWork};
 use tokio::sync::watch;
 use tracing::{debug, error, info};
@@ -57,13 +58,14 @@ struct Installed {
 impl MinerWorker {
     pub(crate) fn new(
         description: Arc<Description>,
+        store: GrantClient,
         stage: StageThread,
         gate: Gate,
         (device, threads): (Device, usize),
         memory_limit_bytes: Option<u64>,
         behaviour: Behaviour,
     ) -> Result<Self, Error> {
-        let transfer = Transfer::new(Arc::clone(&description))?;
+        let transfer = Transfer::new(Arc::clone(&description), store)?;
         Ok(Self {
             description,
             transfer,
@@ -379,7 +381,7 @@ impl Worker for MinerWorker {
         let memory = self.planned_memory(stage)?;
         let (description, threads) = (Arc::clone(&self.description), self.threads);
         let device = self.device.clone();
-        let engine = tokio::task::spawn_blocking(move || {
+        let engine = iota_node::blocking::spawn(move || {
             let engine = Engine::on(&device, description, stage, threads)?;
             Ok::<_, Error>(engine.with_kept_max(memory.kept_max()))
         })

@@ -40,6 +40,7 @@
 //!
 //! | module | concern |
 //! |---|---|
+//! | [`blocking`] | work that would hold up an async thread; in its place in simulations |
 //! | [`clock`] | what time it is, and waking up later; by hand in tests |
 //! | [`shutdown`] | who may ask the process to stop, and how everybody hears of it |
 //! | [`retry`] | trying again, later and later, within bounds |
@@ -53,6 +54,7 @@
 //! What this crate does *not* know: any setting by name, any message, any peer, tensors, storage, the network. It
 //! takes no decision of a run; those live in `iota-protocol`.
 
+pub mod blocking;
 pub mod clock;
 pub mod exit;
 pub mod files;

@@ -185,7 +185,7 @@ impl Backups {
     async fn write(&mut self) -> Result<(), Error> {
         if self.pager.length_bytes() > 0 {
             let pager = self.pager.clone();
-            let page = tokio::task::spawn_blocking(move || pager.page())
+            let page = iota_node::blocking::spawn(move || pager.page())
                 .await
                 .map_err(|error| Error::Panicked(error.to_string()))?;
             let seal = iota_store::seal(&page);

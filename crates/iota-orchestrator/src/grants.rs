@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use iota_data::Sampler;
-use iota_protocol::work::{Lease, ObjectName, ObjectRef, Seal, Segment, SegmentSource, Work};
+use iota_protocol::work::{
+    Lease, LogEntry, ObjectName, ObjectRef, Seal, Segment, SegmentSource, UploadRecord, Work,
+};
 use iota_protocol::{RunId, RunSettings, SampleId, StageIndex, Timestamp};
 use iota_run::Description;
 use iota_store::{Grants, Method, ObjectKey};
@@ -19,6 +21,8 @@ pub(crate) struct Granter {
     run: RunId,
     /// Of each stage.
     needs_tokens: Vec<bool>,
+    /// Whether validators read what miners made, and do not only compare digests.
+    compares_values: bool,
     settings: RunSettings,
     shards: Vec<Seal>,
     sampler: Sampler,
@@ -55,6 +59,7 @@ impl Granter {
             needs_tokens: (0..settings.stages())
                 .map(|stage| description.needs_tokens(StageIndex::new(stage)))
                 .collect(),
+            compares_values: !description.comparison.is_bits(),
             settings,
             shards,
             sampler,
@@ -138,6 +143,7 @@ impl Collector<'_> {
                 checkpoint,
                 kept,
                 entries,
+                upload,
                 ..
             } => {
                 self.read_segments(&checkpoint.segments);
@@ -163,6 +169,16 @@ impl Collector<'_> {
                         // The rules log operations of a stage only.
                         _ => {}
                     }
+                }
+                if self.granter.compares_values {
+                    entries
+                        .iter()
+                        .filter_map(LogEntry::output)
+                        .for_each(|made| self.read(&made));
+                    upload
+                        .iter()
+                        .flat_map(UploadRecord::objects)
+                        .for_each(|made| self.read(&made));
                 }
             }
             Work::Inspect { object, .. } => self.read(object),

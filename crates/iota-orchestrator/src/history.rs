@@ -151,3 +151,61 @@ impl History {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use iota_node::Shutdown;
+
+    use super::*;
+    use crate::{Orchestrator, Participants, RunOptions, Setup};
+
+    /// Every file of a folder, and its bytes.
+    fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+        let mut found = BTreeMap::new();
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                found.insert(path.clone(), Vec::new());
+                found.extend(contents(&path));
+            } else {
+                found.insert(path.clone(), std::fs::read(&path).unwrap());
+            }
+        }
+        found
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn an_audit_finds_what_is_gone_and_writes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = RunOptions {
+            preset: "tiny".to_owned(),
+            stages: 1,
+            ..RunOptions::default()
+        };
+        let participants = Participants {
+            miners_to_start: 1,
+            validators: vec![],
+        };
+        let setup = Setup::new(&options, participants).unwrap();
+        let orchestrator = Orchestrator::builder(setup, folder.path())
+            .start(&Shutdown::new())
+            .await
+            .unwrap();
+        orchestrator.suspend();
+        orchestrator.finish().await.unwrap();
+        std::fs::remove_dir_all(folder.path().join("store")).unwrap();
+        let before = contents(folder.path());
+
+        let history = History::open(folder.path()).unwrap();
+        // It may go to another thread meanwhile.
+        let audit = tokio::spawn(history.audit()).await.unwrap().unwrap();
+        drop(history);
+        assert_eq!((audit.shards, audit.holds()), (0, false));
+        let gone = |finding: &Finding| matches!(finding, Finding::Store { .. });
+        assert!(audit.findings.iter().all(gone), "{audit:?}");
+        assert_eq!(contents(folder.path()), before);
+    }
+}

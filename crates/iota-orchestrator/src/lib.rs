@@ -37,12 +37,12 @@
 //! |---|---|
 //! | `options`, `setup` | from what an operator wants to what the rules, the peers and the store are given |
 //! | `start` | from a setup, or from the folder of a run that goes on, to a run that is served |
-//! | `sockets` | what a run listens on |
+//! | `sockets` | what a run is reached by |
 //! | `run_file` | what a run folder holds so that the run can be resumed |
 //! | `owner`, `parked` | the task that owns the state, and polls that wait for work |
 //! | `api` | what peers can call, as commands |
 //! | `grants` | the presigned requests that go with a lease |
-//! | `writer` | the thread that writes the journal |
+//! | `writer` | the task that writes the journal |
 //! | `keeper`, `course` | metrics, manifests, retention; the run in a few numbers |
 //! | `backup`, `restore` | what it takes to go on with the run, in the store; and back into a folder |
 //! | `status` | how the run is doing, for people who watch |
@@ -87,9 +87,10 @@ pub use error::Error;
 pub use history::{Finding, History, LedgerAudit, Story};
 pub use iota_run::{Codec, OptimizerState, Wire};
 pub use options::{
-    BoundaryChoice, CodecName, CutError, CutOptions, CutRule, Cuts, DeltaChoice, MergingOptions,
-    ModelOptions, MuonOptions, NAdamOptions, OpensChoice, OptimizerName, OuterName,
-    RegistrationOptions, RuleName, RunOptions, TimingOptions, TrainingOptions,
+    AuditOptions, BoundaryChoice, CodecName, ComparisonName, CutError, CutOptions, CutRule, Cuts,
+    DeltaChoice, MergingOptions, ModelOptions, MuonOptions, NAdamOptions, OpensChoice,
+    OptimizerName, OuterName, RegistrationOptions, RuleName, RunOptions, TimingOptions,
+    TrainingOptions,
 };
 pub use restore::{RestoreOptions, Restored};
 pub use run_file::JOURNAL;
@@ -112,7 +113,7 @@ pub struct Orchestrator {
     serving: JoinHandle<Result<(), Error>>,
     owning: JoinHandle<Result<(), Error>>,
     keeping: JoinHandle<Result<Course, Error>>,
-    store_server: S3Server,
+    store_server: Option<S3Server>,
     broken: Shutdown,
 }
 
@@ -195,7 +196,9 @@ impl Orchestrator {
             Some(course) => course,
             None => flatten(self.keeping.await),
         };
-        self.store_server.shutdown(FAREWELL).await;
+        if let Some(server) = self.store_server {
+            server.shutdown(FAREWELL).await;
+        }
         failed?;
         Ok((last, course?))
     }

@@ -1,5 +1,6 @@
 //! What an operator can set about a run.
 
+mod audits;
 mod cut;
 mod merging;
 mod optimizer;
@@ -13,6 +14,7 @@ use iota_protocol::settings::{Decay, LearningRate, Timing};
 use iota_run::{Codec, Wire};
 use serde::{Deserialize, Serialize};
 
+pub use self::audits::{AuditOptions, ComparisonName};
 pub use self::cut::{CutError, CutOptions, CutRule, Cuts};
 pub use self::merging::{CodecName, DeltaChoice, MergingOptions, OuterName, RuleName};
 pub use self::optimizer::{MuonOptions, NAdamOptions, OptimizerName};
@@ -38,6 +40,8 @@ pub struct RunOptions {
     pub training: TrainingOptions,
     /// How a stage's miners become of one mind again.
     pub merging: MergingOptions,
+    /// How audits compare.
+    pub audits: AuditOptions,
     /// How stages send tensors to each other: `f32`, `bf16`, `int8` or `int4`, for activations and for gradients. Training
     /// with `int8` ends at the loss of `f32` (docs/experiments), with a quarter of the bytes.
     pub wire: Wire,
@@ -183,6 +187,7 @@ impl Default for RunOptions {
             seed: 1,
             training: TrainingOptions::default(),
             merging: MergingOptions::default(),
+            audits: AuditOptions::default(),
             wire: Wire {
                 activations: Codec::Int8,
                 gradients: Codec::Int8,

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iota_journal::{Entry, Snapshot};
-use iota_node::{Clock, Shutdown};
+use iota_node::{Clock, Shutdown, blocking};
 use iota_protocol::event::Event;
 use iota_protocol::registration::Place;
 use iota_protocol::work::Lease;
@@ -246,7 +246,6 @@ impl Owner {
             info!(phase = ?self.state.phase(), epoch = %self.state.epoch(), "the run's owner ends");
         }
         if let Some(snapshot) = self.snapshot.take() {
-            // One that panicked is one snapshot less.
             drop(snapshot.await);
         }
         // If the writer is gone, this says why.
@@ -346,7 +345,7 @@ impl Owner {
                 self.copy_waits = false;
                 let earlier = self.published.send_replace(state);
                 // To take a large state apart takes as long as to copy it.
-                tokio::task::spawn_blocking(move || drop(earlier));
+                drop(blocking::spawn(move || drop(earlier)));
             }
         }
     }
@@ -433,10 +432,13 @@ impl Owner {
             self.publish_copy(Arc::clone(&state)).await;
         }
         let jobs = self.writer.jobs.clone();
-        self.snapshot = Some(tokio::task::spawn_blocking(move || {
-            let snapshot = Snapshot::of(sequence, &state);
-            // It stands in line behind the entry that it was taken after. A writer that is gone needs no snapshot.
-            drop(jobs.blocking_send(Job::Snapshot(snapshot)));
+        self.snapshot = Some(tokio::spawn(async move {
+            let packed = blocking::spawn(move || Snapshot::of(sequence, &state)).await;
+            // It stands in line behind the entry that it was taken after. One that panicked, or comes when the writer is
+            // gone, is one snapshot less.
+            if let Ok(snapshot) = packed {
+                drop(jobs.send(Job::Snapshot(snapshot)).await);
+            }
         }));
     }
 
@@ -567,7 +569,7 @@ struct WriterGone;
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc as blocking;
+    use std::sync::mpsc;
 
     use iota_journal::{Genesis, Journal, MemoryDisk, MemoryJournal, Result};
     use iota_protocol::{PeerId, Role};
@@ -579,8 +581,8 @@ mod tests {
     #[derive(Debug)]
     struct Slow {
         journal: MemoryJournal,
-        begun: blocking::Sender<usize>,
-        permits: blocking::Receiver<()>,
+        begun: mpsc::Sender<usize>,
+        permits: mpsc::Receiver<()>,
     }
 
     impl Journal for Slow {
@@ -632,8 +634,8 @@ mod tests {
             miners_to_start: 9,
             validators: vec![],
         };
-        let (begun, has_begun) = blocking::channel();
-        let (permit, permits) = blocking::channel();
+        let (begun, has_begun) = mpsc::channel();
+        let (permit, permits) = mpsc::channel();
         let journal = Slow {
             journal: MemoryDisk::default().open(),
             begun,

@@ -40,6 +40,17 @@ pub enum SetupError {
         /// Length of the description.
         description_bytes: usize,
     },
+    /// A miner may take more steps in an epoch than tolerances were measured for.
+    #[error(
+        "a miner may take {steps} optimizer steps in an epoch, and tolerances reach no further than {steps_max}: measure \
+         more of them, or let an epoch have fewer samples or more backward passes for a step"
+    )]
+    Horizon {
+        /// Samples of an epoch by backward passes of a step.
+        steps: u64,
+        /// The last that tolerances are there for.
+        steps_max: u64,
+    },
     /// The operating system gives no randomness.
     #[error("the operating system gives no randomness: {0}")]
     Randomness(String),
@@ -127,8 +138,22 @@ impl Setup {
             recompute: training.recompute,
             wire: options.wire,
             merge: options.merging.merge(),
+            comparison: options.audits.comparison(),
             data,
         };
+        description
+            .validate_comparison()
+            .map_err(iota_run::Error::from)?;
+        let steps = training
+            .samples_per_epoch
+            .div_ceil(training.backwards_per_step.max(1).into());
+        if let Some(steps_max) = description
+            .comparison
+            .steps_max()
+            .filter(|max| *max < steps)
+        {
+            return Err(SetupError::Horizon { steps, steps_max });
+        }
         description.sampler()?;
         let merge = description.merge;
         merge.validate().map_err(iota_run::Error::from)?;
@@ -194,6 +219,11 @@ impl Setup {
     /// The text that is never trained on.
     pub const fn held_out(&self) -> &DataManifest {
         &self.held_out
+    }
+
+    /// The objects with the tokens: those of the description's shards, in their order, then the held-out ones.
+    pub fn shards(&self) -> &[(ObjectKey, Bytes)] {
+        &self.shards
     }
 
     /// Writes the data to the store; returns the rest.

@@ -1,4 +1,4 @@
-//! What a run listens on: calls, and the embedded store.
+//! What a run is reached by: calls, and the embedded store, or what a program brings in their place.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -7,21 +7,54 @@ use std::time::Duration;
 use iota_node::retry::{Decision, Policy, Retry};
 use iota_node::{Clock, Shutdown};
 use iota_store::server::{S3Server, ServerSettings};
-use iota_store::{Credentials, Grants};
+use iota_store::{Credentials, Grants, Store};
+use iota_wire::Incoming;
 use tokio::net::TcpListener;
 use tracing::warn;
 
 use crate::Error;
 use crate::run_file::Addresses;
 
-/// Everything that a run listens on.
+/// Everything that a run is reached by.
 #[derive(Debug)]
 pub(crate) struct Sockets {
-    pub(crate) listener: TcpListener,
-    pub(crate) store_server: S3Server,
+    pub(crate) incoming: Incoming,
+    pub(crate) store: Store,
+    /// None if the run's objects are kept elsewhere.
+    pub(crate) store_server: Option<S3Server>,
     pub(crate) signer: Grants,
     /// With the ports that were given.
     pub(crate) addresses: Addresses,
+}
+
+/// What a program brings along, in place of what would be opened here.
+#[derive(Debug, Default)]
+pub(crate) struct Brought {
+    pub(crate) incoming: Option<Incoming>,
+    pub(crate) objects: Option<(Store, Grants)>,
+}
+
+/// What is not brought along. Connections that are cannot be looked at from two threads, so they stay out of what waits.
+#[derive(Debug, Clone, Copy)]
+struct Missing {
+    incoming: bool,
+    objects: bool,
+}
+
+/// What had to be opened.
+#[derive(Debug)]
+struct Opened {
+    listener: Option<TcpListener>,
+    store_server: Option<S3Server>,
+}
+
+impl Brought {
+    const fn missing(&self) -> Missing {
+        Missing {
+            incoming: self.incoming.is_none(),
+            objects: self.objects.is_none(),
+        }
+    }
 }
 
 impl Sockets {
@@ -30,34 +63,10 @@ impl Sockets {
         addresses: &Addresses,
         store_folder: &Path,
         secret: &[u8; 32],
+        brought: Brought,
     ) -> Result<Self, Error> {
-        make_private(store_folder)?;
-        let mut addresses = addresses.clone();
-        // The run's own secret: whoever reads the folder can do without the store's credentials anyway. It is the same
-        // after a restart, so that grants stay good.
-        let credentials = Credentials::new("iota", hex(secret));
-        let store_server = S3Server::bind(
-            addresses.store_listen,
-            store_folder,
-            credentials,
-            ServerSettings::default(),
-        )
-        .await?;
-        addresses.store_listen = store_server.local_address();
-        let signer = match &addresses.store_url {
-            Some(url) => store_server.grants_at(url)?,
-            None => store_server.grants(),
-        };
-        let address = addresses.listen;
-        let cannot_listen = |source| Error::Listen { address, source };
-        let listener = TcpListener::bind(address).await.map_err(cannot_listen)?;
-        addresses.listen = listener.local_addr().map_err(cannot_listen)?;
-        Ok(Self {
-            listener,
-            store_server,
-            signer,
-            addresses,
-        })
+        let opened = Opened::new(addresses, store_folder, secret, brought.missing()).await?;
+        opened.with(brought, addresses.clone())
     }
 
     /// As [`open`](Self::open), at addresses that a process had which has just ended. The system may not have let go of
@@ -67,11 +76,13 @@ impl Sockets {
         addresses: &Addresses,
         store_folder: &Path,
         secret: &[u8; 32],
+        brought: Brought,
         clock: &dyn Clock,
         shutdown: &Shutdown,
     ) -> Result<Self, Error> {
         let retry = Retry::new(PORT_TAKEN, u64::from(std::process::id()), clock, shutdown);
-        let open = |_| Self::open(addresses, store_folder, secret);
+        let missing = brought.missing();
+        let open = |_| Opened::new(addresses, store_folder, secret, missing);
         let decide = |error: &Error| {
             if is_taken(error) {
                 warn!(%error, "an address of the run is taken; trying again");
@@ -80,7 +91,74 @@ impl Sockets {
                 Decision::GiveUp
             }
         };
-        retry.run(open, decide).await.map_err(|error| error.source)
+        let opened = retry.run(open, decide).await;
+        opened
+            .map_err(|error| error.source)?
+            .with(brought, addresses.clone())
+    }
+}
+
+impl Opened {
+    async fn new(
+        addresses: &Addresses,
+        store_folder: &Path,
+        secret: &[u8; 32],
+        missing: Missing,
+    ) -> Result<Self, Error> {
+        let store_server = if missing.objects {
+            make_private(store_folder)?;
+            // The run's own secret: whoever reads the folder can do without the store's credentials anyway. It is the same
+            // after a restart, so that grants stay good.
+            let credentials = Credentials::new("iota", hex(secret));
+            let settings = ServerSettings::default();
+            let address = addresses.store_listen;
+            Some(S3Server::bind(address, store_folder, credentials, settings).await?)
+        } else {
+            None
+        };
+        let listener = if missing.incoming {
+            let address = addresses.listen;
+            let listener = TcpListener::bind(address).await;
+            Some(listener.map_err(|source| Error::Listen { address, source })?)
+        } else {
+            None
+        };
+        Ok(Self {
+            listener,
+            store_server,
+        })
+    }
+
+    fn with(self, brought: Brought, mut addresses: Addresses) -> Result<Sockets, Error> {
+        let incoming = match (brought.incoming, self.listener) {
+            (Some(incoming), _) => incoming,
+            (None, Some(listener)) => {
+                let address = addresses.listen;
+                let listening = Incoming::tcp(listener);
+                listening.map_err(|source| Error::Listen { address, source })?
+            }
+            (None, None) => unreachable!("a listener is opened unless connections are brought"),
+        };
+        addresses.listen = incoming.address();
+        let (store, signer) = match (brought.objects, &self.store_server) {
+            (Some(objects), _) => objects,
+            (None, Some(server)) => {
+                addresses.store_listen = server.local_address();
+                let signer = match &addresses.store_url {
+                    Some(url) => server.grants_at(url)?,
+                    None => server.grants(),
+                };
+                (server.store()?, signer)
+            }
+            (None, None) => unreachable!("a store is opened unless one is brought"),
+        };
+        Ok(Sockets {
+            incoming,
+            store,
+            store_server: self.store_server,
+            signer,
+            addresses,
+        })
     }
 }
 
@@ -147,7 +225,15 @@ mod tests {
         let taken = BlockingListener::bind("127.0.0.1:0").unwrap();
         let addresses = at(taken.local_addr().unwrap());
         let (clock, shutdown) = (SystemClock::new(), Shutdown::new());
-        let opening = Sockets::open_again(&addresses, folder.path(), &[7; 32], &clock, &shutdown);
+        let brought = Brought::default();
+        let opening = Sockets::open_again(
+            &addresses,
+            folder.path(),
+            &[7; 32],
+            brought,
+            &clock,
+            &shutdown,
+        );
         tokio::pin!(opening);
         // It has met the taken port once it waits for its next try.
         let first = std::future::poll_fn(|context| {
@@ -167,13 +253,20 @@ mod tests {
         let addresses = at(taken.local_addr().unwrap());
         let clock = iota_node::clock::ManualClock::skipping(iota_protocol::Timestamp::default());
         let shutdown = Shutdown::new();
-        let opened =
-            Sockets::open_again(&addresses, folder.path(), &[7; 32], &clock, &shutdown).await;
+        let opened = Sockets::open_again(
+            &addresses,
+            folder.path(),
+            &[7; 32],
+            Brought::default(),
+            &clock,
+            &shutdown,
+        )
+        .await;
         let error = opened.unwrap_err();
         assert!(is_taken(&error), "{error}");
         assert!(error.to_string().contains(&addresses.listen.to_string()));
         // New runs do not wait: somebody else's program has the port.
-        let error = Sockets::open(&addresses, folder.path(), &[7; 32]).await;
+        let error = Sockets::open(&addresses, folder.path(), &[7; 32], Brought::default()).await;
         assert!(is_taken(&error.unwrap_err()));
     }
 }

@@ -6,15 +6,14 @@ use std::sync::Arc;
 
 use iota_data::DataManifest;
 use iota_identity::Keypair;
-use iota_journal::{Genesis, Journal, Recovered, SqliteJournal, recover, replay};
+use iota_journal::{Entry, Genesis, Journal, Recovered, SqliteJournal, recover};
 use iota_node::clock::{Clock, SystemClock};
 use iota_node::shutdown::Shutdown;
 use iota_protocol::{RunSettings, State, Timestamp};
 use iota_run::Description;
 use iota_store::server::S3Server;
 use iota_store::{Grants, Store};
-use iota_wire::{AuthSettings, Authenticator, RunInfo, RunStatus};
-use tokio::net::TcpListener;
+use iota_wire::{AuthSettings, Authenticator, Incoming, RunInfo, RunStatus};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info};
 use url::Url;
@@ -25,7 +24,7 @@ use crate::grants::Granter;
 use crate::keeper::Keeper;
 use crate::owner::{Owner, Start};
 use crate::run_file::{self, Addresses, JOURNAL, RunFile, STORE};
-use crate::sockets::Sockets;
+use crate::sockets::{Brought, Sockets};
 use crate::writer::Writer;
 use crate::{Error, Orchestrator, Setup, SetupError, StatusTracker};
 
@@ -47,6 +46,7 @@ pub struct OrchestratorBuilder {
     key: Key,
     companions: Vec<String>,
     journal: Option<Box<dyn Journal>>,
+    brought: Brought,
     clock: Arc<dyn Clock>,
 }
 
@@ -77,6 +77,7 @@ impl Orchestrator {
             store_url: None,
             companions: Vec::new(),
             journal: None,
+            brought: Brought::default(),
             clock: Arc::new(SystemClock::new()),
         }
     }
@@ -100,6 +101,7 @@ impl Orchestrator {
             folder,
             companions: Vec::new(),
             journal: None,
+            brought: Brought::default(),
             clock: Arc::new(SystemClock::new()),
         })
     }
@@ -160,6 +162,22 @@ impl OrchestratorBuilder {
         self
     }
 
+    /// Serves these connections, instead of listening. Peers of the run know their address: whoever resumes it brings
+    /// connections to the same one.
+    #[must_use]
+    pub fn with_incoming(mut self, incoming: Incoming) -> Self {
+        self.brought.incoming = Some(incoming);
+        self
+    }
+
+    /// Keeps the run's objects in `store`, instead of serving them itself; `signer` makes the grants with which peers reach
+    /// it. Whoever resumes the run brings both again.
+    #[must_use]
+    pub fn with_objects(mut self, store: Store, signer: Grants) -> Self {
+        self.brought.objects = Some((store, signer));
+        self
+    }
+
     /// Another clock than the system's.
     #[must_use]
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
@@ -208,16 +226,16 @@ impl OrchestratorBuilder {
             store_listen: self.store_listen,
             store_url: self.store_url.take(),
         };
-        let journal = self.journal.take();
+        let place = Place {
+            journal: self.journal.take(),
+            folder: self.folder,
+            files,
+            addresses,
+            brought: self.brought,
+        };
         let run = match self.origin {
-            Origin::New(setup) => {
-                let began = self.clock.now();
-                begin(*setup, journal, self.folder, files, addresses, began).await?
-            }
-            Origin::Resumed(file) => {
-                let (clock, folder) = (&self.clock, self.folder);
-                go_on(*file, journal, folder, files, addresses, clock, shutdown).await?
-            }
+            Origin::New(setup) => begin(*setup, place, self.clock.now()).await?,
+            Origin::Resumed(file) => go_on(*file, place, &self.clock, shutdown).await?,
         };
         run.serve(keypair, self.clock, shutdown.child()).await
     }
@@ -247,6 +265,15 @@ impl Key {
     }
 }
 
+/// Where a run is kept, and how it is reached.
+struct Place {
+    journal: Option<Box<dyn Journal>>,
+    folder: PathBuf,
+    files: Vec<String>,
+    addresses: Addresses,
+    brought: Brought,
+}
+
 /// A run that is about to be served.
 struct Run {
     description: Description,
@@ -255,28 +282,29 @@ struct Run {
     journal: Box<dyn Journal>,
     keeper: Keeper,
     store: Store,
-    store_server: S3Server,
+    store_server: Option<S3Server>,
     signer: Grants,
-    listener: TcpListener,
+    incoming: Incoming,
     /// Requests that were made up to this time are refused.
     floor: Timestamp,
 }
 
-async fn begin(
-    setup: Setup,
-    journal: Option<Box<dyn Journal>>,
-    folder: PathBuf,
-    files: Vec<String>,
-    addresses: Addresses,
-    began: Timestamp,
-) -> Result<Run, Error> {
+async fn begin(setup: Setup, place: Place, began: Timestamp) -> Result<Run, Error> {
+    let Place {
+        journal,
+        folder,
+        files,
+        addresses,
+        brought,
+    } = place;
+    let secret = &setup.settings().secret;
     let Sockets {
-        listener,
+        incoming,
+        store,
         store_server,
         signer,
         addresses,
-    } = Sockets::open(&addresses, &folder.join(STORE), &setup.settings().secret).await?;
-    let store = store_server.store()?;
+    } = Sockets::open(&addresses, &folder.join(STORE), secret, brought).await?;
     let (settings, description, held_out) = setup.publish(&store).await?;
     let genesis = Genesis { settings, began };
     let state = genesis.state().map_err(SetupError::from)?;
@@ -310,7 +338,7 @@ async fn begin(
         store,
         store_server,
         signer,
-        listener,
+        incoming,
         // There are no earlier requests to a run whose name has just been drawn.
         floor: Timestamp::default(),
     })
@@ -318,13 +346,17 @@ async fn begin(
 
 async fn go_on(
     file: RunFile,
-    journal: Option<Box<dyn Journal>>,
-    folder: PathBuf,
-    files: Vec<String>,
-    addresses: Addresses,
+    place: Place,
     clock: &Arc<dyn Clock>,
     shutdown: &Shutdown,
 ) -> Result<Run, Error> {
+    let Place {
+        journal,
+        folder,
+        files,
+        addresses,
+        brought,
+    } = place;
     let resumed_at = clock.now();
     if addresses.orchestrator != file.orchestrator {
         return Err(Error::AnotherKey {
@@ -355,7 +387,8 @@ async fn go_on(
         return Err(Error::NoRun { folder });
     };
     let Sockets {
-        listener,
+        incoming,
+        store,
         store_server,
         signer,
         addresses: _,
@@ -363,11 +396,11 @@ async fn go_on(
         &addresses,
         &file.store_folder(&folder),
         &genesis.settings.secret,
+        brought,
         clock.as_ref(),
         shutdown,
     )
     .await?;
-    let store = store_server.store()?;
     let began = genesis.began;
     let sources = Sources { genesis, files };
     let keeper = Keeper::resume(file.run, store.clone(), &folder, sources)?;
@@ -402,7 +435,7 @@ async fn go_on(
         store,
         store_server,
         signer,
-        listener,
+        incoming,
     })
 }
 
@@ -424,16 +457,7 @@ impl Run {
         let (followers, entries) = mpsc::channel(KEEPER_LAG);
         let followed = self.keeper.reads_from();
         let keeping = tokio::spawn(reporting(self.keeper.run(entries), broken.clone()));
-        let (journal, to_keeper) = (self.journal, followers.clone());
-        let journal = blocking(move || {
-            replay(journal.as_ref(), followed, |entry| {
-                // A keeper that is gone has said why.
-                drop(to_keeper.blocking_send(Arc::new(entry.clone())));
-                Ok(())
-            })?;
-            Ok(journal)
-        })
-        .await?;
+        let journal = show_again(self.journal, followed, &followers).await?;
 
         let writer = Writer::start(journal, self.start.sequence);
         let (owner, handle, readers) =
@@ -459,20 +483,18 @@ impl Run {
         };
         let clock = iota_wire::Clock::new(move || clock.now());
         let service = iota_wire::service(Arc::new(api), Arc::new(authenticator), clock).await;
-        let address = self.listener.local_addr().map_err(|source| Error::Listen {
-            address: SocketAddr::from(([0, 0, 0, 0], 0)),
-            source,
-        })?;
+        let address = self.incoming.address();
         let ended = shutdown.wait();
-        let listener = self.listener;
+        let incoming = self.incoming;
         let serve = async move {
-            iota_wire::serve(listener, service, ended)
+            iota_wire::serve(incoming, service, ended)
                 .await
                 .map_err(|error| Error::Serve(error.to_string()))
         };
         let serving = tokio::spawn(reporting(serve, broken.clone()));
         let owning = tokio::spawn(reporting(owner.run(shutdown.clone()), broken.clone()));
-        info!(%run, %address, store = %self.store_server.local_address(), "serving");
+        let store_address = self.store_server.as_ref().map(S3Server::local_address);
+        info!(%run, %address, store = ?store_address, "serving");
         Ok(Orchestrator {
             url: format!("http://{address}"),
             run,
@@ -494,9 +516,33 @@ impl Run {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> iota_journal::Result<T> + Send + 'static,
 ) -> Result<T, Error> {
-    match tokio::task::spawn_blocking(work).await {
+    match iota_node::blocking::spawn(work).await {
         Ok(result) => Ok(result?),
         Err(error) => Err(Error::Panicked(error.to_string())),
+    }
+}
+
+/// Shows a follower every entry of a journal after `sequence`, and gives the journal back.
+async fn show_again(
+    mut journal: Box<dyn Journal>,
+    mut sequence: u64,
+    follower: &mpsc::Sender<Arc<Entry>>,
+) -> Result<Box<dyn Journal>, Error> {
+    loop {
+        let page;
+        (journal, page) = blocking(move || {
+            let page = journal.entries_after(sequence, KEEPER_LAG)?;
+            Ok((journal, page))
+        })
+        .await?;
+        let Some(last) = page.last() else {
+            return Ok(journal);
+        };
+        sequence = last.sequence;
+        for entry in page {
+            // A keeper that is gone has said why.
+            drop(follower.send(Arc::new(entry)).await);
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! The thread that writes the journal.
+//! The task that writes the journal: one call that may wait for the disk after the other, each in a thread for such calls.
 //!
 //! ```text
 //!   owner ── entry, entry, entry, … ──► bounded queue ──► append(all that wait) ──► durable: the last of them
@@ -10,6 +10,7 @@
 use std::sync::Arc;
 
 use iota_journal::{Entry, Journal, Snapshot};
+use iota_node::blocking;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tracing::{debug, warn};
@@ -26,48 +27,48 @@ pub(crate) enum Job {
     Snapshot(Snapshot),
 }
 
-/// How the owner reaches the thread.
+/// How the owner reaches the task.
 #[derive(Debug)]
 pub(crate) struct Writer {
     pub(crate) jobs: mpsc::Sender<Job>,
     /// The last entry that is durable.
     pub(crate) durable: watch::Receiver<u64>,
-    thread: JoinHandle<Result<(), iota_journal::Error>>,
+    task: JoinHandle<Result<(), iota_journal::Error>>,
 }
 
 impl Writer {
-    /// Starts the thread over a journal whose last entry is `sequence`.
+    /// Starts the task over a journal whose last entry is `sequence`.
     pub(crate) fn start(journal: Box<dyn Journal>, sequence: u64) -> Self {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let (told, durable) = watch::channel(sequence);
-        let thread = tokio::task::spawn_blocking(move || write(journal, queue, &told));
+        let task = tokio::spawn(async move { write(journal, queue, &told).await });
         Self {
             jobs,
             durable,
-            thread,
+            task,
         }
     }
 
-    /// Lets the thread write what waits, and ends it.
+    /// Lets the task write what waits, and ends it.
     ///
     /// # Errors
     /// What the journal said, if it ended because of that.
     pub(crate) async fn finish(self) -> Result<(), Error> {
         drop(self.jobs);
-        match self.thread.await {
+        match self.task.await {
             Ok(result) => Ok(result?),
             Err(error) => Err(Error::Panicked(error.to_string())),
         }
     }
 }
 
-fn write(
+async fn write(
     mut journal: Box<dyn Journal>,
     mut queue: mpsc::Receiver<Job>,
     durable: &watch::Sender<u64>,
 ) -> Result<(), iota_journal::Error> {
     let mut together: Vec<Entry> = Vec::new();
-    while let Some(job) = queue.blocking_recv() {
+    while let Some(job) = queue.recv().await {
         let mut next = Some(job);
         let mut snapshot = None;
         while let Some(job) = next.take() {
@@ -80,23 +81,49 @@ fn write(
             }
         }
         if let Some(last) = together.last().map(|entry| entry.sequence) {
-            journal.append(&together)?;
-            together.clear();
+            let written;
+            (journal, together, written) = off_thread(move || {
+                let written = journal.append(&together);
+                together.clear();
+                (journal, together, written)
+            })
+            .await;
+            written?;
             durable.send_replace(last);
         }
         if let Some(snapshot) = snapshot {
-            let length_bytes = snapshot.length_bytes();
-            // The entries say the same, only slower.
-            match journal.keep_snapshot(&snapshot) {
-                Ok(()) => debug!(
-                    sequence = snapshot.sequence(),
-                    length_bytes, "snapshot kept"
-                ),
-                Err(error) => warn!(%error, "no snapshot could be kept"),
-            }
+            journal = off_thread(move || {
+                keep(journal.as_mut(), &snapshot);
+                journal
+            })
+            .await;
         }
     }
     Ok(())
+}
+
+/// The entries say the same, only slower: a snapshot that cannot be kept is no reason to stop.
+fn keep(journal: &mut dyn Journal, snapshot: &Snapshot) {
+    let length_bytes = snapshot.length_bytes();
+    match journal.keep_snapshot(snapshot) {
+        Ok(()) => debug!(
+            sequence = snapshot.sequence(),
+            length_bytes, "snapshot kept"
+        ),
+        Err(error) => warn!(%error, "no snapshot could be kept"),
+    }
+}
+
+/// Waits for the disk. A journal that panics takes the writer with it.
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match blocking::spawn(work).await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is being taken apart, and this task with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
 }
 
 #[cfg(test)]
@@ -140,7 +167,7 @@ mod tests {
     }
 
     /// Has these jobs wait, then writes until there are no more.
-    fn written(
+    async fn written(
         journal: impl Journal + 'static,
         waiting: Vec<Job>,
     ) -> (Result<(), iota_journal::Error>, u64) {
@@ -150,12 +177,12 @@ mod tests {
             assert!(jobs.try_send(job).is_ok());
         }
         drop(jobs);
-        let result = write(Box::new(journal), queue, &told);
+        let result = write(Box::new(journal), queue, &told).await;
         (result, *durable.borrow())
     }
 
-    #[test]
-    fn whatever_waits_is_written_together() {
+    #[tokio::test]
+    async fn whatever_waits_is_written_together() {
         let (disk, mut state) = begun();
         let before = disk.writes();
         let mut waiting: Vec<Job> = (1..=100).map(entry).map(Job::Entry).collect();
@@ -166,7 +193,7 @@ mod tests {
         }
         // A snapshot stands in line behind the entry that it was taken after.
         waiting.insert(60, Job::Snapshot(Snapshot::of(60, &state)));
-        let (result, durable) = written(disk.open(), waiting);
+        let (result, durable) = written(disk.open(), waiting).await;
         result.unwrap();
         assert_eq!(durable, 100);
         assert_eq!(
@@ -178,8 +205,8 @@ mod tests {
         assert_eq!(disk.open().snapshots().unwrap(), [60]);
     }
 
-    #[test]
-    fn what_could_not_be_written_is_never_called_durable() {
+    #[tokio::test]
+    async fn what_could_not_be_written_is_never_called_durable() {
         let (disk, _) = begun();
         for kept in [false, true] {
             let crash = Crash {
@@ -187,7 +214,7 @@ mod tests {
                 kept,
             };
             let waiting = (1..=5).map(entry).map(Job::Entry).collect();
-            let (result, durable) = written(disk.open_until(crash), waiting);
+            let (result, durable) = written(disk.open_until(crash), waiting).await;
             assert!(matches!(result, Err(iota_journal::Error::Crashed { .. })));
             assert_eq!(durable, 0);
             let there = recover(&disk.open()).unwrap().unwrap().sequence;

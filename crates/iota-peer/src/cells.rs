@@ -362,7 +362,7 @@ const fn rule_of_moments(rule: Rule) -> Rule {
 async fn blocking<T: Send + 'static>(
     job: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(job)
+    iota_node::blocking::spawn(job)
         .await
         .map_err(|_| Failure::Internal)
 }

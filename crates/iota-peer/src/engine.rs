@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use iota_compute::{Input, Recompute, Stage, StageOptions};
+use iota_compute::{Distance, Input, Recompute, Stage, StageOptions};
 use iota_model::StagePlan;
 use iota_protocol::event::{Direction, Piece};
 use iota_protocol::work::{Checkpoint, ObjectName, Segment, SegmentSource};
@@ -21,8 +21,8 @@ use iota_protocol::{Digest, Epoch, SampleId, StageIndex};
 use iota_run::{Description, Tokens};
 
 use self::merging::Holdings;
-pub use self::merging::Start;
 pub(crate) use self::merging::merging_bytes;
+pub use self::merging::{LearnedDistance, Start};
 use crate::Error;
 use crate::device::{Device, DeviceSaved, DeviceStage};
 use crate::learned::{self, Base, CellPlanes};
@@ -43,6 +43,8 @@ pub struct Engine {
     /// How many of them there may be.
     kept_max: usize,
     holdings: Holdings,
+    /// Optimizer steps behind the installed checkpoint.
+    installed_steps: u64,
 }
 
 #[derive(Debug)]
@@ -118,6 +120,7 @@ impl Engine {
             kept: BTreeMap::new(),
             kept_max: KEPT_MAX,
             holdings: Holdings::default(),
+            installed_steps: 0,
         })
     }
 
@@ -138,6 +141,16 @@ impl Engine {
     pub fn with_kept_max(self, kept_max: usize) -> Self {
         Self {
             kept_max: kept_max.min(KEPT_MAX),
+            ..self
+        }
+    }
+
+    /// Remembers what it installs, so that it can say how far what somebody else has learned since is from what it has
+    /// learned itself: [`upload_distance`](Self::upload_distance).
+    #[must_use]
+    pub fn with_anchor(self) -> Self {
+        Self {
+            holdings: self.holdings.with_anchor(),
             ..self
         }
     }
@@ -236,6 +249,7 @@ impl Engine {
         let steps = checkpoint.optimizer_steps;
         self.holdings
             .installed(&merge, &mut self.stage, steps, start)?;
+        self.installed_steps = steps;
         self.epoch = Some(checkpoint.epoch);
         Holdings::digest(&merge, &self.stage)
     }
@@ -408,6 +422,11 @@ impl Engine {
         self.holdings.optimizer_steps(&self.stage)
     }
 
+    /// Of these, the ones since the checkpoint that it has installed.
+    pub fn steps_since_installed(&self) -> u64 {
+        self.optimizer_steps() - self.installed_steps
+    }
+
     /// Elements of the stage's flat parameters.
     pub fn elements(&self) -> usize {
         self.stage.elements()
@@ -430,6 +449,43 @@ impl Engine {
     /// If the device fails.
     pub fn kept(&self) -> Result<Option<Bytes>, Error> {
         self.holdings.kept(&self.description.merge, &self.stage)
+    }
+
+    /// How far somebody's object of a range is from [`cell`](Self::cell): what was learned, and both moments if they are
+    /// merged. None if the object is nothing of the kind.
+    ///
+    /// # Errors
+    /// As [`cell`](Self::cell).
+    ///
+    /// # Panics
+    /// If the engine was not made [with an anchor](Self::with_anchor).
+    pub fn upload_distance(
+        &mut self,
+        range: &Range<u64>,
+        object: &[u8],
+    ) -> Result<Option<LearnedDistance>, Error> {
+        let ours = self.cell(range)?;
+        let range = self.within(range)?;
+        let merge = &self.description.merge;
+        Ok(self.holdings.upload_distance(merge, range, &ours, object))
+    }
+
+    /// How far the moments that somebody keeps for itself are from [`kept`](Self::kept). None if the object is nothing of
+    /// the kind, or of another number of steps.
+    ///
+    /// # Errors
+    /// As [`kept`](Self::kept).
+    pub fn kept_distance(&self, object: &[u8]) -> Result<Option<[Distance; 2]>, Error> {
+        let Some(ours) = self.kept()? else {
+            return Ok(None);
+        };
+        let merge = &self.description.merge;
+        Ok(merging::kept_distance(
+            merge,
+            self.elements(),
+            &ours,
+            object,
+        ))
     }
 
     fn within(&self, range: &Range<u64>) -> Result<Range<usize>, Error> {

@@ -14,6 +14,7 @@
 //! | [`transfer`] | tokens, activations and cells by the grants of a lease |
 //! | [`cells`] | fetching a checkpoint's cells, merging the copies of one |
 //! | [`device`] | what a peer computes on: the CPU, or a card |
+//! | [`mod@drift`] | how far a device is from the CPU in a run's work, and what that lets audits tolerate |
 //! | `learned` | what was learned since a checkpoint as an object, and what it makes of the checkpoint |
 //! | [`engine`] | forward, backward and steps with ordinals; the same bits for a miner and for whoever replays it |
 //! | [`memory`] | what a peer of a stage needs, and whether it is there |
@@ -28,10 +29,12 @@
 pub mod cells;
 mod convert;
 pub mod device;
+pub mod drift;
 pub mod engine;
 pub mod gate;
 mod learned;
 pub mod memory;
+mod network;
 mod optimizer;
 pub mod session;
 pub mod transfer;
@@ -40,10 +43,13 @@ pub use cells::{
     CellMerge, MergedCell, Merging, Unmergeable, fetch_cells, fetch_cells_with, merge,
 };
 pub use device::{Device, DeviceName};
-pub use engine::{BackwardResult, Engine, KEPT_MAX, OperationInput, Start};
+pub use drift::{is_within, measure_drift, tolerances};
+pub use engine::{BackwardResult, Engine, KEPT_MAX, LearnedDistance, OperationInput, Start};
 pub use gate::Gate;
+pub use iota_compute::Distance;
 pub use learned::{Base, CellPlanes};
 pub use memory::PeerMemory;
+pub use network::Network;
 pub use optimizer::optimizer_settings;
 pub use session::{Participation, Undone, Worker, participate};
 pub use transfer::Transfer;
@@ -103,6 +109,12 @@ pub enum Error {
         /// Why not.
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A precision of the miner's own, in a run whose audits compare bits.
+    #[error("audits of this run compare bits, so everybody computes in {run:?}")]
+    Precision {
+        /// What the run computes in.
+        run: iota_model::Precision,
     },
     /// The stage's thread is gone.
     #[error("the stage's thread is gone")]

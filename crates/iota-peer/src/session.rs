@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::{debug, info, warn};
 
-use crate::Error;
+use crate::{Error, Network};
 
 /// What a miner or a validator does with a lease. Everything else about being in a run is the same for both.
 pub trait Worker: Send + Sync + 'static {
@@ -88,6 +88,7 @@ enum Input {
 pub async fn connect(
     url: &str,
     keypair: Arc<Keypair>,
+    network: &Network,
     clock: Arc<dyn Clock>,
     shutdown: &Shutdown,
 ) -> Result<Option<(Client, Description)>, Error> {
@@ -96,6 +97,7 @@ pub async fn connect(
         let now = Arc::clone(&clock);
         let options = ConnectOptions {
             clock: iota_wire::Clock::new(move || now.now()),
+            connector: network.calls.clone(),
             ..ConnectOptions::default()
         };
         let error = match Client::connect_with(url, Arc::clone(&keypair), options).await {

@@ -36,16 +36,16 @@ const SHARDS_KEPT: usize = 64;
 const TRIES: u32 = 8;
 
 impl Transfer {
-    /// Transfers for a run.
+    /// Transfers for a run, by `client`.
     ///
     /// # Errors
-    /// If the run's data cannot give samples, or no HTTP client can be made.
-    pub fn new(description: Arc<Description>) -> Result<Self, Error> {
+    /// If the run's data cannot give samples.
+    pub fn new(description: Arc<Description>, client: GrantClient) -> Result<Self, Error> {
         let sampler = description.sampler()?;
         Ok(Self {
             description,
             sampler,
-            client: GrantClient::new(),
+            client,
             shards: Mutex::default(),
             made: Mutex::default(),
         })

@@ -119,7 +119,7 @@ mod tests {
     use super::*;
     use crate::id::PeerId;
     use crate::settings::RunSettings;
-    use crate::tests::settings;
+    use crate::testing::settings;
     use crate::time::Timestamp;
 
     #[test]

@@ -141,6 +141,9 @@ pub mod score;
 pub mod settings;
 pub mod state;
 pub mod summary;
+#[cfg(any(test, feature = "testing"))]
+#[doc(hidden)]
+pub mod testing;
 #[cfg(test)]
 mod tests;
 pub mod time;

@@ -12,5 +12,3 @@ mod storing;
 mod training;
 mod wasting;
 mod world;
-
-pub(crate) use world::settings;

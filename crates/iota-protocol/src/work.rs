@@ -446,3 +446,39 @@ pub struct UploadRecord {
     #[serde(default)]
     pub kept: Option<ObjectRef>,
 }
+
+impl LogEntry {
+    /// The object that the operation made; none where a backward pass has nobody to hand a gradient to.
+    pub const fn output(&self) -> Option<ObjectRef> {
+        let (name, seal) = match (&self.work, &self.outcome) {
+            (Work::Forward { output, .. }, Outcome::Forward { output: seal, .. }) => {
+                (*output, *seal)
+            }
+            (
+                Work::Backward {
+                    gradient: Some(name),
+                    ..
+                },
+                Outcome::Backward {
+                    gradient: Some(seal),
+                    ..
+                },
+            ) => (*name, *seal),
+            _ => return None,
+        };
+        Some(ObjectRef { name, seal })
+    }
+}
+
+impl UploadRecord {
+    /// The objects of the upload: one for each cell, in their order, then what the session keeps for itself.
+    pub fn objects(&self) -> impl Iterator<Item = ObjectRef> + '_ {
+        let cells = self.cells.iter().zip(&self.seals);
+        cells
+            .map(|(cell, seal)| ObjectRef {
+                name: cell.output,
+                seal: *seal,
+            })
+            .chain(self.kept)
+    }
+}

@@ -5,7 +5,8 @@
 //!   Description (JSON) ──┼─ data, seed ─────► the tokens of a sample
 //!     from GetRun        ├─ wire ───────────► what crosses a boundary, in how many bytes
 //!                        ├─ optimizer ──────► when a stage steps, and how
-//!                        └─ merge ──────────► how copies become one, and the objects that it takes
+//!                        ├─ merge ──────────► how copies become one, and the objects that it takes
+//!                        └─ comparison ─────► what an auditor calls the same
 //! ```
 //!
 //! The orchestrator makes a [`Description`] once and hands it out as it is; miners and validators derive the same
@@ -29,11 +30,13 @@
 //! | `optimizer` | the update rules that a run can have |
 //! | `boundary` | the tensors between stages: their codecs, lengths, and the chance of their rounding |
 //! | `merging` | how copies become one, and the tensors in the objects of merges |
+//! | `comparison` | how audits compare: bits, or within measured tolerances |
 //!
 //! It does *not* know how a stage computes (`iota-compute`), who does what (`iota-protocol`) or where objects are
 //! (`iota-store` is here for the lengths of encoded tensors only).
 
 mod boundary;
+mod comparison;
 mod merging;
 mod optimizer;
 
@@ -43,6 +46,7 @@ use iota_protocol::{RunId, StageIndex};
 use serde::{Deserialize, Serialize};
 
 pub use boundary::{BoundaryError, Wire};
+pub use comparison::{Comparison, ComparisonError, RELATIVE_MAX, Tolerance, Tolerances};
 pub use iota_codec::Codec;
 pub use merging::{Merge, MergeError, OptimizerState};
 pub use optimizer::{AdamW, Beta1, Muon, NAdam, Optimizer, UpdateRule, UpdateScale};
@@ -80,6 +84,9 @@ pub struct Description {
     pub wire: Wire,
     /// How the copies of a stage become one.
     pub merge: Merge,
+    /// How audits compare. A description that says nothing of it means bits, as it always did.
+    #[serde(default, skip_serializing_if = "Comparison::is_bits")]
+    pub comparison: Comparison,
     /// The training tokens.
     pub data: DataManifest,
 }
@@ -103,6 +110,9 @@ pub enum Error {
     /// Stages cannot be merged like this.
     #[error(transparent)]
     Merge(#[from] MergeError),
+    /// Work cannot be compared like this.
+    #[error(transparent)]
+    Comparison(#[from] ComparisonError),
     /// The data cannot give samples like this.
     #[error(transparent)]
     Data(#[from] iota_data::Error),
@@ -125,6 +135,7 @@ impl Description {
         let description: Self = serde_json::from_slice(json)?;
         description.plan()?;
         description.merge.validate()?;
+        description.validate_comparison()?;
         description.sampler()?;
         Ok(description)
     }
@@ -135,6 +146,24 @@ impl Description {
     /// Never in practice: every field can be written.
     pub fn to_json(&self) -> Result<Vec<u8>, Error> {
         Ok(serde_json::to_vec(self)?)
+    }
+
+    /// Whether audits can compare like this what this run has to compare.
+    ///
+    /// # Errors
+    /// [`ComparisonError`] says why not.
+    pub fn validate_comparison(&self) -> Result<(), ComparisonError> {
+        self.comparison.validate()?;
+        let codec = self.merge.upload;
+        let is_elementwise = matches!(
+            codec,
+            iota_merge::Codec::F32 | iota_merge::Codec::Bf16 | iota_merge::Codec::Int8
+        );
+        if self.comparison.is_bits() || (is_elementwise && self.merge.residual_decay().is_none()) {
+            Ok(())
+        } else {
+            Err(ComparisonError::Upload { codec })
+        }
     }
 
     /// How the model is cut.

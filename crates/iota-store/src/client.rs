@@ -1,8 +1,11 @@
 //! The store as a peer sees it: one HTTP request per grant, verified while it streams.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
 use iota_protocol::id::Digest;
 use iota_protocol::work::Seal;
 use reqwest::redirect::Policy;
@@ -27,7 +30,24 @@ const INITIAL_CAPACITY_BYTES: u64 = 64 << 20;
 /// It tries once. When to try again is the caller's decision, by [`Error::kind`].
 #[derive(Debug, Clone)]
 pub struct GrantClient {
-    http: reqwest::Client,
+    carrier: Carried,
+}
+
+#[derive(Debug, Clone)]
+enum Carried {
+    Http(reqwest::Client),
+    Otherwise(Arc<dyn Carrier>),
+}
+
+/// Takes what a grant allows to the store, by other means than HTTP.
+///
+/// It has the grant checked by whoever keeps the store; what the bytes are is checked by the client.
+pub trait Carrier: fmt::Debug + Send + Sync {
+    /// The object that the grant is for.
+    fn get<'a>(&'a self, grant: &'a Grant) -> BoxFuture<'a, Result<Bytes>>;
+
+    /// Creates the object that the grant is for.
+    fn put<'a>(&'a self, grant: &'a Grant, bytes: Bytes) -> BoxFuture<'a, Result<()>>;
 }
 
 impl GrantClient {
@@ -45,7 +65,16 @@ impl GrantClient {
             .redirect(Policy::none())
             .build()
             .expect("an HTTP client can be set up");
-        Self { http }
+        Self {
+            carrier: Carried::Http(http),
+        }
+    }
+
+    /// A client that does without HTTP.
+    pub fn over(carrier: impl Carrier + 'static) -> Self {
+        Self {
+            carrier: Carried::Otherwise(Arc::new(carrier)),
+        }
     }
 
     /// Reads the granted object; returns it only if it is what `seal` says.
@@ -57,8 +86,17 @@ impl GrantClient {
     /// [`Error::Refused`] if the grant is not accepted (expired, say); [`Error::Unavailable`] if the transfer failed;
     /// [`Error::WrongGrant`] if it is not a grant to read.
     pub async fn fetch(&self, grant: &Grant, seal: &Seal) -> Result<Bytes> {
-        let mut response = self.send(grant, Method::Get, None).await?;
+        check_method(grant, Method::Get)?;
         let key = grant.url.path();
+        let http = match &self.carrier {
+            Carried::Http(http) => http,
+            Carried::Otherwise(carrier) => {
+                let bytes = carrier.get(grant).await?;
+                seal::check(key, seal, &seal::seal_off_thread(bytes.clone()).await)?;
+                return Ok(bytes);
+            }
+        };
+        let mut response = send(http, grant, None).await?;
         if let Some(announced_bytes) = response.content_length() {
             seal::check_length(&key, seal.length, announced_bytes)?;
         }
@@ -88,6 +126,7 @@ impl GrantClient {
     /// [`Error::Exists`] if the key is taken, which a caller that repeats its own upload takes for success;
     /// [`Error::Refused`], [`Error::Unavailable`], [`Error::WrongGrant`] as for [`fetch`](Self::fetch).
     pub async fn upload(&self, grant: &Grant, bytes: Bytes) -> Result<Seal> {
+        check_method(grant, Method::Put)?;
         let key = grant.url.path();
         seal::check_length(&key, grant.length_bytes, bytes.len() as u64)?;
         let seal = seal::seal_off_thread(bytes.clone()).await;
@@ -98,38 +137,45 @@ impl GrantClient {
             };
             seal::check(key, &granted, &seal)?;
         }
-        self.send(grant, Method::Put, Some(bytes)).await?;
+        match &self.carrier {
+            Carried::Http(http) => drop(send(http, grant, Some(bytes)).await?),
+            Carried::Otherwise(carrier) => carrier.put(grant, bytes).await?,
+        }
         Ok(seal)
-    }
-
-    async fn send(&self, grant: &Grant, method: Method, body: Option<Bytes>) -> Result<Response> {
-        if grant.method != method {
-            return Err(Error::WrongGrant {
-                granted: grant.method.as_str(),
-                used: method.as_str(),
-            });
-        }
-        let mut request = match method {
-            Method::Get => self.http.get(grant.url.clone()),
-            Method::Put => self.http.put(grant.url.clone()),
-        };
-        for (name, value) in &grant.headers {
-            request = request.header(name, value);
-        }
-        if let Some(body) = body {
-            request = request.body(body);
-        }
-        let response = request.send().await.map_err(unavailable)?;
-        match response.status() {
-            StatusCode::OK => Ok(response),
-            status => Err(refusal(grant, status)),
-        }
     }
 }
 
 impl Default for GrantClient {
     fn default() -> Self {
         Self::new()
+    }
+}
+
+fn check_method(grant: &Grant, used: Method) -> Result<()> {
+    if grant.method == used {
+        return Ok(());
+    }
+    Err(Error::WrongGrant {
+        granted: grant.method.as_str(),
+        used: used.as_str(),
+    })
+}
+
+async fn send(http: &reqwest::Client, grant: &Grant, body: Option<Bytes>) -> Result<Response> {
+    let mut request = match grant.method {
+        Method::Get => http.get(grant.url.clone()),
+        Method::Put => http.put(grant.url.clone()),
+    };
+    for (name, value) in &grant.headers {
+        request = request.header(name, value);
+    }
+    if let Some(body) = body {
+        request = request.body(body);
+    }
+    let response = request.send().await.map_err(unavailable)?;
+    match response.status() {
+        StatusCode::OK => Ok(response),
+        status => Err(refusal(grant, status)),
     }
 }
 

@@ -186,6 +186,15 @@ impl Grants {
 
     /// Permission to read `key`, which should hold what `seal` says. Times are rounded as for [`put`](Self::put).
     pub fn get(&self, key: &ObjectKey, seal: &Seal, ttl: Duration, now: Timestamp) -> Grant {
+        Grant {
+            length_bytes: seal.length,
+            digest: Some(seal.digest),
+            ..self.read(key, ttl, now)
+        }
+    }
+
+    /// Permission to read `key`, whatever it holds.
+    pub(crate) fn read(&self, key: &ObjectKey, ttl: Duration, now: Timestamp) -> Grant {
         let key = key.to_string();
         let action = self.bucket.get_object(Some(&self.credentials), &key);
         let lifetime = Lifetime::new(now, ttl);
@@ -193,8 +202,8 @@ impl Grants {
             method: Method::Get,
             url: action.sign_with_time(lifetime.ttl, &lifetime.signed_at),
             headers: Vec::new(),
-            length_bytes: seal.length,
-            digest: Some(seal.digest),
+            length_bytes: 0,
+            digest: None,
             expires_at_ms: lifetime.expires_at_ms,
         }
     }

@@ -61,6 +61,7 @@
 //! | [`store`] | whole objects for the operator, and manifests, written after all that they refer to |
 //! | [`grant`] | presigned URLs bound to key, method, length, newness and time |
 //! | [`client`] | what a peer does with a grant |
+//! | [`counter`] | the other side of a grant without HTTP, for simulations |
 //! | [`tensor`] | tensors as canonical safetensors bytes |
 //! | `server` | the embedded S3 server over a folder (feature `server`) |
 //! | `s3` | a bucket of an S3 service as the store (feature `s3`) |
@@ -76,6 +77,7 @@
 pub mod client;
 #[doc(hidden)]
 pub mod conformance;
+pub mod counter;
 pub mod error;
 pub mod grant;
 pub mod key;
@@ -90,7 +92,8 @@ pub mod tensor;
 #[cfg(feature = "tls")]
 mod tls;
 
-pub use client::GrantClient;
+pub use client::{Carrier, GrantClient};
+pub use counter::Counter;
 pub use error::{Error, ErrorKind, Result};
 pub use grant::{Credentials, Grant, Grants, Method};
 pub use key::{KeyPrefix, ObjectKey};

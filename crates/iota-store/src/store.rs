@@ -90,6 +90,22 @@ impl Store {
         }
     }
 
+    /// Writes an object that must not exist yet.
+    pub(crate) async fn create(&self, key: &ObjectKey, bytes: Bytes) -> Result<()> {
+        let payload = PutPayload::from_bytes(bytes);
+        let put = self
+            .objects
+            .put_opts(&key.path(), payload, PutOptions::from(PutMode::Create))
+            .await;
+        match put {
+            Ok(_) => Ok(()),
+            Err(object_store::Error::AlreadyExists { .. }) => Err(Error::Exists {
+                key: key.to_string(),
+            }),
+            Err(error) => Err(from_object_store(key, error)),
+        }
+    }
+
     /// Writes an object, whatever was there.
     pub(crate) async fn replace(&self, key: &ObjectKey, bytes: Bytes) -> Result<Seal> {
         let seal = seal::seal_off_thread(bytes.clone()).await;

@@ -29,6 +29,7 @@ mod peers;
 pub mod report;
 mod settings;
 mod summary;
+mod tolerances;
 mod view;
 mod whole;
 
@@ -47,6 +48,7 @@ use tracing::info;
 pub use report::Report;
 pub use settings::{InvalidTestnet, TestnetSettings};
 pub use summary::summary;
+pub use tolerances::{Measured, Measurement, measure};
 pub use view::show;
 
 use folder::Memo;

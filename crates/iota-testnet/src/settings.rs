@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use iota_orchestrator::{
-    CutOptions, MergingOptions, ModelOptions, RegistrationOptions, RunOptions, TimingOptions,
-    TrainingOptions, Wire,
+    AuditOptions, CutOptions, MergingOptions, ModelOptions, RegistrationOptions, RunOptions,
+    TimingOptions, TrainingOptions, Wire,
 };
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,8 @@ pub struct TestnetSettings {
     pub training: TrainingOptions,
     /// How a stage's miners become of one mind again.
     pub merging: MergingOptions,
+    /// How audits compare.
+    pub audits: AuditOptions,
     /// How stages send tensors to each other.
     pub wire: Wire,
     /// Who may become a miner, and when.
@@ -65,6 +67,7 @@ impl Default for TestnetSettings {
             seed,
             training,
             merging,
+            audits,
             wire,
             registration,
             timing,
@@ -88,6 +91,7 @@ impl Default for TestnetSettings {
             store_url: String::new(),
             training,
             merging,
+            audits,
             wire,
             registration,
             timing: on_one_machine(timing),
@@ -167,6 +171,7 @@ impl TestnetSettings {
             seed: self.seed,
             training: self.training.clone(),
             merging: self.merging,
+            audits: self.audits.clone(),
             wire: self.wire,
             registration: self.registration,
             timing: self.timing,

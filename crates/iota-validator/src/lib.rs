@@ -32,7 +32,7 @@ use std::sync::Arc;
 use iota_identity::Keypair;
 use iota_node::{Clock, Shutdown, SystemClock};
 use iota_peer::session::connect;
-use iota_peer::{Gate, Participation, participate};
+use iota_peer::{Gate, Network, Participation, participate};
 use iota_protocol::Role;
 
 pub use iota_peer::Error;
@@ -48,6 +48,7 @@ pub struct ValidatorBuilder {
     capacity: u32,
     threads: usize,
     gate: Option<Gate>,
+    network: Network,
     clock: Arc<dyn Clock>,
 }
 
@@ -64,6 +65,7 @@ impl Validator {
             capacity: 1,
             threads: iota_node::threads::available(),
             gate: None,
+            network: Network::default(),
             clock: Arc::new(SystemClock::new()),
         }
     }
@@ -98,6 +100,13 @@ impl ValidatorBuilder {
         self
     }
 
+    /// Reaches orchestrator and store by other means than TCP and HTTP.
+    #[must_use]
+    pub fn with_network(mut self, network: Network) -> Self {
+        self.network = network;
+        self
+    }
+
     /// Another clock than the system's.
     #[must_use]
     pub fn with_clock(mut self, clock: Arc<dyn Clock>) -> Self {
@@ -115,6 +124,7 @@ impl ValidatorBuilder {
         let connected = connect(
             &self.orchestrator,
             keypair,
+            &self.network,
             Arc::clone(&self.clock),
             &shutdown,
         )
@@ -125,6 +135,7 @@ impl ValidatorBuilder {
         let gate = self.gate.unwrap_or_else(|| Gate::new(1));
         let worker = Arc::new(ValidatorWorker::new(
             Arc::new(description),
+            self.network.store,
             gate,
             self.threads,
         )?);

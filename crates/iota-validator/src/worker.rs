@@ -1,23 +1,31 @@
 //! What a validator does with a lease.
 
+mod compare;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
+use iota_node::blocking;
 use iota_peer::{
     Base, CellPlanes, Engine, Error, Gate, OperationInput, Start, Transfer, Undone, Worker,
     fetch_cells, merge,
 };
+use iota_protocol::StageIndex;
 use iota_protocol::work::{
     Checkpoint, Difference, Failure, Lease, LogEntry, ObjectName, ObjectRef, Outcome, Purpose,
     Segment, SegmentSource, UploadRecord, Verdict, Work,
 };
-use iota_protocol::{Digest, StageIndex};
 use iota_run::Description;
+use iota_store::GrantClient;
 use iota_wire::{Joined, LeasedWork};
 use tokio::sync::watch;
 use tracing::info;
+
+use self::compare::{Fetched, compare_learned, finish, redo};
 
 /// Operations whose inputs are fetched ahead of the one being redone.
 const FETCHED_AHEAD: usize = 4;
@@ -31,20 +39,14 @@ pub(crate) struct ValidatorWorker {
     threads: usize,
 }
 
-/// An operation with everything it reads.
-struct Fetched {
-    entry: LogEntry,
-    input: OperationInput,
-    output_gradient: Option<Arc<[f32]>>,
-}
-
 impl ValidatorWorker {
     pub(crate) fn new(
         description: Arc<Description>,
+        store: GrantClient,
         gate: Gate,
         threads: usize,
     ) -> Result<Self, Error> {
-        let transfer = Transfer::new(Arc::clone(&description))?;
+        let transfer = Transfer::new(Arc::clone(&description), store)?;
         Ok(Self {
             description,
             transfer,
@@ -85,7 +87,10 @@ impl ValidatorWorker {
         let start = checkpoint.clone();
         let begun = self
             .compute(move || {
-                let mut engine = Engine::new(description, stage, threads)?;
+                let mut engine = Engine::new(Arc::clone(&description), stage, threads)?;
+                if !description.comparison.is_bits() {
+                    engine = engine.with_anchor();
+                }
                 let begins = kept.as_deref().map_or(Start::Anew, Start::Kept);
                 match engine.install(&start, &cells, begins) {
                     Ok(_) => Ok(Some(engine)),
@@ -102,22 +107,20 @@ impl ValidatorWorker {
         let mut fetched = futures::stream::iter(entries.iter().cloned())
             .map(|entry| self.fetch(entry, stage, leased))
             .buffered(FETCHED_AHEAD);
-        while let Some(Fetched {
-            entry,
-            input,
-            output_gradient,
-        }) = fetched.try_next().await?
-        {
+        while let Some(fetched) = fetched.try_next().await? {
             if *abandoned.borrow() {
                 return Err(Failure::Leaving);
             }
-            let ordinal = entry.ordinal;
+            if self.is_beyond(&engine) {
+                return Ok(Verdict::Agrees { operations });
+            }
+            let ordinal = fetched.entry.ordinal;
             let keep = reused.contains(&ordinal);
+            let description = Arc::clone(&self.description);
             let difference;
             (engine, difference) = self
                 .compute(move || {
-                    let gradient = output_gradient.as_deref();
-                    let difference = redo(&mut engine, &entry, &input, gradient, keep)?;
+                    let difference = redo(&description, &mut engine, &fetched, keep)?;
                     Ok((engine, difference))
                 })
                 .await?;
@@ -129,18 +132,71 @@ impl ValidatorWorker {
             }
             operations += 1;
         }
-        if let Some(upload) = upload.cloned() {
-            let difference = self
-                .compute(move || compare_upload(&mut engine, &upload))
-                .await?;
-            if let Some(difference) = difference {
-                return Ok(Verdict::Differs {
-                    ordinal: None,
-                    difference,
-                });
-            }
+        if let Some(upload) = upload
+            && let Some(difference) = self.compare_upload(engine, upload, leased).await?
+        {
+            return Ok(Verdict::Differs {
+                ordinal: None,
+                difference,
+            });
         }
         Ok(Verdict::Agrees { operations })
+    }
+
+    /// Says how the end of a replayed training differs from what the miner uploaded, if it does.
+    async fn compare_upload(
+        &self,
+        mut engine: Engine,
+        upload: &UploadRecord,
+        leased: &LeasedWork,
+    ) -> Result<Option<Difference>, Failure> {
+        let record = upload.clone();
+        let difference;
+        (engine, difference) = self
+            .compute(move || {
+                let difference = finish(&mut engine, &record)?;
+                Ok((engine, difference))
+            })
+            .await?;
+        if difference.is_some() || self.is_beyond(&engine) {
+            return Ok(difference);
+        }
+        let cells = upload.cells.iter().map(|cell| Some(cell.range.clone()));
+        for (object, range) in upload.objects().zip(cells.chain([None])) {
+            let bytes = if self.compares_values() {
+                match self.transfer.object(&object, leased).await {
+                    Ok(bytes) => Some(bytes),
+                    Err(Failure::BadInput { difference, .. }) => return Ok(Some(difference)),
+                    Err(failure) => return Err(failure),
+                }
+            } else {
+                None
+            };
+            let description = Arc::clone(&self.description);
+            let difference;
+            (engine, difference) = self
+                .compute(move || {
+                    let said = (object.seal.digest, bytes.as_deref());
+                    let difference = compare_learned(&description, &mut engine, range, said)?;
+                    Ok((engine, difference))
+                })
+                .await?;
+            if difference.is_some() {
+                return Ok(difference);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether two honest machines may be any distance apart where the engine has come to. What agreed before is then what
+    /// an audit can say.
+    fn is_beyond(&self, engine: &Engine) -> bool {
+        let comparison = &self.description.comparison;
+        comparison.is_beyond(engine.steps_since_installed())
+    }
+
+    fn compares_values(&self) -> bool {
+        !self.description.comparison.is_bits()
     }
 
     async fn fetch(
@@ -174,10 +230,20 @@ impl ValidatorWorker {
             } => Some(self.transfer.activation(object, leased).await?),
             _ => None,
         };
+        let said = match entry.output().filter(|_| self.compares_values()) {
+            Some(object) => match self.transfer.activation(&object, leased).await {
+                Ok(values) => Some(Ok(values)),
+                // What the subject committed to has to be there, and what it said.
+                Err(Failure::BadInput { difference, .. }) => Some(Err(difference)),
+                Err(failure) => return Err(failure),
+            },
+            None => None,
+        };
         Ok(Fetched {
             entry,
             input: OperationInput { tokens, activation },
             output_gradient,
+            said,
         })
     }
 
@@ -233,7 +299,7 @@ impl ValidatorWorker {
         job: impl FnOnce() -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Failure> {
         let gate = self.gate.clone();
-        tokio::task::spawn_blocking(move || gate.pass(job))
+        blocking::spawn(move || gate.pass(job))
             .await
             .map_err(|_| Failure::Internal)?
             .map_err(|_| Failure::Internal)
@@ -311,95 +377,6 @@ fn reused_forwards(entries: &[LogEntry]) -> BTreeSet<u32> {
     reused
 }
 
-/// Does a logged operation again; says how its result differs from what the miner committed to, if it does. `keep`:
-/// whether a backward will need what this forward leaves.
-fn redo(
-    engine: &mut Engine,
-    entry: &LogEntry,
-    input: &OperationInput,
-    output_gradient: Option<&[f32]>,
-    keep: bool,
-) -> Result<Option<Difference>, Error> {
-    match (&entry.work, &entry.outcome) {
-        (Work::Forward { sample, .. }, Outcome::Forward { output, .. }) => {
-            let Some((_, bytes)) = finite(engine.forward(*sample, input))? else {
-                return Ok(Some(Difference::NotFinite));
-            };
-            if !keep {
-                engine.discard(*sample);
-            }
-            Ok((Digest::of(&bytes) != output.digest).then_some(Difference::Output))
-        }
-        (
-            Work::Backward {
-                sample,
-                learning_rate,
-                ..
-            },
-            Outcome::Backward {
-                recomputed,
-                gradient,
-                loss,
-                ..
-            },
-        ) => {
-            let result =
-                engine.backward(*sample, input, output_gradient, *learning_rate, *recomputed);
-            let Some(result) = finite(result)? else {
-                return Ok(Some(Difference::NotFinite));
-            };
-            let ours = result.gradient.as_deref().map(Digest::of);
-            if ours != gradient.map(|seal| seal.digest) {
-                Ok(Some(Difference::Output))
-            } else if result.loss.map(f32::to_bits) != loss.map(f32::to_bits) {
-                Ok(Some(Difference::Loss))
-            } else {
-                Ok(None)
-            }
-        }
-        _ => Err(Error::Input(
-            "the log entry's outcome is not one of its work",
-        )),
-    }
-}
-
-/// Ends the replayed training and says how its end differs from what the miner uploaded, if it does.
-fn compare_upload(engine: &mut Engine, upload: &UploadRecord) -> Result<Option<Difference>, Error> {
-    if finite(engine.finish(upload.learning_rate))?.is_none() {
-        return Ok(Some(Difference::NotFinite));
-    }
-    if engine.optimizer_steps() != upload.optimizer_steps
-        || upload.cells.len() != upload.seals.len()
-    {
-        return Ok(Some(Difference::Upload));
-    }
-    for (cell, seal) in upload.cells.iter().zip(&upload.seals) {
-        let Some(bytes) = finite(engine.cell(&cell.range))? else {
-            return Ok(Some(Difference::NotFinite));
-        };
-        if Digest::of(&bytes) != seal.digest {
-            return Ok(Some(Difference::Upload));
-        }
-    }
-    if let Some(kept) = &upload.kept {
-        let ours = engine.kept()?.as_deref().map(Digest::of);
-        if ours != Some(kept.seal.digest) {
-            return Ok(Some(Difference::Upload));
-        }
-    }
-    Ok(None)
-}
-
-/// None for a result that is not finite. The miner's engine would have refused it in the same way, so a miner that has
-/// committed to one anyway has not done the work.
-fn finite<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
-    match result {
-        Ok(result) => Ok(Some(result)),
-        Err(error) if error.is_not_finite() => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
 impl Worker for ValidatorWorker {
     async fn reset(&self, _: &Joined) -> Result<(), Error> {
         Ok(())
@@ -456,184 +433,4 @@ impl Worker for ValidatorWorker {
     }
 
     fn reported(&self, _: &Lease, _: bool) {}
-}
-
-#[cfg(test)]
-mod tests {
-    use iota_data::{Corpus, Document, Preparation, Split, Tokenizer};
-    use iota_protocol::work::Seal;
-    use iota_protocol::{Epoch, LeaseId, ObjectId, RunId, SampleId};
-
-    use super::*;
-
-    /// The middle of three stages of the `tiny` model, with the weights of genesis.
-    fn engine() -> Engine {
-        let corpus = Corpus::from_documents(vec![Document {
-            name: "song".to_owned(),
-            text: "Row, row, row your boat, gently down the stream. ".repeat(20),
-        }]);
-        let corpus = corpus.unwrap();
-        let mut shards =
-            Preparation::new(&corpus, Tokenizer::default(), Split::Training, 1 << 12).unwrap();
-        while shards.next().is_some() {}
-        let description = Description {
-            version: iota_run::VERSION,
-            run: RunId::from_bytes([3; 16]),
-            seed: 5,
-            model: iota_model::preset("tiny").unwrap(),
-            cuts: vec![1, 2],
-            sequences: 1,
-            backwards_per_step: 2,
-            optimizer: iota_run::Optimizer::default(),
-            precision: iota_model::Precision::F32,
-            recompute: false,
-            wire: iota_run::Wire::default(),
-            merge: iota_run::Merge::default(),
-            data: shards.finish(),
-        };
-        let stage = StageIndex::new(1);
-        let mut engine = Engine::new(Arc::new(description), stage, 1).unwrap();
-        let segments = vec![Segment {
-            range: 0..engine.elements() as u64,
-            source: SegmentSource::Genesis,
-        }];
-        let checkpoint = Checkpoint {
-            stage,
-            epoch: Epoch::new(0),
-            optimizer_steps: 0,
-            segments,
-        };
-        engine
-            .install(&checkpoint, &BTreeMap::new(), Start::Anew)
-            .unwrap();
-        engine
-    }
-
-    /// An activation of 32 tokens, 16 wide.
-    fn values() -> Arc<[f32]> {
-        (0..32 * 16).map(|at| (at % 7) as f32 - 3.0).collect()
-    }
-
-    fn input() -> OperationInput {
-        OperationInput {
-            tokens: None,
-            activation: Some((Digest::of(b"input"), values())),
-        }
-    }
-
-    fn name(purpose: Purpose) -> ObjectName {
-        ObjectName {
-            purpose,
-            epoch: Epoch::new(0),
-            id: ObjectId::from_bytes([1; 16]),
-        }
-    }
-
-    fn seal(bytes: &[u8]) -> Seal {
-        Seal {
-            digest: Digest::of(bytes),
-            length: bytes.len() as u64,
-        }
-    }
-
-    fn forward(ordinal: u32, sample: u64, output: &[u8]) -> LogEntry {
-        LogEntry {
-            ordinal,
-            lease: LeaseId::new(ordinal.into()),
-            credited: true,
-            work: Work::Forward {
-                sample: SampleId::new(sample),
-                input: None,
-                output: name(Purpose::Activation),
-            },
-            outcome: Outcome::Forward {
-                ordinal,
-                output: seal(output),
-            },
-        }
-    }
-
-    fn backward(ordinal: u32, sample: u64, recomputed: bool, gradient: &[u8]) -> LogEntry {
-        LogEntry {
-            ordinal,
-            lease: LeaseId::new(ordinal.into()),
-            credited: true,
-            work: Work::Backward {
-                sample: SampleId::new(sample),
-                input: None,
-                output_gradient: None,
-                gradient: Some(name(Purpose::Gradient)),
-                learning_rate: 0.01,
-            },
-            outcome: Outcome::Backward {
-                ordinal,
-                recomputed,
-                gradient: Some(seal(gradient)),
-                loss: None,
-            },
-        }
-    }
-
-    #[test]
-    fn only_forwards_that_a_backward_made_use_of_are_kept() {
-        let log = [
-            forward(0, 10, b""),
-            forward(1, 11, b""),
-            forward(3, 12, b""),
-            backward(4, 11, true, b""),
-            forward(5, 10, b""),
-            backward(6, 10, false, b""),
-            backward(8, 13, false, b""),
-            backward(9, 10, false, b""),
-        ];
-        assert_eq!(reused_forwards(&log), BTreeSet::from([5]));
-    }
-
-    #[test]
-    fn an_honest_log_agrees_and_another_output_differs() {
-        let mut miner = engine();
-        let sample = SampleId::new(4);
-        let (_, output) = miner.forward(sample, &input()).unwrap();
-        let gradient = miner
-            .backward(sample, &input(), Some(&values()), 0.01, false)
-            .unwrap()
-            .gradient
-            .unwrap();
-        let log = [forward(0, 4, &output), backward(1, 4, false, &gradient)];
-        let replay = |log: &[LogEntry]| {
-            let mut validator = engine();
-            let reused = reused_forwards(log);
-            log.iter()
-                .map(|entry| {
-                    let keep = reused.contains(&entry.ordinal);
-                    redo(&mut validator, entry, &input(), Some(&values()), keep).unwrap()
-                })
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(replay(&log), [None, None]);
-        let other = [forward(0, 4, b"free ride"), backward(1, 4, false, b"again")];
-        assert_eq!(replay(&other), [Some(Difference::Output); 2]);
-    }
-
-    #[test]
-    fn who_commits_to_what_cannot_be_finite_has_not_done_the_work() {
-        let mut validator = engine();
-        let huge = vec![f32::MAX; values().len()];
-        let entry = backward(0, 4, true, b"made up");
-        assert_eq!(
-            redo(&mut validator, &entry, &input(), Some(&huge), false).unwrap(),
-            Some(Difference::NotFinite)
-        );
-        let upload = UploadRecord {
-            cells: Vec::new(),
-            seals: Vec::new(),
-            optimizer_steps: 1,
-            learning_rate: 0.01,
-            kept: None,
-        };
-        assert_eq!(
-            compare_upload(&mut validator, &upload).unwrap(),
-            Some(Difference::NotFinite)
-        );
-    }
 }

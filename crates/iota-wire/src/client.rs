@@ -21,6 +21,7 @@ use crate::limits::{HOLD_MAX, REPLY_BYTES_MAX, REQUEST_BYTES_MAX};
 use crate::message::{Joined, RunInfo, RunStatus, WorkReply, WorkRequest};
 use crate::proto;
 use crate::proto::orchestrator_service_client::OrchestratorServiceClient;
+use crate::transport::Connector;
 
 type Service = OrchestratorServiceClient<Channel>;
 
@@ -46,6 +47,8 @@ pub struct ConnectOptions {
     pub orchestrator: Option<PeerId>,
     /// Our clock. It need not be right: the difference to the orchestrator's is measured.
     pub clock: Clock,
+    /// What the connection is made over.
+    pub connector: Connector,
 }
 
 impl Default for ConnectOptions {
@@ -53,6 +56,7 @@ impl Default for ConnectOptions {
         Self {
             orchestrator: None,
             clock: Clock::system(),
+            connector: Connector::default(),
         }
     }
 }
@@ -76,7 +80,7 @@ impl Client {
         keypair: Arc<Keypair>,
         options: ConnectOptions,
     ) -> Result<(Self, RunInfo), CallError> {
-        let channel = endpoint(url)?.connect_lazy();
+        let channel = options.connector.channel(&endpoint(url)?);
         let service = OrchestratorServiceClient::new(channel)
             .max_decoding_message_size(REPLY_BYTES_MAX)
             .max_encoding_message_size(REQUEST_BYTES_MAX);

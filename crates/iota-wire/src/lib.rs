@@ -41,6 +41,7 @@
 //! | `convert` | between generated messages and values; believes nothing |
 //! | [`limits`] | how much of anything a message may hold |
 //! | [`clock`] | where the time comes from |
+//! | [`transport`] | what calls travel over: TCP, or what a program brings instead |
 //! | [`proto`] | what the compiler makes of `proto/iota/v1` |
 //!
 //! It does *not* know what a lease or an outcome means (that is `iota-protocol`'s), how an object is reached with a grant
@@ -55,6 +56,7 @@ pub mod limits;
 pub mod message;
 pub mod proto;
 pub mod server;
+pub mod transport;
 
 pub use auth::{AuthSettings, Authenticator, RateSettings};
 pub use client::{Client, ConnectOptions};
@@ -66,6 +68,7 @@ pub use message::{
     WorkRequest, WorkStatus,
 };
 pub use server::{OrchestratorApi, ServeError, Service, serve, service};
+pub use transport::{Connection, Connector, Incoming};
 
 /// Version of the protocol. Peers of another version must not join: a number goes up only with a change that the other
 /// side would misunderstand.

@@ -12,11 +12,9 @@ use std::time::Duration;
 
 use iota_protocol::work::{Failure, Outcome};
 use iota_protocol::{LeaseId, PeerId, Role, Session};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::server::HealthReporter;
 
 use crate::auth::Authenticator;
@@ -28,6 +26,7 @@ use crate::message::{Joined, RunInfo, RunStatus, WorkReply, WorkRequest};
 use crate::proto;
 use crate::proto::orchestrator_service_server::OrchestratorServiceServer;
 use crate::server::handler::Handler;
+use crate::transport::Incoming;
 
 /// What an orchestrator can do, in the words of the protocol.
 ///
@@ -119,13 +118,13 @@ pub async fn service(
     }
 }
 
-/// Serves on `listener` until `shutdown` is done. Then it reports itself as not serving, answers the long polls with
+/// Serves what comes in until `shutdown` is done. Then it reports itself as not serving, answers the long polls with
 /// [`ApiError::Unavailable`], ends the watchers' streams, and finishes the other calls under way.
 ///
 /// # Errors
-/// [`ServeError`] if the listener fails.
+/// [`ServeError`] if no more connections can be taken.
 pub async fn serve(
-    listener: TcpListener,
+    incoming: Incoming,
     service: Service,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
@@ -141,13 +140,7 @@ pub async fn serve(
             .await;
         closing.send_replace(true);
     };
-    let address = listener.local_addr().map_err(|source| ServeError {
-        address: None,
-        source: source.into(),
-    })?;
-    let incoming = TcpIncoming::from(listener)
-        .with_nodelay(Some(true))
-        .with_keepalive(Some(Duration::from_secs(30)));
+    let address = incoming.address();
     Server::builder()
         // What no honest caller needs, so that one connection cannot take everything (rapid reset, stream floods).
         .concurrency_limit_per_connection(32)
@@ -162,19 +155,19 @@ pub async fn serve(
         .max_connection_age(Duration::from_secs(30 * 60))
         .max_connection_age_grace(Duration::from_secs(60))
         .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, shutdown)
+        .serve_with_incoming_shutdown(incoming.into_connections(), shutdown)
         .await
         .map_err(|source| ServeError {
-            address: Some(address),
+            address,
             source: source.into(),
         })
 }
 
 /// The server cannot go on.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot serve on {}", address.map_or_else(|| "the listener".to_owned(), |address| address.to_string()))]
+#[error("cannot serve on {address}")]
 pub struct ServeError {
-    address: Option<SocketAddr>,
+    address: SocketAddr,
     source: Box<dyn std::error::Error + Send + Sync>,
 }
 

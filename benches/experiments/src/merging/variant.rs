@@ -128,6 +128,22 @@ pub(crate) fn variants(width: usize) -> Vec<Variant> {
             upload: Codec::TopK { keep: 256 },
             ..robust
         },
+        Merge {
+            upload: Codec::TopK { keep: 128 },
+            ..sparse
+        },
+        Merge {
+            upload: Codec::TopK { keep: 192 },
+            ..sparse
+        },
+        Merge {
+            upload: Codec::TopK { keep: 256 },
+            ..sparse
+        },
+        Merge {
+            upload: Codec::TopK { keep: 512 },
+            ..sparse
+        },
     ];
     let garbage = [
         PLAIN,

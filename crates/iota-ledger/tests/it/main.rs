@@ -3,5 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod books;
+/// What was forged, and by what it is found out.
+mod forgeries;
 mod network;
 mod stories;

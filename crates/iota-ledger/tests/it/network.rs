@@ -3,41 +3,29 @@
 use std::time::Duration;
 
 use iota_ledger::{Discrepancy, Ledger};
-use iota_protocol::settings::{LearningRate, Merging, Registration, Timing};
-use iota_protocol::work::{Lease, Outcome, Seal, Verdict, Work};
-use iota_protocol::{
-    Command, Digest, Event, PeerId, Role, RunId, RunSettings, Session, State, Timestamp,
-};
+use iota_protocol::cells::Cells;
+use iota_protocol::settings::Merging;
+use iota_protocol::testing;
+pub(crate) use iota_protocol::testing::peer;
+use iota_protocol::work::{Outcome, Work};
+use iota_protocol::{Command, Digest, Event, Role, RunSettings, Session, State, Timestamp};
 
-/// Two epochs of four samples on two stages; peer 99 may validate.
+/// Two epochs of four samples on two stages, merged in three cells each; peer 99 may validate.
 pub(crate) fn settings() -> RunSettings {
     RunSettings {
-        run: RunId::from_bytes([7; 16]),
-        secret: [42; 32],
-        stage_parameters: vec![12; 2],
-        activation_bytes: 100,
-        gradient_bytes: 100,
-        cell_element_bytes: 4,
-        cell_overhead_bytes: 8,
-        sample_tokens: 16,
-        epochs: 2,
-        samples_per_epoch: 4,
-        samples_in_flight: 3,
-        in_batches: false,
-        backwards_per_step: 2,
         miners_to_start: 2,
-        miners_per_stage_max: 8,
-        registration: Registration::default(),
         validators: vec![peer(99)],
-        audit_every_epochs: 1,
-        learning_rate: LearningRate::cosine(0.001, 2, 0.1),
-        merging: Merging::default(),
-        timing: Timing::default(),
+        merging: Merging {
+            cells: Cells::Grid {
+                cells: 3,
+                owners: 2,
+            },
+            // So that a checkpoint could name either.
+            copies: 2,
+            ..Merging::default()
+        },
+        ..testing::settings(2)
     }
-}
-
-pub(crate) fn peer(name: u8) -> PeerId {
-    PeerId::from_bytes([name; 32])
 }
 
 /// A run, from its first event to its end.
@@ -55,9 +43,13 @@ pub(crate) enum Trouble {
     OneLeaves,
     /// It goes on training, and never answers when it is to upload.
     OneNeverUploads,
+    /// In the second epoch nobody merges anything.
+    NobodyMerges,
+    /// The first that merges a cell says that something else came out.
+    OneMergesWrong,
 }
 
-/// Lives through a run of four miners and a validator, in which everybody is honest.
+/// Lives through a run of four miners and a validator, in which everybody is honest but for the trouble.
 pub(crate) fn live(trouble: Trouble) -> Lived {
     let began = Timestamp::from_millis(1_000);
     let mut lived = Lived {
@@ -118,6 +110,7 @@ fn turn(
     victim: &mut Option<Session>,
 ) -> Option<Command> {
     let Some(session) = state.session_of(peer(name)) else {
+        // Who has left or is banned does not come back.
         if victim.is_some_and(|session| session.peer == peer(name)) {
             return None;
         }
@@ -132,7 +125,8 @@ fn turn(
         });
     };
     let own = state.session(session).unwrap();
-    if trouble != Trouble::None && victim.is_none() && own.backwards > 0 {
+    let strikes = matches!(trouble, Trouble::OneLeaves | Trouble::OneNeverUploads);
+    if strikes && victim.is_none() && own.backwards > 0 {
         *victim = Some(session);
         if trouble == Trouble::OneLeaves {
             return Some(Command::Leave { session });
@@ -141,73 +135,30 @@ fn turn(
     let Some(lease) = state.leases_of(session).next() else {
         return Some(Command::OfferRoom { session, room: 1 });
     };
-    if *victim == Some(session)
-        && trouble == Trouble::OneNeverUploads
-        && matches!(lease.work, Work::Upload { .. })
-    {
+    let keeps_quiet = match trouble {
+        Trouble::OneNeverUploads => {
+            *victim == Some(session) && matches!(lease.work, Work::Upload { .. })
+        }
+        Trouble::NobodyMerges => lease.epoch.get() == 1 && matches!(lease.work, Work::Merge { .. }),
+        _ => false,
+    };
+    if keeps_quiet {
         // It is there and says so.
         return Some(Command::OfferRoom { session, room: 0 });
     }
-    let outcome = honest(state, lease);
+    let ordinal = testing::next_ordinal(state, session);
+    let mut outcome = testing::honest(state.settings(), lease, ordinal);
+    if let Outcome::Merge { merged, .. } = &mut outcome
+        && trouble == Trouble::OneMergesWrong
+        && victim.is_none()
+    {
+        *victim = Some(session);
+        merged.digest = Digest::of(b"a lie");
+    }
     let lease = lease.id;
     Some(Command::Complete {
         session,
         lease,
         outcome,
     })
-}
-
-fn seal(content: impl AsRef<[u8]>, length: u64) -> Seal {
-    Seal {
-        digest: Digest::of(content.as_ref()),
-        length,
-    }
-}
-
-fn honest(state: &State, lease: &Lease) -> Outcome {
-    let log = state.session(lease.session).unwrap().log();
-    let ordinal = log.iter().map(|entry| entry.ordinal + 1).max().unwrap_or(0);
-    let cell_bytes = |range: &std::ops::Range<u64>| 8 + 4 * (range.end - range.start);
-    match &lease.work {
-        Work::Forward { sample, .. } => Outcome::Forward {
-            ordinal,
-            output: seal(format!("forward {sample} {}", lease.stage), 100),
-        },
-        Work::Backward {
-            sample,
-            gradient,
-            output_gradient,
-            ..
-        } => Outcome::Backward {
-            ordinal,
-            recomputed: output_gradient.is_none(),
-            gradient: gradient.map(|_| seal(format!("backward {sample} {}", lease.stage), 100)),
-            loss: output_gradient.is_none().then_some(2.5),
-        },
-        Work::Upload { cells, .. } => Outcome::Upload {
-            cells: cells
-                .iter()
-                .map(|cell| seal(format!("upload {}", cell.cell), cell_bytes(&cell.range)))
-                .collect(),
-            optimizer_steps: 3,
-            kept: None,
-        },
-        Work::Merge { range, inputs, .. } => Outcome::Merge {
-            merged: seal(format!("{inputs:?}"), cell_bytes(range)),
-            quarantined: Vec::new(),
-            delta: None,
-        },
-        Work::Fetch { .. } => Outcome::Fetched,
-        Work::Install { checkpoint, .. } => Outcome::Install {
-            state: Digest::of(format!("{checkpoint:?}").as_bytes()),
-        },
-        Work::Replay { entries, .. } => Outcome::Audit {
-            verdict: Verdict::Agrees {
-                operations: u32::try_from(entries.len()).unwrap(),
-            },
-        },
-        Work::Inspect { .. } => Outcome::Audit {
-            verdict: Verdict::Agrees { operations: 1 },
-        },
-    }
 }

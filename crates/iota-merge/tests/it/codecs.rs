@@ -67,11 +67,19 @@ proptest! {
         for (x, y) in values.iter().zip(decoded(Codec::Bf16)) {
             prop_assert!((x - y).abs() <= x.abs() / 256.0);
         }
-        for (codec, block) in [(Codec::Int8, 256), (Codec::Sparse, CHUNK)] {
-            for (values, decoded) in values.chunks(block).zip(decoded(codec).chunks(block)) {
-                let largest = values.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
-                for (x, y) in values.iter().zip(decoded) {
-                    prop_assert!((x - y).abs() <= largest / 254.0 * 1.0001, "{codec}: {x} {y}");
+        let largest = |values: &[f32]| values.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+        for (values, decoded) in values.chunks(256).zip(decoded(Codec::Int8).chunks(256)) {
+            for (x, y) in values.iter().zip(decoded) {
+                prop_assert!((x - y).abs() <= largest(values) / 254.0 * 1.0001, "{x} {y}");
+            }
+        }
+        for (values, decoded) in values.chunks(CHUNK).zip(decoded(Codec::Sparse).chunks(CHUNK)) {
+            let least = largest(values) * 3.0 / 64.0;
+            for (x, y) in values.iter().zip(decoded) {
+                if x.abs() < least {
+                    prop_assert_eq!(*y, 0.0);
+                } else {
+                    prop_assert!((x - y).abs() <= x.abs() * 0.2001 || x.abs() < least * 2.0 && (x - y).abs() <= least, "{x} {y}");
                 }
             }
         }
@@ -274,10 +282,20 @@ fn malformed_chunks_say_what_is_wrong() {
     assert_eq!(refused(top, &changed(0, &[0x80, 0x7f]), CHUNK), "a size"); // infinite
     assert_eq!(refused(top, &changed(2, &[0, 0]), CHUNK), "a size"); // the large one is smaller
     assert_eq!(refused(top, &changed(0, &[0, 0x80]), CHUNK), "a size"); // -0
-    assert_eq!(refused(top, &changed(11, &good[4..11]), CHUNK), "a place"); // again
+    // The bitmap has 16 bytes and 64 bits that are set.
+    let ascending: Vec<u8> = (0..64).collect();
+    let many = [&[0xff; 16][..], &ascending].concat();
+    assert_eq!(refused(top, &changed(4, &many), CHUNK), "the bitmap");
+    assert_eq!(refused(top, &changed(4, &[0; 16]), CHUNK), "the bitmap");
+    // All places in the first 64, all the same one.
+    let same = [&[0xff; 8][..], &[0; 8 + 64]].concat();
+    assert_eq!(refused(top, &changed(4, &same), CHUNK), "a place");
+    // Two of a hundred are kept: a bitmap of 5 bits, and 2 entries of 5 + 2.
     let short = top.encode(&[1.0; 100], None).unwrap();
     let mut beyond = short.clone();
-    beyond[4] = 0xff; // place 255 and more
+    beyond[4] = 0b1_0001; // the second place has the upper bits 3, and
+    beyond[5] |= 0x80; // the lower ones 1:
+    beyond[6] |= 0x0f; // 31, which makes 127
     assert_eq!(refused(top, &beyond, 100), "a place");
     let mut filled = short;
     *filled.last_mut().unwrap() |= 0x80;
@@ -289,14 +307,17 @@ fn malformed_chunks_say_what_is_wrong() {
         refused(Codec::Int8, &[0, 0, 0x80, 0x3f, 0x80], 1),
         "a level"
     ); // -128
+    let one = [0, 0, 0x80, 0x3f];
+    let sparse = |bytes: &[u8]| refused(Codec::Sparse, bytes, 1);
     assert_eq!(
-        refused(Codec::Sparse, &[0, 0, 0x80, 0x3f, 2, 1], 1),
+        sparse(&[&one[..], &[2, 0]].concat()),
         "the end of the bitmap"
     );
-    assert_eq!(
-        refused(Codec::Sparse, &[0, 0, 0x80, 0x3f, 1, 0], 1),
-        "a level"
-    ); // a zero
+    assert_eq!(sparse(&[&one[..], &[1, 0x10]].concat()), "the last byte");
+    for largest in [[0, 0, 0x80, 0xbf], [0, 0, 0x80, 0x7f], [0; 4]] {
+        let bytes = [&largest[..], &[1, 0]].concat();
+        assert_eq!(sparse(&bytes), "the largest magnitude", "{largest:?}"); // -1, infinite, 0 with a value
+    }
     let low = Codec::LowRank {
         rank: 1,
         columns: 1,
@@ -361,8 +382,8 @@ fn a_chunk_of_4096_takes_the_bytes_that_the_documentation_says() {
     assert_eq!(bytes(Codec::F32), 16384..=16384);
     assert_eq!(bytes(Codec::Bf16), 8192..=8192);
     assert_eq!(bytes(Codec::Int8), 4160..=4160);
-    assert_eq!(bytes(Codec::TOP_64), 116..=116);
-    assert_eq!(bytes(Codec::Sparse), 516..=4612);
+    assert_eq!(bytes(Codec::TOP_64), 84..=84);
+    assert_eq!(bytes(Codec::Sparse), 516..=2564);
     let low = Codec::LowRank {
         rank: 4,
         columns: 1024,

@@ -3,6 +3,8 @@
 use std::ops::Range;
 
 use bytes::Bytes;
+use iota_compute::Distance;
+use iota_compute::drift::STATE_ROW;
 use iota_protocol::Digest;
 use iota_run::{Merge, OptimizerState};
 use iota_store::tensor;
@@ -22,6 +24,15 @@ pub enum Start<'a> {
     Kept(&'a [u8]),
 }
 
+/// How far what somebody learned about a range is from what an engine did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LearnedDistance {
+    /// Of what became of the parameters since the checkpoint.
+    pub change: Distance,
+    /// Of both moments, if they are merged.
+    pub moments: Option<[Distance; 2]>,
+}
+
 /// Beside a stage, in flat planes as long as its parameters; empty where the run has no use for them.
 #[derive(Debug, Default)]
 pub(super) struct Holdings {
@@ -33,9 +44,18 @@ pub(super) struct Holdings {
     /// Steps that the optimizer's moments had behind them when the epoch began, and steps behind the checkpoint.
     own_steps: u64,
     checkpoint_steps: u64,
+    /// Whether there is an anchor even if uploads do not need one.
+    keeps_anchor: bool,
 }
 
 impl Holdings {
+    pub(super) fn with_anchor(self) -> Self {
+        Self {
+            keeps_anchor: true,
+            ..self
+        }
+    }
+
     /// The momentum of a stage that is being installed, to write; empty if there is none.
     pub(super) fn begin(&mut self, merge: &Merge, elements: usize) -> &mut [f32] {
         self.momentum.clear();
@@ -55,7 +75,7 @@ impl Holdings {
     ) -> Result<(), Error> {
         let elements = stage.elements();
         self.anchor.clear();
-        if merge.is_relative() {
+        if merge.is_relative() || self.keeps_anchor {
             let [parameters, ..] = stage.state(0..elements)?;
             self.anchor.extend_from_slice(&parameters);
         }
@@ -151,6 +171,40 @@ impl Holdings {
         learned::encode_trained(merge, anchor, parameters, &moments, residual)
     }
 
+    /// How far one upload of a range is from another; none if `theirs` is none.
+    pub(super) fn upload_distance(
+        &self,
+        merge: &Merge,
+        range: Range<usize>,
+        ours: &[u8],
+        theirs: &[u8],
+    ) -> Option<LearnedDistance> {
+        let elements = range.len();
+        let anchor = &self.anchor[range];
+        let read = |object| -> Option<Vec<Vec<f32>>> {
+            if merge.is_relative() {
+                let learned = learned::decode(merge, merge.upload, elements, object).ok()?;
+                return Some([learned.delta].into_iter().chain(learned.moments).collect());
+            }
+            let shared = if merge.shares_moments() { 3 } else { 1 };
+            let spec = &merge.cell_spec(elements)[..shared];
+            let mut planes = tensor::decode(object, spec).ok()?;
+            for (value, before) in planes[0].iter_mut().zip(anchor) {
+                *value -= before;
+            }
+            Some(planes)
+        };
+        let (ours, theirs) = (read(ours)?, read(theirs)?);
+        let mut distances = ours
+            .iter()
+            .zip(&theirs)
+            .map(|(ours, theirs)| Distance::between(ours, theirs, STATE_ROW));
+        Some(LearnedDistance {
+            change: distances.next()?,
+            moments: distances.next().zip(distances.next()).map(<[_; 2]>::from),
+        })
+    }
+
     /// The object with what the engine keeps for itself, once every range has been uploaded; none if it keeps nothing.
     pub(super) fn kept(&self, merge: &Merge, stage: &DeviceStage) -> Result<Option<Bytes>, Error> {
         if !merge.keeps_something() {
@@ -202,6 +256,30 @@ impl Holdings {
         }
         Ok(())
     }
+}
+
+/// How far the moments in one object of what is kept are from those in another; none if `theirs` is none, or has other
+/// steps behind it.
+pub(super) fn kept_distance(
+    merge: &Merge,
+    elements: usize,
+    ours: &[u8],
+    theirs: &[u8],
+) -> Option<[Distance; 2]> {
+    let spec = merge.kept_spec(elements);
+    let read = |object| Some(tensor::element_bytes(object, &spec).ok()?.split_at(8));
+    let ((our_steps, ours), (their_steps, theirs)) = (read(ours)?, read(theirs)?);
+    if our_steps != their_steps {
+        return None;
+    }
+    let planes =
+        |data: &[u8]| -> Vec<Vec<f32>> { data.chunks_exact(4 * elements).map(floats).collect() };
+    let (ours, theirs) = (planes(ours), planes(theirs));
+    let mut distances = ours
+        .iter()
+        .zip(&theirs)
+        .map(|(ours, theirs)| Distance::between(ours, theirs, STATE_ROW));
+    Some([distances.next()?, distances.next()?])
 }
 
 /// Memory that an engine takes for the sake of merging, beside a stage of so many elements.

@@ -43,6 +43,7 @@ fn described_with(wire: Wire, merge: Merge) -> Arc<Description> {
         recompute: false,
         wire,
         merge,
+        comparison: iota_run::Comparison::Bits,
         data: shards.finish(),
     };
     description.sampler().unwrap();

@@ -5,59 +5,15 @@ use std::time::Duration;
 
 use crate::command::{Command, Role};
 use crate::event::{Event, Phase};
-use crate::id::{Digest, Epoch, LeaseId, PeerId, RunId, Session, StageIndex};
+use crate::id::{Epoch, LeaseId, Session, StageIndex};
 use crate::invariants::{a_place_never_gets_worse, check_all};
 use crate::rejection::Rejection;
-use crate::settings::{LearningRate, Merging, Registration, RunSettings, Timing};
+use crate::settings::RunSettings;
 use crate::state::State;
+use crate::testing::{honest, next_ordinal};
+pub(super) use crate::testing::{installed, peer, seal, settings};
 use crate::time::Timestamp;
-use crate::work::{Checkpoint, Failure, Lease, Outcome, Seal, Verdict, Work, WorkKind};
-
-/// Settings of a small run: `stages` stages of 12 parameters, 2 epochs of 4 samples, no validator.
-pub(crate) fn settings(stages: u16) -> RunSettings {
-    RunSettings {
-        run: RunId::from_bytes([7; 16]),
-        secret: [42; 32],
-        stage_parameters: vec![12; stages.into()],
-        activation_bytes: 100,
-        gradient_bytes: 150,
-        cell_element_bytes: 4,
-        cell_overhead_bytes: 8,
-        sample_tokens: 16,
-        epochs: 2,
-        samples_per_epoch: 4,
-        samples_in_flight: 3,
-        in_batches: false,
-        backwards_per_step: 2,
-        miners_to_start: 1,
-        miners_per_stage_max: 8,
-        registration: Registration::default(),
-        validators: Vec::new(),
-        audit_every_epochs: 1,
-        learning_rate: LearningRate::cosine(0.001, 2, 0.1),
-        merging: Merging::default(),
-        timing: Timing {
-            lease_initial: Duration::from_secs(20),
-            lease_min: Duration::from_secs(5),
-            lease_factor: 4,
-            session_timeout: Duration::from_secs(30),
-            affinity: Duration::from_secs(10),
-            phase_max: Duration::from_secs(120),
-            quorum_relaxes_after: Duration::from_secs(30),
-        },
-    }
-}
-
-pub(super) fn peer(name: u8) -> PeerId {
-    PeerId::from_bytes([name; 32])
-}
-
-pub(super) fn seal(content: impl AsRef<[u8]>, length: u64) -> Seal {
-    Seal {
-        digest: Digest::of(content.as_ref()),
-        length,
-    }
-}
+use crate::work::{Failure, Lease, Outcome, WorkKind};
 
 /// A run and the time, with every event so far. After each command the invariants are checked, and a state that only
 /// the events made is compared to the run's.
@@ -211,88 +167,19 @@ impl World {
 
     /// What an honest session says of this work. Draws its next ordinal.
     pub(super) fn honest(&mut self, lease: &Lease) -> Outcome {
-        let settings = self.state.settings().clone();
-        let mut ordinal = || {
-            let next = self.ordinals.entry(lease.session).or_default();
-            *next += 1;
-            *next - 1
-        };
-        match &lease.work {
-            Work::Forward { sample, .. } => Outcome::Forward {
-                ordinal: ordinal(),
-                output: seal(format!("forward {sample} {}", lease.stage), 100),
-            },
-            Work::Backward {
-                sample,
-                gradient,
-                output_gradient,
-                ..
-            } => Outcome::Backward {
-                ordinal: ordinal(),
-                recomputed: output_gradient.is_none(),
-                gradient: gradient.map(|_| seal(format!("backward {sample} {}", lease.stage), 150)),
-                loss: output_gradient.is_none().then_some(2.5),
-            },
-            Work::Upload { cells, kept, .. } => {
-                let elements = settings.stage_parameters[usize::from(lease.stage.get())];
-                let cells = cells.iter().map(|cell| {
-                    let length = settings.upload_bytes(cell.range.end - cell.range.start);
-                    seal(format!("upload {}", cell.cell), length)
-                });
-                let size = settings.merging.kept.filter(|_| kept.is_some());
-                Outcome::Upload {
-                    cells: cells.collect(),
-                    optimizer_steps: 3,
-                    kept: size.map(|size| seal("kept", size.bytes(elements))),
-                }
-            }
-            Work::Merge {
-                range,
-                inputs,
-                delta,
-                ..
-            } => {
-                let elements = range.end - range.start;
-                let bytes = settings.delta_bytes(elements, inputs.len());
-                let bytes = bytes.filter(|_| delta.is_some());
-                let content: String = inputs
-                    .iter()
-                    .map(|input| input.object.seal.digest.to_string())
-                    .collect();
-                Outcome::Merge {
-                    delta: bytes.map(|bytes| seal(&content, bytes)),
-                    merged: seal(content, 8 + 4 * elements),
-                    quarantined: Vec::new(),
-                }
-            }
-            Work::Fetch { .. } => Outcome::Fetched,
-            Work::Install { checkpoint, .. } => {
-                self.ordinals.insert(lease.session, 0);
-                Outcome::Install {
-                    state: installed(checkpoint),
-                }
-            }
-            Work::Replay { entries, .. } => Outcome::Audit {
-                verdict: Verdict::Agrees {
-                    operations: entries.len() as u32,
-                },
-            },
-            Work::Inspect { .. } => Outcome::Audit {
-                verdict: Verdict::Agrees { operations: 1 },
-            },
+        let next = self.ordinals.entry(lease.session).or_default();
+        let ordinal = *next;
+        match lease.work.kind() {
+            WorkKind::Forward | WorkKind::Backward => *next += 1,
+            WorkKind::Install => *next = 0,
+            _ => {}
         }
+        honest(self.state.settings(), lease, ordinal)
     }
 
     /// As [`honest`](Self::honest), with an ordinal that the session has not used whatever it said before.
     pub(super) fn fresh(&mut self, lease: &Lease) -> Outcome {
-        let used = self.state.session(lease.session).map_or(0, |state| {
-            state
-                .log()
-                .iter()
-                .map(|entry| entry.ordinal + 1)
-                .max()
-                .unwrap_or(0)
-        });
+        let used = next_ordinal(&self.state, lease.session);
         self.ordinals.insert(lease.session, used);
         self.honest(lease)
     }
@@ -389,9 +276,4 @@ impl World {
             .map(|(session, _)| session)
             .collect()
     }
-}
-
-/// What an honest miner says it installed.
-pub(super) fn installed(checkpoint: &Checkpoint) -> Digest {
-    Digest::of(format!("{checkpoint:?}").as_bytes())
 }

@@ -29,6 +29,7 @@ fn description(activations: Codec, gradients: Codec) -> Description {
             activations,
             gradients,
         },
+        comparison: crate::Comparison::Bits,
         data: shards.finish(),
     }
 }

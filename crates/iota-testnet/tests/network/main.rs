@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 mod cheating;
+mod close;
 mod history;
 mod merging;
 mod refusing;

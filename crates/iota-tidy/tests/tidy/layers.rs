@@ -18,6 +18,7 @@ const ROWS: &[&[&str]] = &[
         "iota-experiments",
         "iota-load",
         "iota-sim",
+        "iota-turmoil",
         "iota-tidy",
     ],
     // A network is made of all roles.

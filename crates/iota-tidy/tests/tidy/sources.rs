@@ -109,6 +109,39 @@ fn no_code_is_unfinished() {
     assert!(found.is_empty(), "{}", found.join("\n"));
 }
 
+/// Ways out of an async thread that a simulation, which has one thread, cannot follow.
+const WAYS_OUT: &[&str] = &[
+    "spawn_blocking",
+    "block_in_place",
+    "blocking_recv",
+    "blocking_send",
+    "thread::spawn",
+    "thread::Builder",
+];
+
+/// Crates that run in simulations as they are.
+const SIMULATED: &[&str] = &[
+    "crates/iota-wire/src/",
+    "crates/iota-peer/src/",
+    "crates/iota-miner/src/",
+    "crates/iota-validator/src/",
+    "crates/iota-orchestrator/src/",
+];
+
+#[test]
+fn runtimes_leave_their_thread_through_iota_node_only() {
+    let mut wrong = Vec::new();
+    for path in rust_files().filter(|path| SIMULATED.iter().any(|folder| path.starts_with(folder)))
+    {
+        let source = read(&path);
+        let code = source.split("#[cfg(test)]").next().unwrap_or(&source);
+        for way in WAYS_OUT.iter().filter(|way| code.contains(**way)) {
+            wrong.push(format!("{path} names {way}; use iota_node::blocking"));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 #[test]
 fn nothing_names_a_place_on_somebodys_machine() {
     let is_text = |path: &String| {

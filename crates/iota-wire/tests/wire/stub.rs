@@ -8,8 +8,8 @@ use iota_protocol::{
     Epoch, LeaseId, PeerId, Rejection, Role, RunId, Session, StageIndex, Timestamp,
 };
 use iota_wire::{
-    ApiError, AuthSettings, Authenticator, Clock, Joined, OrchestratorApi, PROTOCOL_VERSION,
-    RateSettings, RunInfo, RunStatus, WorkReply, WorkRequest,
+    ApiError, AuthSettings, Authenticator, Clock, Incoming, Joined, OrchestratorApi,
+    PROTOCOL_VERSION, RateSettings, RunInfo, RunStatus, WorkReply, WorkRequest,
 };
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
@@ -165,14 +165,15 @@ pub(crate) async fn serve_with(rate: RateSettings, floor: Timestamp) -> Served {
     .await;
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let incoming = Incoming::tcp(listener).unwrap();
+    let url = format!("http://{}", incoming.address());
     let (stop, stopped) = oneshot::channel();
     let ended = tokio::spawn(async move {
         let shutdown = async {
             // An error is a test that is over.
             let _ = stopped.await;
         };
-        iota_wire::serve(listener, service, shutdown).await.unwrap();
+        iota_wire::serve(incoming, service, shutdown).await.unwrap();
     });
     Served {
         url,

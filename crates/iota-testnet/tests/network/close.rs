@@ -1,0 +1,152 @@
+//! Miners whose bits are not the validators', in a run whose audits compare closely.
+
+use std::sync::Arc;
+
+use iota_identity::Keypair;
+use iota_miner::{Behaviour, Error, Miner};
+use iota_model::Precision;
+use iota_node::Shutdown;
+use iota_orchestrator::{
+    AuditOptions, ComparisonName, Orchestrator, Participants, Setup, SetupError,
+};
+use iota_peer::Device;
+use iota_protocol::event::BanReason;
+use iota_protocol::{PeerId, State};
+use iota_testnet::{Measurement, TestnetSettings, measure};
+use iota_validator::Validator;
+
+use crate::small;
+
+/// Steps that a miner may take in an epoch.
+const STEPS: u64 = 24;
+
+/// A run in f32 in which every miner is audited in every epoch.
+fn settings(folder: &std::path::Path) -> TestnetSettings {
+    let mut settings = small(folder);
+    settings.training.epochs = 3;
+    settings.training.precision = Precision::F32;
+    settings.training.audit_every_epochs = 1;
+    assert_eq!(settings.training.samples_per_epoch, STEPS);
+    settings
+}
+
+/// Four miners, of which `rounds` computes in bf16 and `cheats` sends wrong tensors, and a validator in f32.
+async fn mined(settings: &TestnetSettings, rounds: u8, cheats: Option<u8>) -> Arc<State> {
+    let validator = Keypair::from_seed([99; 32]);
+    let participants = Participants {
+        miners_to_start: 2,
+        validators: vec![validator.peer_id()],
+    };
+    let setup = Setup::new(&settings.run_options(), participants).unwrap();
+    std::fs::create_dir_all(&settings.out).unwrap();
+    let orchestrator = Orchestrator::builder(setup, &settings.out)
+        .start(&Shutdown::new())
+        .await
+        .unwrap();
+    let validator = Validator::builder(orchestrator.url()).with_keypair(validator);
+    tokio::spawn(validator.run(Shutdown::new()));
+    for number in 0..4 {
+        let behaviour = if cheats == Some(number) {
+            Behaviour::WrongTensors
+        } else {
+            Behaviour::Honest
+        };
+        let mut miner = Miner::builder(orchestrator.url())
+            .with_keypair(Keypair::from_seed([number; 32]))
+            .with_behaviour(behaviour)
+            .with_threads(1);
+        if number == rounds {
+            miner = miner.with_precision(Precision::Bf16);
+        }
+        tokio::spawn(miner.run(Shutdown::new()));
+    }
+    let (last, _) = orchestrator.finish().await.unwrap();
+    last
+}
+
+fn peer(number: u8) -> PeerId {
+    Keypair::from_seed([number; 32]).peer_id()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miner_of_another_precision_passes_every_audit_and_a_cheater_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = settings(folder.path());
+    let measurement = Measurement {
+        device: Device::Cpu,
+        precision: Precision::Bf16,
+        steps: 32,
+        epochs: 3,
+        margin: 4.0,
+        threads: 1,
+    };
+    let measured = measure(&settings, &measurement).unwrap();
+    let reach = measured.tolerances.last().map(|row| row.steps);
+    assert_eq!(reach, Some(32), "{}", measured.table());
+    settings.audits = AuditOptions {
+        comparison: ComparisonName::Close,
+        tolerances: measured.tolerances,
+    };
+    let last = mined(&settings, 1, Some(3)).await;
+    let cheaters: Vec<_> = last.cheaters().map(|(peer, _)| peer).collect();
+    assert_eq!(cheaters, [peer(3)]);
+    let (_, why) = last.cheaters().next().unwrap();
+    assert!(matches!(why, BanReason::Audit { .. }), "{why:?}");
+    let (passed, failed) = last.audits_settled();
+    assert_eq!(failed, 1, "the audit that found the cheater");
+    // Three miners in each of three epochs.
+    assert!(passed >= 9, "{passed} audits");
+    assert!(last.score(peer(1)) > 0.0, "what it did was verified");
+    assert!(last.replicas_equal());
+}
+
+/// What makes such a run necessary.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_bits_are_compared_a_miner_of_another_precision_does_not_take_part() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(folder.path());
+    let participants = Participants {
+        miners_to_start: 1,
+        validators: Vec::new(),
+    };
+    let setup = Setup::new(&settings.run_options(), participants).unwrap();
+    std::fs::create_dir_all(&settings.out).unwrap();
+    let orchestrator = Orchestrator::builder(setup, &settings.out)
+        .start(&Shutdown::new())
+        .await
+        .unwrap();
+    let miner = Miner::builder(orchestrator.url()).with_precision(Precision::Bf16);
+    let refused = miner.run(Shutdown::new()).await.unwrap_err();
+    assert!(matches!(refused, Error::Precision { .. }), "{refused}");
+}
+
+#[test]
+fn an_epoch_of_more_steps_than_were_measured_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = settings(folder.path());
+    let measurement = Measurement {
+        device: Device::Cpu,
+        precision: Precision::Bf16,
+        steps: 8,
+        epochs: 1,
+        margin: 4.0,
+        threads: 1,
+    };
+    let set_up = |settings: &TestnetSettings| {
+        let participants = Participants {
+            miners_to_start: 1,
+            validators: Vec::new(),
+        };
+        Setup::new(&settings.run_options(), participants)
+    };
+    let tolerances = measure(&settings, &measurement).unwrap().tolerances;
+    settings.audits.comparison = ComparisonName::Close;
+    assert!(matches!(set_up(&settings), Err(SetupError::Description(_))));
+    settings.audits.tolerances = tolerances;
+    let Err(SetupError::Horizon { steps, steps_max }) = set_up(&settings) else {
+        panic!("it was not refused");
+    };
+    assert_eq!((steps, steps_max), (STEPS, 8));
+    settings.training.samples_per_epoch = 8;
+    set_up(&settings).unwrap();
+}

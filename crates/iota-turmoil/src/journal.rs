@@ -1,0 +1,146 @@
+//! The orchestrator's journal: in memory, on a disk that outlives its process, and with a death for it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use iota_journal::{Entry, Error, Genesis, Journal, MemoryDisk, MemoryJournal, Result, Snapshot};
+use iota_protocol::State;
+use iota_protocol::invariants::check_all;
+
+use crate::trace::Trace;
+
+/// What an orchestrator's process leaves, and what kills the next one.
+#[derive(Debug, Clone)]
+pub(crate) struct Disk {
+    inner: Arc<Mutex<Inner>>,
+    trace: Arc<Trace>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    disk: MemoryDisk,
+    /// What the entries lead to.
+    state: Option<State>,
+    /// The first invariant that did not hold after an entry.
+    violated: Option<String>,
+    /// The process dies at the next write: whether that is there afterwards.
+    dies: Option<bool>,
+}
+
+impl Disk {
+    pub(crate) fn new(trace: Arc<Trace>) -> Self {
+        Self {
+            inner: Arc::default(),
+            trace,
+        }
+    }
+
+    /// A process's hold on the journal. It writes everything down in the trace, too, and looks at the invariants.
+    pub(crate) fn open(&self) -> impl Journal + use<> {
+        TracedJournal {
+            journal: self.read(),
+            disk: self.clone(),
+            dead: false,
+        }
+    }
+
+    /// To look at what is there.
+    pub(crate) fn read(&self) -> MemoryJournal {
+        self.lock().disk.open()
+    }
+
+    /// Begins with an empty one.
+    pub(crate) fn format(&self) {
+        *self.lock() = Inner::default();
+    }
+
+    /// Whoever writes next dies of it; `kept`: but the write is there.
+    pub(crate) fn kill_at_next_write(&self, kept: bool) {
+        self.lock().dies = Some(kept);
+    }
+
+    /// The first invariant of the rules that did not hold after an entry.
+    pub(crate) fn violated(&self) -> Option<String> {
+        self.lock().violated.clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn follow(&mut self, entry: &Entry) {
+        let Some(state) = &mut self.state else { return };
+        for event in &entry.events {
+            state.apply(entry.at, event);
+        }
+        if let Err(violation) = check_all(state) {
+            let what = format!("after entry {}, {violation}", entry.sequence);
+            self.violated.get_or_insert(what);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct TracedJournal {
+    journal: MemoryJournal,
+    disk: Disk,
+    dead: bool,
+}
+
+impl Journal for TracedJournal {
+    fn append(&mut self, entries: &[Entry]) -> Result<()> {
+        let mut inner = self.disk.lock();
+        let dies = inner.dies.take();
+        let died = Error::Crashed {
+            write: inner.disk.writes(),
+        };
+        if self.dead || dies == Some(false) {
+            self.dead = true;
+            return Err(died);
+        }
+        self.journal.append(entries)?;
+        for entry in entries {
+            inner.follow(entry);
+            for event in &entry.events {
+                let at_ms = entry.at.as_millis();
+                let what = format_args!("[{} at {at_ms}] {event:?}", entry.sequence);
+                self.disk.trace.note("journal", what);
+            }
+        }
+        if dies == Some(true) {
+            self.dead = true;
+            return Err(died);
+        }
+        Ok(())
+    }
+
+    fn place(&self) -> String {
+        self.journal.place()
+    }
+
+    fn begin(&mut self, genesis: &Genesis) -> Result<()> {
+        self.disk.lock().state = genesis.state().ok();
+        self.journal.begin(genesis)
+    }
+
+    fn keep_snapshot(&mut self, snapshot: &Snapshot) -> Result<()> {
+        self.journal.keep_snapshot(snapshot)
+    }
+
+    fn genesis(&self) -> Result<Option<Genesis>> {
+        self.journal.genesis()
+    }
+
+    fn entries_after(&self, sequence: u64, at_most: usize) -> Result<Vec<Entry>> {
+        self.journal.entries_after(sequence, at_most)
+    }
+
+    fn snapshots(&self) -> Result<Vec<u64>> {
+        self.journal.snapshots()
+    }
+
+    fn snapshot(&self, sequence: u64) -> Result<Snapshot> {
+        self.journal.snapshot(sequence)
+    }
+}
