@@ -341,6 +341,7 @@ const fn name(kind: WorkKind) -> &'static str {
         WorkKind::Backward => "a backward pass",
         WorkKind::Upload => "an upload",
         WorkKind::Merge => "a merge",
+        WorkKind::Fetch => "fetching merged cells",
         WorkKind::Install => "an installation",
         WorkKind::Replay => "a replay",
         WorkKind::Inspect => "an inspection",

@@ -362,7 +362,7 @@ impl Ledger {
                 self.discrepancies.extend(found);
                 self.stints[stint].fate = Fate::Uploaded;
             }
-            (Work::Merge { .. }, Outcome::Merge { .. }) => {
+            (Work::Merge { .. }, Outcome::Merge { .. } | Outcome::Unmergeable { .. }) => {
                 if let Some(merge) = self.merges.get_mut(&(self.epoch, lease.stage)) {
                     let found = merge.merge(&self.settings, &lease, outcome);
                     self.discrepancies.extend(found);

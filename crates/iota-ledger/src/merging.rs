@@ -47,7 +47,10 @@ pub(crate) struct Made {
     pub(crate) owner: Session,
     pub(crate) output: ObjectName,
     range: Range<u64>,
-    seal: Seal,
+    /// None if it has nothing finite.
+    pub(crate) seal: Option<Seal>,
+    /// Whether it is in the store, or its owner only said what it would be.
+    pub(crate) stored: bool,
     /// What the merge changed, if that was asked for.
     delta: Option<ObjectRef>,
     /// Whose copies it left out.
@@ -82,17 +85,18 @@ impl Made {
                 id: ObjectId::from_bytes(id),
             },
             range: 0..4,
-            seal: seal(content, 8),
+            seal: Some(seal(content, 8)),
+            stored: true,
             delta: None,
             quarantined: Vec::new(),
             from: copies.to_vec(),
         }
     }
 
-    fn origin(&self) -> Origin {
-        let (name, seal) = (self.output, self.seal);
+    /// Where the elements come from that this object of it holds.
+    fn origin(&self, object: ObjectRef) -> Origin {
         Origin::Cell {
-            object: ObjectRef { name, seal },
+            object,
             begins: self.range.start,
             elements: self.range.end.wrapping_sub(self.range.start),
             delta: self.delta,
@@ -217,14 +221,11 @@ impl StageMerge {
                 inputs,
                 output,
                 delta,
+                stores,
                 ..
             },
-            Outcome::Merge {
-                merged,
-                quarantined,
-                delta: changed,
-            },
-        ) = (&lease.work, outcome)
+            Some((merged, quarantined, changed)),
+        ) = (&lease.work, said_of_merge(outcome))
         else {
             return Vec::new();
         };
@@ -244,15 +245,19 @@ impl StageMerge {
         }
         let sessions = inputs.iter().map(|input| input.session);
         let from = sessions.filter(|session| !quarantined.contains(session));
-        let delta = delta.zip(*changed);
+        let delta = delta.zip(changed);
         self.cell_of.insert(*output, cell);
-        self.made.entry(cell).or_default().push(Made {
+        // Whoever is asked for the objects of what it said before says it again.
+        let results = self.made.entry(cell).or_default();
+        results.retain(|made| made.owner != owner);
+        results.push(Made {
             owner,
             output: *output,
             range: range.clone(),
-            seal: *merged,
+            seal: merged,
+            stored: *stores,
             delta: delta.map(|(name, seal)| ObjectRef { name, seal }),
-            quarantined: quarantined.clone(),
+            quarantined: quarantined.to_vec(),
             from: from.collect(),
         });
         found
@@ -312,9 +317,13 @@ impl StageMerge {
         merged: Option<ObjectRef>,
     ) -> Option<Discrepancy> {
         let (epoch, stage) = (self.epoch, self.stage);
+        let is_kept = matches!(
+            result,
+            CellResult::CarriedForward | CellResult::Unmergeable { .. }
+        );
         let known = merged.is_none_or(|object| {
             let of_cell = self.cell_of.get(&object.name) == Some(&cell);
-            of_cell && self.made(&object).is_some() && result != CellResult::CarriedForward
+            of_cell && self.made(&object).is_some() && !is_kept
         });
         let mut results: Vec<&Made> = self.results(cell).collect();
         results.sort_unstable_by_key(|made| made.owner);
@@ -391,6 +400,21 @@ impl StageMerge {
 
     fn made(&self, object: &ObjectRef) -> Option<&Made> {
         let mut results = self.results(*self.cell_of.get(&object.name)?);
-        results.find(|made| made.output == object.name && made.seal == object.seal)
+        results.find(|made| {
+            made.stored && made.output == object.name && made.seal == Some(object.seal)
+        })
+    }
+}
+
+/// What was merged, whose copies were left out, and what changed; none if this is not about a merge.
+fn said_of_merge(outcome: &Outcome) -> Option<(Option<Seal>, &[Session], Option<Seal>)> {
+    match outcome {
+        Outcome::Merge {
+            merged,
+            quarantined,
+            delta,
+        } => Some((Some(*merged), quarantined, *delta)),
+        Outcome::Unmergeable { quarantined } => Some((None, quarantined, None)),
+        _ => None,
     }
 }

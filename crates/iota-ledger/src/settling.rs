@@ -1,15 +1,16 @@
 //! Whether a cell was settled as the results of its owners say.
 //!
 //! ```text
-//!   results        a a     a b     a b a     a b v       a b      -
-//!   settled with   a       -       a         v           -        -
-//!   how            agreed  (waits) arbitrated arbitrated  carried forward
+//!   results        a a     a b     a b a     a b v       a b      -     nothing nothing
+//!   settled with   a       -       a         v           -        -     -
+//!   how            agreed  (waits) arbitrated arbitrated  carried forward  unmergeable
 //! ```
 //!
-//! Results are equal if their bits are, what they changed, and the copies that they left out. More than one equal result
+//! What a cell is settled with is in the store: one that nobody stored is carried forward, whatever its owners said.
+//! //! Results are equal if their bits are, what they changed, and the copies that they left out. More than one equal result
 //! is needed, and more than of any other; a validator (v) decides alone. One result alone is no agreement, and is called so.
 
-use iota_protocol::event::CellResult;
+use iota_protocol::event::{CellResult, Unmergeable};
 use iota_protocol::work::ObjectName;
 use iota_protocol::{PeerId, Session};
 use serde::{Deserialize, Serialize};
@@ -54,16 +55,24 @@ pub(crate) fn objection(
     let unanimous = |winner: &Made| results.iter().all(|made| made.agrees(winner));
     let settled_with = |winner: &Made| {
         let mut named = results.iter().filter(|made| Some(made.output) == merged);
-        named.any(|made| made.agrees(winner))
+        named.any(|made| made.agrees(winner) && made.stored)
+    };
+    let can_be_had = |winner: &Made| {
+        let mut same = results.iter().filter(|made| made.agrees(winner));
+        winner.seal.is_none() || same.any(|made| made.stored)
     };
     match (result, winner) {
         (CellResult::CarriedForward, None) => None,
         (CellResult::CarriedForward, Some(winner)) => {
-            // All copies were left out: it decided that there is nothing to settle it with.
-            (!winner.from.is_empty()).then_some(Objection::Decided)
+            can_be_had(winner).then_some(Objection::Decided)
+        }
+        (CellResult::Unmergeable { why }, Some(winner)) => {
+            let every_copy = why == Unmergeable::EveryCopyQuarantined;
+            let fits = winner.seal.is_none() && winner.from.is_empty() == every_copy;
+            (!fits).then_some(Objection::AgainstTheMajority)
         }
         (CellResult::Single, _) => match results {
-            [only] if verdict.is_none() && Some(only.output) == merged => None,
+            [only] if verdict.is_none() && settled_with(only) => None,
             _ => Some(Objection::NotSingle),
         },
         (CellResult::Agreed, Some(winner)) => {
@@ -81,7 +90,10 @@ pub(crate) fn objection(
                 (!dissent(liar, winner)).then_some(Objection::NotTheLiar)
             }
         }
-        (CellResult::Agreed | CellResult::Arbitrated { .. }, None) => Some(Objection::NoAgreement),
+        (
+            CellResult::Agreed | CellResult::Arbitrated { .. } | CellResult::Unmergeable { .. },
+            None,
+        ) => Some(Objection::NoAgreement),
     }
 }
 
@@ -129,10 +141,18 @@ mod tests {
         settled_with: Option<u8>,
     ) -> Option<Objection> {
         let copies = [session(1), session(2)];
-        let made = |(owner, content): &(u8, &str)| match *content {
-            // It found nothing finite in any copy.
-            "" => Made::by(session(*owner), content, &[]),
-            content => Made::by(session(*owner), content, &copies),
+        let made = |(owner, content): &(u8, &str)| {
+            // "?": it only said what it would be.
+            let mut made = Made::by(session(*owner), content.trim_end_matches('?'), &copies);
+            made.stored = !content.ends_with('?');
+            if matches!(*content, "" | "nothing") {
+                made.seal = None;
+            }
+            if content.is_empty() {
+                // It found nothing finite in any copy.
+                made.from.clear();
+            }
+            made
         };
         let made: Vec<Made> = results.iter().map(made).collect();
         let named = settled_with.map(|owner| {
@@ -144,6 +164,13 @@ mod tests {
         let results: Vec<&Made> = made.iter().collect();
         objection(&results, &[peer(VALIDATOR)], (result, named))
     }
+
+    const EVERY_COPY: CellResult = CellResult::Unmergeable {
+        why: Unmergeable::EveryCopyQuarantined,
+    };
+    const NO_RESULT: CellResult = CellResult::Unmergeable {
+        why: Unmergeable::ResultNotFinite,
+    };
 
     const fn liar(name: u8) -> CellResult {
         CellResult::Arbitrated {
@@ -209,11 +236,37 @@ mod tests {
             (&[(1, "a")], Single, Some(1), None),
             (&[(1, "a"), (2, "a")], Single, Some(1), Some(NotSingle)),
             (&[(9, "a")], Single, Some(9), Some(NotSingle)),
-            // The old values stay where nobody decided, or all copies were left out.
+            // One of those who agree has stored it, and that one it is settled with.
+            (&[(1, "a"), (2, "a?")], Agreed, Some(1), None),
+            (
+                &[(1, "a"), (2, "a?")],
+                Agreed,
+                Some(2),
+                Some(AgainstTheMajority),
+            ),
+            (&[(1, "a?")], Single, Some(1), Some(NotSingle)),
+            (&[(1, "a?"), (2, "a?")], CarriedForward, None, None),
+            // Owners also agree on that there is nothing, and why.
+            (&[(1, ""), (2, "")], EVERY_COPY, None, None),
+            (&[(1, "")], EVERY_COPY, None, None),
+            (&[(1, "nothing"), (2, "nothing")], NO_RESULT, None, None),
+            (
+                &[(1, ""), (2, "")],
+                NO_RESULT,
+                None,
+                Some(AgainstTheMajority),
+            ),
+            (&[(1, ""), (2, "a")], EVERY_COPY, None, Some(NoAgreement)),
+            (
+                &[(1, "a"), (2, "a")],
+                EVERY_COPY,
+                None,
+                Some(AgainstTheMajority),
+            ),
+            (&[(1, ""), (2, "")], CarriedForward, None, Some(Decided)),
+            // The old values stay where nobody decided.
             (&[], CarriedForward, None, None),
             (&[(1, "a"), (2, "b")], CarriedForward, None, None),
-            (&[(1, ""), (2, "")], CarriedForward, None, None),
-            (&[(1, "")], CarriedForward, None, None),
             (&[(1, "a")], CarriedForward, None, Some(Decided)),
             (&[(1, "a"), (2, "a")], CarriedForward, None, Some(Decided)),
         ];

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use iota_protocol::event::{
     AbandonReason, BanReason, CellResult, Direction, ExclusionReason, LeaseEnd, PhaseReason,
-    Repair, RestartReason, SessionEnd,
+    Repair, RestartReason, SessionEnd, Unmergeable,
 };
 use iota_protocol::registration::{PlaceEnd, WaitReason};
 use iota_protocol::work::{Difference, Failure, Verdict, Work};
@@ -255,6 +255,7 @@ pub(crate) fn work(work: &Work) -> String {
         Work::Merge { cell, inputs, .. } => {
             format!("the merge of {cell} over {} copies", inputs.len())
         }
+        Work::Fetch { segments } => format!("fetching {} merged cells", segments.len()),
         Work::Install { checkpoint, .. } => {
             format!("installing the checkpoint of {}", checkpoint.epoch)
         }
@@ -366,7 +367,15 @@ fn cell_result(result: CellResult) -> String {
         CellResult::Agreed => "its owners agree".to_owned(),
         CellResult::Arbitrated { liar } => format!("owners differed, and {liar:?} was wrong"),
         CellResult::Single => "one owner delivered".to_owned(),
-        CellResult::CarriedForward => "nobody delivered, the old values stay".to_owned(),
+        CellResult::CarriedForward => {
+            "nobody delivered or could decide, the old values stay".to_owned()
+        }
+        CellResult::Unmergeable {
+            why: Unmergeable::EveryCopyQuarantined,
+        } => "no copy of it is finite, the old values stay".to_owned(),
+        CellResult::Unmergeable {
+            why: Unmergeable::ResultNotFinite,
+        } => "its copies have no finite merge, the old values stay".to_owned(),
     }
 }
 

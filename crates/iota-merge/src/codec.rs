@@ -184,11 +184,42 @@ impl Codec {
     /// [`Error::Malformed`], [`Error::Value`]. `values` then holds anything.
     pub fn decode_into(self, bytes: &[u8], values: &mut [f32]) -> Result<(), Error> {
         self.check_length(bytes.len(), values.len())?;
-        dispatch(Decode {
+        let used = dispatch(Decode {
             codec: self,
             bytes,
             values,
-        })
+        })?;
+        if used == bytes.len() {
+            Ok(())
+        } else {
+            Err(Error::EncodedLength {
+                expected: used,
+                found: bytes.len(),
+            })
+        }
+    }
+
+    /// As [`Codec::decode`], of bytes that are filled up with zeros to a length that was agreed on beforehand.
+    ///
+    /// # Errors
+    /// As [`Codec::decode`], and [`Error::EncodedLength`] if there is anything but zeros behind what was encoded.
+    pub fn decode_filled(self, bytes: &[u8], elements: usize) -> Result<Vec<f32>, Error> {
+        let least = *self.encoded_length(elements).start();
+        self.check_length(bytes.len().min(least), elements)?;
+        let mut values = vec![0.0; elements];
+        let used = dispatch(Decode {
+            codec: self,
+            bytes,
+            values: &mut values,
+        })?;
+        if bytes[used..].iter().all(|byte| *byte == 0) {
+            Ok(values)
+        } else {
+            Err(Error::EncodedLength {
+                expected: used,
+                found: bytes.len(),
+            })
+        }
     }
 
     fn check_length(self, found: usize, elements: usize) -> Result<(), Error> {
@@ -316,10 +347,11 @@ struct Decode<'a> {
 }
 
 impl Kernel for Decode<'_> {
-    type Output = Result<(), Error>;
+    /// How many of the bytes were decoded.
+    type Output = Result<usize, Error>;
 
     #[inline(always)]
-    fn run<const FUSED: bool>(self) -> Result<(), Error> {
+    fn run<const FUSED: bool>(self) -> Result<usize, Error> {
         let Self {
             codec,
             bytes,
@@ -340,14 +372,7 @@ impl Kernel for Decode<'_> {
                 },
             })?;
         }
-        if begin == bytes.len() {
-            Ok(())
-        } else {
-            Err(Error::EncodedLength {
-                expected: begin,
-                found: bytes.len(),
-            })
-        }
+        Ok(begin)
     }
 }
 

@@ -215,15 +215,22 @@ impl<E: Element> Mean<'_, E> {
             sums.fill(NOTHING);
             if self.is_unclipped {
                 let (eights, rest) = self.parts.as_chunks::<8>();
-                let (fours, rest) = rest.as_chunks::<4>();
+                let (fours, ones) = rest.as_chunks::<4>();
+                let (ones, _) = ones.as_chunks::<1>();
+                let mut left = eights.len() + fours.len() + ones.len();
+                // The last copies are divided at once: a division takes its time beside sums, and on its own after them.
+                let mut divides = || {
+                    left -= 1;
+                    (left == 0).then_some(self.total)
+                };
                 for eight in eights {
-                    add_all::<FUSED, E, 8>(sums, start, eight);
+                    add_all::<FUSED, E, 8>(sums, start, eight, divides(), merged);
                 }
                 for four in fours {
-                    add_all::<FUSED, E, 4>(sums, start, four);
+                    add_all::<FUSED, E, 4>(sums, start, four, divides(), merged);
                 }
-                for part in rest {
-                    add::<FUSED, E>(sums, &part.elements[start..start + length], part.weight);
+                for one in ones {
+                    add_all::<FUSED, E, 1>(sums, start, one, divides(), merged);
                 }
             } else {
                 let values = &mut values[..length];
@@ -231,9 +238,9 @@ impl<E: Element> Mean<'_, E> {
                     part.read(start, values);
                     add::<FUSED, f32>(sums, values, part.weight);
                 }
-            }
-            for (mean, sum) in merged.iter_mut().zip(&*sums) {
-                *mean = (sum / self.total) as f32;
+                for (mean, sum) in merged.iter_mut().zip(&*sums) {
+                    *mean = (sum / self.total) as f32;
+                }
             }
             is_finite &= is_all_finite(merged);
         }
@@ -242,23 +249,35 @@ impl<E: Element> Mean<'_, E> {
 }
 
 /// As [`add`] for one after the other of several unclipped copies, whose elements from `start` on are added. The sums are
-/// fetched once for all of them, and memory is read at as many places at once, as it likes to be.
+/// fetched once for all of them, and memory is read at as many places at once, as it likes to be. With a total they are
+/// the last ones: what is `merged` is written in place of the sums.
 #[inline(always)]
 fn add_all<const FUSED: bool, E: Element, const COPIES: usize>(
     sums: &mut [f64],
     start: usize,
     parts: &[Part<'_, E>; COPIES],
+    total: Option<f64>,
+    merged: &mut [f32],
 ) {
     let length = sums.len();
+    let merged = &mut merged[..length];
     let copies = parts.map(|part| &part.elements[start..start + length]);
     let weights = parts.map(|part| part.weight);
-    for index in 0..length {
-        let mut sum = sums[index];
-        for copy in 0..COPIES {
+    let sum_of = |index: usize, sum: f64| {
+        let add = |sum, copy: usize| {
             let x = f64::from(copies[copy][index].to_f32());
-            sum = fused::<FUSED>(weights[copy], x, sum);
+            fused::<FUSED>(weights[copy], x, sum)
+        };
+        (0..COPIES).fold(sum, add)
+    };
+    if let Some(total) = total {
+        for index in 0..length {
+            merged[index] = (sum_of(index, sums[index]) / total) as f32;
         }
-        sums[index] = sum;
+    } else {
+        for index in 0..length {
+            sums[index] = sum_of(index, sums[index]);
+        }
     }
 }
 

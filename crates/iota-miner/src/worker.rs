@@ -1,13 +1,15 @@
 //! What a miner does with each kind of lease.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iota_peer::{
-    Device, Engine, Error, Gate, OperationInput, PeerMemory, Transfer, Undone, Worker,
+    CellPlanes, Device, Engine, Error, Gate, OperationInput, PeerMemory, Transfer, Undone, Worker,
     fetch_cells_with, merge,
 };
 use iota_protocol::work::{
-    CellUpload, Checkpoint, Failure, Lease, ObjectName, ObjectRef, Outcome, Seal, Work,
+    CellUpload, Checkpoint, Failure, Lease, ObjectName, ObjectRef, Outcome, Seal, Segment,
+    SegmentSource, Work,
 };
 use iota_protocol::{Epoch, SampleId, Session, StageIndex};
 use iota_run::Description;
@@ -32,6 +34,9 @@ pub(crate) struct MinerWorker {
     memory_limit_bytes: Option<u64>,
     behaviour: Behaviour,
     place: Mutex<Option<Place>>,
+    /// Merged cells that will be in the next checkpoint. Locked while they are fetched: an installation waits for what is
+    /// on its way.
+    fetched: tokio::sync::Mutex<BTreeMap<ObjectName, CellPlanes>>,
 }
 
 /// Where the miner stands: its session and stage, and what it has installed.
@@ -71,6 +76,7 @@ impl MinerWorker {
             memory_limit_bytes,
             behaviour,
             place: Mutex::default(),
+            fetched: tokio::sync::Mutex::default(),
         })
     }
 
@@ -292,20 +298,22 @@ impl MinerWorker {
         })
     }
 
-    async fn install(
+    /// Fetches the cells of these segments beside those that are there.
+    async fn fetch(
         &self,
-        checkpoint: &Checkpoint,
-        goes_on: bool,
+        fetched: &mut BTreeMap<ObjectName, CellPlanes>,
+        segments: &[Segment],
+        next_epoch: Epoch,
         leased: &LeasedWork,
-        abandoned: &watch::Receiver<bool>,
-    ) -> Result<Outcome, Undone> {
-        let session = leased.lease.session;
+    ) -> Result<(), Failure> {
         // What the merge changed is enough for whoever has the checkpoint before.
         let before = {
             let place = self.place();
-            let place = place.as_ref().filter(|it| it.session == session);
+            let place = place
+                .as_ref()
+                .filter(|it| it.session == leased.lease.session);
             let installed = place.and_then(|it| it.installed.as_ref());
-            let before = installed.filter(|it| it.epoch.next() == checkpoint.epoch);
+            let before = installed.filter(|it| it.epoch.next() == next_epoch);
             before.map(|it| it.weights)
         };
         let step = |range, delta| async move {
@@ -314,7 +322,31 @@ impl MinerWorker {
                 .inspect_err(|error| debug!(%error, "a delta cannot be used"))
                 .ok()
         };
-        let cells = fetch_cells_with(&self.transfer, &checkpoint.segments, leased, step).await?;
+        let is_missing = |segment: &&Segment| match &segment.source {
+            SegmentSource::Merged { object, .. } => !fetched.contains_key(&object.name),
+            SegmentSource::Genesis => false,
+        };
+        let missing: Vec<Segment> = segments.iter().filter(is_missing).cloned().collect();
+        fetched.extend(fetch_cells_with(&self.transfer, &missing, leased, step).await?);
+        Ok(())
+    }
+
+    async fn install(
+        &self,
+        checkpoint: &Checkpoint,
+        goes_on: bool,
+        leased: &LeasedWork,
+        abandoned: &watch::Receiver<bool>,
+    ) -> Result<Outcome, Undone> {
+        let session = leased.lease.session;
+        let cells = {
+            let mut fetched = self.fetched.lock().await;
+            let mut cells = std::mem::take(&mut *fetched);
+            self.fetch(&mut cells, &checkpoint.segments, checkpoint.epoch, leased)
+                .await?;
+            cells
+        };
+        self.transfer.forget_made();
         // Another install may have been leased meanwhile, and this one must not come after it.
         still_wanted(abandoned)?;
         let (weights, state) = self
@@ -344,6 +376,8 @@ impl Worker for MinerWorker {
     async fn reset(&self, joined: &Joined) -> Result<(), Error> {
         let stage = joined.stage.ok_or(Error::Input("a miner needs a stage"))?;
         self.stage.vacate().await?;
+        self.transfer.forget_made();
+        self.fetched.lock().await.clear();
         let memory = self.planned_memory(stage)?;
         let (description, threads) = (Arc::clone(&self.description), self.threads);
         let device = self.device.clone();
@@ -396,7 +430,18 @@ impl Worker for MinerWorker {
                 } else {
                     None
                 };
-                Ok(merge(&self.transfer, &self.gate, &leased, base).await?)
+                let merged = merge(&self.transfer, &self.gate, &leased, base).await?;
+                if let Some(cell) = merged.cell {
+                    self.transfer.keep_made(cell);
+                }
+                Ok(merged.outcome)
+            }
+            Work::Fetch { segments } => {
+                let mut fetched = self.fetched.lock().await;
+                let next_epoch = lease.epoch.next();
+                self.fetch(&mut fetched, segments, next_epoch, &leased)
+                    .await?;
+                Ok(Outcome::Fetched)
             }
             Work::Install {
                 checkpoint,

@@ -34,8 +34,9 @@ impl Api {
         Ok(self.owner.command(command).await??)
     }
 
-    /// Whether a merged cell is what its owner commits to. Every miner of the stage will install it, so it is looked at
-    /// before it counts: twice per cell and epoch, in the caller's own task.
+    /// Whether a merged cell that its owner was to store is what it commits to. Every miner of the stage will install it,
+    /// so it is looked at before it counts: once per cell and epoch, unless owners fail or differ, in the caller's own
+    /// task. What others only commit to is compared with it by the rules.
     async fn check_merged(
         &self,
         lease: LeaseId,
@@ -45,7 +46,13 @@ impl Api {
         let Some(lease) = self.owner.lease(lease).await? else {
             return Ok(());
         };
-        let Work::Merge { output, delta, .. } = lease.work else {
+        let Work::Merge {
+            output,
+            delta,
+            stores: true,
+            ..
+        } = lease.work
+        else {
             return Ok(());
         };
         let written = [Some((output, merged)), delta.zip(changed)];

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use iota_data::Sampler;
-use iota_protocol::settings::ObjectSize;
 use iota_protocol::work::{
     Lease, LogEntry, ObjectName, ObjectRef, Seal, Segment, SegmentSource, UploadRecord, Work,
 };
@@ -116,13 +115,15 @@ impl Collector<'_> {
                     self.write(cell.output, settings.upload_bytes(elements));
                 }
                 let elements = settings.stage_parameters[usize::from(stage.get())];
-                self.write_if_asked_for(*kept, settings.merging.kept, elements);
+                let kept_bytes = settings.merging.kept.map(|size| size.bytes(elements));
+                self.write_if_asked_for(*kept, kept_bytes);
             }
             Work::Merge {
                 range,
                 inputs,
                 output,
                 delta,
+                stores,
                 base,
                 ..
             } => {
@@ -131,20 +132,13 @@ impl Collector<'_> {
                 }
                 self.read_segments(base);
                 let elements = range.end - range.start;
-                self.write(*output, settings.cell_bytes(elements));
-                self.write_if_asked_for(*delta, settings.merging.delta, elements);
-            }
-            Work::Install { checkpoint, .. } => {
-                self.read_segments(&checkpoint.segments);
-                for segment in &checkpoint.segments {
-                    if let SegmentSource::Merged {
-                        delta: Some(delta), ..
-                    } = &segment.source
-                    {
-                        self.read(delta);
-                    }
+                if *stores {
+                    self.write(*output, settings.cell_bytes(elements));
+                    self.write_if_asked_for(*delta, settings.delta_bytes(elements, inputs.len()));
                 }
             }
+            Work::Fetch { segments } => self.read_segments_or_deltas(segments),
+            Work::Install { checkpoint, .. } => self.read_segments_or_deltas(&checkpoint.segments),
             Work::Replay {
                 checkpoint,
                 kept,
@@ -215,6 +209,19 @@ impl Collector<'_> {
         }
     }
 
+    /// Whoever has the checkpoint before may read what changed in place of the whole.
+    fn read_segments_or_deltas(&mut self, segments: &[Segment]) {
+        self.read_segments(segments);
+        for segment in segments {
+            if let SegmentSource::Merged {
+                delta: Some(delta), ..
+            } = &segment.source
+            {
+                self.read(delta);
+            }
+        }
+    }
+
     fn read_segments(&mut self, segments: &[Segment]) {
         for segment in segments {
             if let SegmentSource::Merged { object, .. } = &segment.source {
@@ -239,14 +246,9 @@ impl Collector<'_> {
     }
 
     /// Something that only some runs want.
-    fn write_if_asked_for(
-        &mut self,
-        name: Option<ObjectName>,
-        size: Option<ObjectSize>,
-        elements: u64,
-    ) {
-        if let (Some(name), Some(size)) = (name, size) {
-            self.write(name, size.bytes(elements));
+    fn write_if_asked_for(&mut self, name: Option<ObjectName>, length_bytes: Option<u64>) {
+        if let (Some(name), Some(length_bytes)) = (name, length_bytes) {
+            self.write(name, length_bytes);
         }
     }
 

@@ -16,6 +16,7 @@ use iota_store::tensor;
 use iota_wire::LeasedWork;
 use tracing::debug;
 
+use crate::Error;
 use crate::gate::Gate;
 use crate::learned::{self, Base, CellPlanes, Learned};
 use crate::transfer::Transfer;
@@ -23,7 +24,8 @@ use crate::transfer::Transfer;
 /// Uploads of a cell that are fetched before it is their turn.
 const FETCHED_AHEAD: usize = 3;
 
-/// The merged cells that segments of a checkpoint name, each fetched once and whole.
+/// The merged cells that segments of a checkpoint name, each fetched once and whole; those that
+/// [this machine made](Transfer::keep_made) are not fetched.
 ///
 /// # Errors
 /// [`Failure::BadInput`] if one is missing, altered or of another shape.
@@ -70,6 +72,7 @@ where
         .into_values()
         .map(|(object, elements, delta)| async move {
             if let Some((delta, range)) = delta
+                && !transfer.has_made(&object.seal)
                 && let Some(planes) = by_delta(transfer, &object, &delta, range, leased, step).await
             {
                 return Ok((object.name, planes));
@@ -102,6 +105,15 @@ where
     Some(planes)
 }
 
+/// What came of a lease to merge a cell.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Merging {
+    /// What to report.
+    pub outcome: Outcome,
+    /// The merged cell's object, stored or not; none if there is no finite one.
+    pub cell: Option<Bytes>,
+}
+
 /// Merges the uploads of a cell, as they arrive but in the order of the lease. `base`: what the cell was in the checkpoint
 /// that the uploads are relative to, if they are.
 ///
@@ -115,12 +127,13 @@ pub async fn merge(
     gate: &Gate,
     leased: &LeasedWork,
     base: Option<Base>,
-) -> Result<Outcome, Failure> {
+) -> Result<Merging, Failure> {
     let Work::Merge {
         range,
         inputs,
         output,
         delta,
+        stores,
         ..
     } = &leased.lease.work
     else {
@@ -147,17 +160,36 @@ pub async fn merge(
         .await??;
     }
     let (gate, round) = (gate.clone(), leased.lease.epoch.get());
-    let merged = blocking(move || gate.pass(|| cell.finish(base, round))).await??;
+    let merged = match blocking(move || gate.pass(|| cell.finish(base, round))).await?? {
+        Ok(merged) => merged,
+        Err(Unmergeable { quarantined }) => {
+            return Ok(Merging {
+                outcome: Outcome::Unmergeable { quarantined },
+                cell: None,
+            });
+        }
+    };
+    // The other owner's bits are the same: it is enough that one of the two stores them.
+    let commit = async |name: &ObjectName, bytes: Bytes| {
+        if *stores {
+            transfer.upload(*name, bytes, leased).await
+        } else {
+            Ok(iota_store::seal(&bytes))
+        }
+    };
     let changed = match (delta, merged.delta) {
         (None, None) => None,
-        (Some(name), Some(bytes)) => Some(transfer.upload(*name, bytes, leased).await?),
+        (Some(name), Some(bytes)) => Some(commit(name, bytes).await?),
         // The orchestrator and this machine do not know the same run.
         _ => return Err(Failure::Internal),
     };
-    Ok(Outcome::Merge {
-        merged: transfer.upload(*output, merged.cell, leased).await?,
-        quarantined: merged.quarantined,
-        delta: changed,
+    Ok(Merging {
+        outcome: Outcome::Merge {
+            merged: commit(output, merged.cell.clone()).await?,
+            quarantined: merged.quarantined,
+            delta: changed,
+        },
+        cell: Some(merged.cell),
     })
 }
 
@@ -177,6 +209,8 @@ async fn fetch(
 pub struct CellMerge {
     settings: Merge,
     elements: usize,
+    /// Copies so far, those that were left out included.
+    copies: usize,
     /// One for the parameters, or for what was learned of them; one for each moment that is merged.
     planes: Vec<InProgress>,
     quarantined: Vec<Session>,
@@ -190,6 +224,13 @@ pub struct MergedCell {
     /// The object of what the merge changed, if the run has such.
     pub delta: Option<Bytes>,
     /// Whose copies were left out.
+    pub quarantined: Vec<Session>,
+}
+
+/// A cell that has no merged one: there would be values in it that are not finite.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unmergeable {
+    /// Whose copies were left out; often all of them.
     pub quarantined: Vec<Session>,
 }
 
@@ -209,6 +250,7 @@ impl CellMerge {
         Ok(Self {
             settings,
             elements,
+            copies: 0,
             planes: planes
                 .collect::<Result<_, _>>()
                 .map_err(|_| Failure::Internal)?,
@@ -221,6 +263,7 @@ impl CellMerge {
     /// # Errors
     /// Says what is wrong with the object if it is no upload of such a cell.
     pub fn add(&mut self, session: Session, copy: &[u8], weight: u64) -> Result<(), Difference> {
+        self.copies += 1;
         let Some(planes) = self.decode(copy)? else {
             self.quarantined.push(session);
             return Ok(());
@@ -251,33 +294,54 @@ impl CellMerge {
         Ok(planes.iter().all(is_finite).then_some(planes))
     }
 
-    /// The merged cell. `base`: as for [`merge`]; `round`: merges before this one.
+    /// The merged cell, or that there is none. `base`: as for [`merge`]; `round`: merges before this one.
     ///
     /// # Errors
-    /// [`Failure::NotFinite`] if every copy was left out, or the result is not finite. [`Failure::Internal`] without a base
-    /// if the uploads are relative to one.
-    pub fn finish(self, base: Option<Base>, round: u64) -> Result<MergedCell, Failure> {
+    /// [`Failure::Internal`] without a base if the uploads are relative to one.
+    pub fn finish(
+        self,
+        base: Option<Base>,
+        round: u64,
+    ) -> Result<Result<MergedCell, Unmergeable>, Failure> {
+        if self.settings.is_relative() && base.is_none() {
+            return Err(Failure::Internal);
+        }
+        let quarantined = self.quarantined.clone();
+        if quarantined.len() == self.copies {
+            return Ok(Err(Unmergeable { quarantined }));
+        }
+        match self.merged(base, round) {
+            Ok(merged) => Ok(Ok(merged)),
+            // For what the copies hold, so that all owners come to this.
+            Err(error) if error.is_not_finite() => {
+                debug!(%error, "a cell has no finite merge");
+                Ok(Err(Unmergeable { quarantined }))
+            }
+            Err(error) => {
+                debug!(%error, "a cell could not be merged");
+                Err(Failure::Internal)
+            }
+        }
+    }
+
+    fn merged(self, base: Option<Base>, round: u64) -> Result<MergedCell, Error> {
         let settings = &self.settings;
         let planes = self.planes.into_iter().map(InProgress::finish);
         let merged = planes.map(|plane| plane.map(|merged| merged.elements));
-        let mut planes: CellPlanes = merged
-            .collect::<Result<_, _>>()
-            .map_err(|_| Failure::NotFinite)?;
+        let mut planes: CellPlanes = merged.collect::<Result<_, _>>()?;
         let mut delta = None;
-        if settings.is_relative() {
-            let base = base.ok_or(Failure::Internal)?;
+        if let Some(base) = base.filter(|_| settings.is_relative()) {
             let mut learned = Learned {
                 moments: planes.split_off(1),
                 delta: planes.remove(0),
             };
             if let Some(codec) = settings.delta {
-                let (bytes, decoded) = learned::encode_merged(settings, codec, learned)
-                    .map_err(|_| Failure::NotFinite)?;
+                let (bytes, decoded) =
+                    learned::encode_merged(settings, codec, learned, self.copies)?;
                 delta = Some(bytes);
                 learned = decoded;
             }
-            planes =
-                learned::step(settings, base, learned, round).map_err(|_| Failure::NotFinite)?;
+            planes = learned::step(settings, base, learned, round)?;
         }
         Ok(MergedCell {
             cell: learned::encode_cell(settings, &planes),

@@ -14,7 +14,7 @@
 use bytes::Bytes;
 use iota_merge::{Codec, Feedback, pseudo_gradient};
 use iota_run::Merge;
-use iota_store::tensor;
+use iota_store::tensor::{self, TensorSpec};
 
 use crate::Error;
 
@@ -54,19 +54,22 @@ pub(crate) fn encode_trained(
         .residual_decay()
         .map(|decay| Feedback { residual, decay });
     let encoded = merge.upload.encode(&delta, feedback)?;
-    Ok(object(merge, merge.upload, anchor.len(), &encoded, moments))
+    let spec = merge.learned_spec(merge.upload, anchor.len(), 1);
+    Ok(object(&spec, merge, anchor.len(), &encoded, moments))
 }
 
-/// The object with what a merge changed in a range, and what whoever reads it gets.
+/// The object with what a merge of so many copies changed in a range, and what whoever reads it gets.
 pub(crate) fn encode_merged(
     merge: &Merge,
     codec: Codec,
     learned: Learned,
+    copies: usize,
 ) -> Result<(Bytes, Learned), Error> {
     let elements = learned.delta.len();
     let encoded = codec.encode(&learned.delta, None)?;
     let moments: Vec<&[f32]> = learned.moments.iter().map(Vec::as_slice).collect();
-    let bytes = object(merge, codec, elements, &encoded, &moments);
+    let spec = merge.learned_spec(codec, elements, copies);
+    let bytes = object(&spec, merge, elements, &encoded, &moments);
     let delta = codec.decode(&encoded, elements)?;
     Ok((bytes, Learned { delta, ..learned }))
 }
@@ -82,15 +85,15 @@ pub(crate) fn decode(
     bytes: &[u8],
 ) -> Result<Learned, Error> {
     let malformed = |_| Error::Input("the object is none of what was learned");
-    let spec = merge.learned_spec(codec, elements);
+    let spec = merge.learned_spec_within(bytes.len());
+    let spec = spec.ok_or(Error::Input("the object is too short for a header"))?;
     let data = tensor::element_bytes(bytes, &spec).map_err(malformed)?;
-    let (encoded, moments) = data.split_at(merge.learned_bytes(codec, elements));
-    let length = *codec.encoded_length(elements).end();
-    let (encoded, filling) = encoded.split_at(length);
-    if filling.iter().any(|byte| *byte != 0) {
-        return Err(Error::Input("an object is filled up with zeros"));
-    }
-    let delta = codec.decode(encoded, elements)?;
+    let encoded = data
+        .len()
+        .checked_sub(merge.learned_moments_bytes(elements));
+    let encoded = encoded.ok_or(Error::Input("the object is too short for its moments"))?;
+    let (encoded, moments) = data.split_at(encoded);
+    let delta = codec.decode_filled(encoded, elements)?;
     let moments: Vec<Vec<f32>> = floats(moments)
         .chunks_exact(elements)
         .map(<[f32]>::to_vec)
@@ -150,16 +153,16 @@ pub(crate) fn write_floats(into: &mut [u8], values: &[f32]) {
 }
 
 fn object(
+    spec: &TensorSpec,
     merge: &Merge,
-    codec: Codec,
     elements: usize,
     encoded: &[u8],
     moments: &[&[f32]],
 ) -> Bytes {
-    let spec = merge.learned_spec(codec, elements);
-    let written: Result<_, std::convert::Infallible> = tensor::encode_with(&spec, |data| {
+    let written: Result<_, std::convert::Infallible> = tensor::encode_with(spec, |data| {
         data[..encoded.len()].copy_from_slice(encoded);
-        let planes = &mut data[merge.learned_bytes(codec, elements)..];
+        let moments_start = data.len() - merge.learned_moments_bytes(elements);
+        let planes = &mut data[moments_start..];
         for (into, plane) in planes.chunks_exact_mut(4 * elements).zip(moments) {
             write_floats(into, plane);
         }

@@ -39,7 +39,9 @@ mod optimizer;
 pub mod session;
 pub mod transfer;
 
-pub use cells::{CellMerge, MergedCell, fetch_cells, fetch_cells_with, merge};
+pub use cells::{
+    CellMerge, MergedCell, Merging, Unmergeable, fetch_cells, fetch_cells_with, merge,
+};
 pub use device::{Device, DeviceName};
 pub use drift::{is_within, measure_drift, tolerances};
 pub use engine::{BackwardResult, Engine, KEPT_MAX, LearnedDistance, OperationInput, Start};
@@ -125,7 +127,9 @@ impl Error {
         matches!(
             self,
             Self::Compute(iota_compute::Error::NotFinite { .. })
-                | Self::Merge(iota_merge::Error::Value { .. })
+                | Self::Merge(
+                    iota_merge::Error::Value { .. } | iota_merge::Error::NoneFinite { .. }
+                )
         )
     }
 

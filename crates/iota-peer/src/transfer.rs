@@ -25,6 +25,7 @@ pub struct Transfer {
     sampler: Sampler,
     client: GrantClient,
     shards: Mutex<BTreeMap<Digest, Arc<Shard>>>,
+    made: Mutex<BTreeMap<Digest, Bytes>>,
 }
 
 /// Decoded token shards kept in memory, at most: a sample reads one, and neighbouring samples often the same.
@@ -46,6 +47,7 @@ impl Transfer {
             sampler,
             client,
             shards: Mutex::default(),
+            made: Mutex::default(),
         })
     }
 
@@ -121,6 +123,23 @@ impl Transfer {
         self.description.merge
     }
 
+    /// Keeps the object of a merged cell that this machine made, whoever stored it: if it is in the checkpoint that is
+    /// installed next, by its digest, it need not be fetched. An owner of a cell has it in memory until then; all cells of
+    /// the stage are there when it installs.
+    pub fn keep_made(&self, cell: Bytes) {
+        let digest = Digest::of(&cell);
+        self.made().insert(digest, cell);
+    }
+
+    /// Forgets what was kept and not asked for.
+    pub fn forget_made(&self) {
+        self.made().clear();
+    }
+
+    pub(crate) fn has_made(&self, seal: &Seal) -> bool {
+        self.made().contains_key(&seal.digest)
+    }
+
     /// The planes of a merged cell of so many elements.
     ///
     /// # Errors
@@ -131,7 +150,11 @@ impl Transfer {
         elements: usize,
         leased: &LeasedWork,
     ) -> Result<CellPlanes, Failure> {
-        let bytes = self.object(object, leased).await?;
+        let made = self.made().remove(&object.seal.digest);
+        let bytes = match made {
+            Some(bytes) => bytes,
+            None => self.object(object, leased).await?,
+        };
         let spec = self.description.merge.cell_spec(elements);
         tensor::decode(&bytes, &spec).map_err(|_| bad_input(object.name, Difference::Malformed))
     }
@@ -167,6 +190,10 @@ impl Transfer {
         patiently(|| self.client.fetch(grant, seal))
             .await
             .map_err(Trouble)
+    }
+
+    fn made(&self) -> std::sync::MutexGuard<'_, BTreeMap<Digest, Bytes>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn shards(&self) -> std::sync::MutexGuard<'_, BTreeMap<Digest, Arc<Shard>>> {

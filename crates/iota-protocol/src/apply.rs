@@ -172,10 +172,7 @@ impl State {
                 if let Some(upload) = merge.uploads.get_mut(session) {
                     upload.excluded = true;
                 }
-                for cell in &mut merge.cells {
-                    cell.slots.clear();
-                    cell.settled = None;
-                }
+                merge.begin_again();
             }
             Event::UploadQuarantined { stage, session, .. } => {
                 self.merging[index(*stage)].quarantined.insert(*session);
@@ -190,12 +187,11 @@ impl State {
                 result,
                 merged,
             } => {
-                if let Some(cell) = self.merging[index(*stage)].cell_mut(*cell) {
-                    cell.settled = Some(Settled {
-                        result: *result,
-                        merged: *merged,
-                    });
-                }
+                let settled = Settled {
+                    result: *result,
+                    merged: *merged,
+                };
+                self.merging[index(*stage)].note_settled(*cell, settled);
             }
             Event::CheckpointCommitted(checkpoint) => self.apply_checkpoint(checkpoint),
             Event::CheckpointAccused {

@@ -38,18 +38,7 @@ pub(crate) fn succeed(
     let mut segments = Vec::with_capacity(cells.len());
     for (range, merged) in cells {
         match merged {
-            Some(merged) => push(
-                &mut segments,
-                Segment {
-                    range: range.clone(),
-                    source: SegmentSource::Merged {
-                        object: merged.object,
-                        offset: 0,
-                        cell_elements: range.end - range.start,
-                        delta: merged.delta,
-                    },
-                },
-            ),
+            Some(merged) => push(&mut segments, whole(range.clone(), *merged)),
             None => {
                 for segment in previous
                     .segments
@@ -66,6 +55,20 @@ pub(crate) fn succeed(
         epoch: previous.epoch.next(),
         optimizer_steps,
         segments,
+    }
+}
+
+/// A merged cell of this range.
+pub(crate) const fn whole(range: Range<u64>, merged: Merged) -> Segment {
+    let cell_elements = range.end - range.start;
+    Segment {
+        range,
+        source: SegmentSource::Merged {
+            object: merged.object,
+            offset: 0,
+            cell_elements,
+            delta: merged.delta,
+        },
     }
 }
 

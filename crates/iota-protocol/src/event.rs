@@ -108,8 +108,23 @@ pub enum CellResult {
     },
     /// Only one owner delivered before the deadline (or there was only one).
     Single,
-    /// Nobody delivered: the epoch's starting values stay.
+    /// Nobody delivered, or nobody could decide between those who did: the epoch's starting values stay.
     CarriedForward,
+    /// What was decided, as above, is that the uploads have no finite mean: the epoch's starting values stay.
+    Unmergeable {
+        /// What keeps them from having one.
+        why: Unmergeable,
+    },
+}
+
+/// Why a cell's uploads give nothing that anybody could go on with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unmergeable {
+    /// Every copy holds values that are not finite and is left out.
+    EveryCopyQuarantined,
+    /// There are finite copies, but what the run's rule makes of them is not finite.
+    ResultNotFinite,
 }
 
 /// Which way a piece of a sample's work goes.

@@ -42,6 +42,8 @@ pub(crate) struct Index {
     pub(crate) bound: BTreeMap<StageIndex, BTreeSet<(SampleId, Session)>>,
     /// Owners with room of cells that wait for them.
     pub(crate) to_merge: BTreeSet<(StageIndex, Session)>,
+    /// Miners with room that settled cells are on offer to and that are at none.
+    pub(crate) to_fetch: BTreeSet<(StageIndex, Session)>,
     stages: Vec<StageIndexes>,
     merges: Vec<MergeIndex>,
     filed_audits: BTreeMap<AuditId, FiledAudit>,
@@ -142,6 +144,7 @@ struct FiledMiner {
     installed: bool,
     has_room: bool,
     to_install: bool,
+    to_fetch: bool,
     upload: Option<FiledUpload>,
     bound: Option<SampleId>,
     forward_us: Option<u64>,
@@ -204,6 +207,11 @@ impl Filed {
                 installed,
                 has_room,
                 to_install: lacks && has_room,
+                to_fetch: state.phase == Phase::Merging
+                    && installed
+                    && has_room
+                    && !merge.to_fetch(session).is_empty()
+                    && !holds(WorkKind::Fetch),
                 upload,
                 bound: bound.and_then(|samples| samples.first().copied()),
                 forward_us: own.pace_us(WorkKind::Forward),
@@ -301,6 +309,9 @@ impl Index {
         if miner.to_install {
             self.to_install.remove(&(miner.stage, session));
         }
+        if miner.to_fetch {
+            self.to_fetch.remove(&(miner.stage, session));
+        }
         if miner.owes_upload() {
             self.to_upload.remove(&(miner.stage, session));
         }
@@ -333,6 +344,9 @@ impl Index {
         };
         if miner.to_install {
             self.to_install.insert((miner.stage, session));
+        }
+        if miner.to_fetch {
+            self.to_fetch.insert((miner.stage, session));
         }
         if miner.owes_upload() {
             self.to_upload.insert((miner.stage, session));
@@ -432,6 +446,13 @@ impl State {
         self.index.file(session, filed);
     }
 
+    fn refile_miners(&mut self, stage: StageIndex) {
+        let miners = &self.sessions.miners[usize::from(stage.get())];
+        for session in miners.iter().copied().collect::<Vec<_>>() {
+            self.refile(session);
+        }
+    }
+
     fn refile_audit(&mut self, id: AuditId) {
         let filed = self
             .audits
@@ -493,14 +514,23 @@ impl State {
                 checkpoint: Checkpoint { stage, .. },
                 ..
             } => {
-                let miners = &self.sessions.miners[usize::from(stage.get())];
-                for session in miners.iter().copied().collect::<Vec<_>>() {
-                    self.refile(session);
-                }
+                self.refile_miners(*stage);
                 self.refile_merge(*stage);
             }
-            Event::CellSettled { stage, cell, .. } => self.refile_cell(*stage, *cell),
-            Event::UploadExcluded { stage, .. } => self.refile_merge(*stage),
+            Event::CellSettled { stage, cell, .. } => {
+                self.refile_cell(*stage, *cell);
+                // A few times in a merge there is more to fetch.
+                let offered = self.index.merge(*stage).on_offer;
+                let on_offer = self.merge_of(*stage).on_offer();
+                if on_offer != offered {
+                    self.index.note_offer(*stage, on_offer);
+                    self.refile_miners(*stage);
+                }
+            }
+            Event::UploadExcluded { stage, .. } => {
+                self.refile_merge(*stage);
+                self.refile_miners(*stage);
+            }
             Event::OwnersRelaxed => self.refile_merges(),
             Event::AuditDrawn { audit, .. }
             | Event::DisputeOpened { audit, .. }

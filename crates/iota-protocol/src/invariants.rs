@@ -359,12 +359,12 @@ pub fn leases_and_holders_know_each_other(state: &State) -> Result<(), String> {
         let phase_fits = match lease.work.kind() {
             WorkKind::Forward | WorkKind::Backward => state.phase == Phase::Training,
             WorkKind::Upload => state.phase == Phase::Uploading,
-            WorkKind::Merge => state.phase == Phase::Merging,
+            WorkKind::Merge | WorkKind::Fetch => state.phase == Phase::Merging,
             WorkKind::Install | WorkKind::Replay | WorkKind::Inspect => true,
         };
         require(phase_fits, || format!("{} in {:?}", lease.id, state.phase))?;
         let ready = match lease.work.kind() {
-            WorkKind::Forward | WorkKind::Backward | WorkKind::Upload => {
+            WorkKind::Forward | WorkKind::Backward | WorkKind::Upload | WorkKind::Fetch => {
                 holder.is_installed(state.epoch)
             }
             WorkKind::Install => !holder.is_installed(state.epoch),
@@ -439,26 +439,33 @@ pub fn a_cell_has_distinct_owners(state: &State) -> Result<(), String> {
     Ok(())
 }
 
-/// M5: a settled cell says truly how: agreed means two equal results, carried forward means none is used.
+/// M5: a settled cell says truly how: agreed means two equal results, of which one is stored; carried forward means none is
+/// used; unmergeable, that somebody came to nothing.
 pub fn a_settled_cell_is_explained(state: &State) -> Result<(), String> {
     for cell in state.merging.iter().flat_map(|merge| &merge.cells) {
         let Some(settled) = &cell.settled else {
             continue;
         };
         let results: Vec<_> = cell.results().map(|(_, result)| result).collect();
-        let used = results
-            .iter()
-            .filter(|result| Some(result.object.seal) == settled.merged.map(|object| object.seal));
+        let seal = settled.merged.map(|object| object.seal);
+        let made = results.iter().filter_map(|result| result.made);
+        let used = made.filter(|made| Some(made.object.seal) == seal).count();
+        let mut stored = cell.stored();
+        let is_stored = stored.any(|made| Some(made.object) == settled.merged);
         let fits = match settled.result {
-            CellResult::Agreed => used.count() >= 2,
-            CellResult::Arbitrated { .. } | CellResult::Single => used.count() >= 1,
+            CellResult::Agreed => used >= 2 && is_stored,
+            CellResult::Arbitrated { .. } | CellResult::Single => is_stored,
             CellResult::CarriedForward => settled.merged.is_none(),
+            CellResult::Unmergeable { .. } => {
+                settled.merged.is_none() && results.iter().any(|result| result.made.is_none())
+            }
         };
         require(fits, || format!("{settled:?} from {results:?}"))?;
         let leased = cell
             .slots
             .values()
-            .any(|slot| matches!(slot, Slot::Leased { lease } if state.lease(*lease).is_none()));
+            .filter_map(Slot::lease)
+            .any(|lease| state.lease(lease).is_none());
         require(!leased, || {
             format!("a slot under a lease that ended: {:?}", cell.slots)
         })?;

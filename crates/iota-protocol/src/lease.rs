@@ -68,7 +68,7 @@ pub(crate) fn lease_duration(
             .clamp(timing.lease_min.min(longest), longest)
     });
     match kind {
-        WorkKind::Forward | WorkKind::Backward | WorkKind::Merge => usual,
+        WorkKind::Forward | WorkKind::Backward | WorkKind::Merge | WorkKind::Fetch => usual,
         WorkKind::Upload | WorkKind::Install => usual.max(timing.phase_max),
         WorkKind::Replay | WorkKind::Inspect => usual
             .max(timing.lease_initial.saturating_mul(timing.lease_factor))

@@ -4,13 +4,26 @@
 //! What more than half of as many owners as were planned agree on settles the cell; different results call for one owner
 //! more, and those whom the others outvote are banned. What stays undecided keeps its old values: a merge never guesses.
 //!
+//! ```text
+//!   first owner   merges ─► stores ─► says what it is ─┐
+//!                                                      ├─ the same, and one has stored it: settled
+//!   second owner  merges ───────────► says what it is ─┘
+//!                                                      └─ not the same: a third merges and stores, the odd one is banned
+//!   the first gone, or its objects not there: the second is asked for them
+//! ```
+//!
+//! Owners come to the same bits, so one of them stores what both commit to (or more: `copies` of the settings). What an
+//! owner says it stored is compared with what is in the store before these rules hear of it.
+//!
 //! Which cells can be settled and which want an owner is kept at hand (`index`): of a stage of fifty miners there are
 //! 1,225 cells, and every result of every owner is a command.
 
-use std::collections::BTreeSet;
+mod owners;
 
 use crate::checkpoint;
-use crate::event::{BanReason, CellResult, Event, ExclusionReason, LeaseEnd, Phase, SessionEnd};
+use crate::event::{
+    BanReason, CellResult, Event, ExclusionReason, LeaseEnd, Phase, SessionEnd, Unmergeable,
+};
 use crate::id::{CellIndex, PeerId, Session, StageIndex};
 use crate::registration::PlaceEnd;
 use crate::state::State;
@@ -18,8 +31,8 @@ use crate::state::merging::{Cell, MergedCell, Slot, StageMerge};
 use crate::time::Timestamp;
 use crate::work::{Lease, Purpose, Work, WorkKind};
 
-/// How often one owner may fail one cell.
-const FAILURES_MAX: u32 = 3;
+use owners::{Ending, Votes};
+pub(crate) use owners::{Uploaders, Wants};
 
 impl State {
     /// Whatever the merges need besides leases: relaxing, exclusions, settled cells.
@@ -125,21 +138,27 @@ impl State {
         if let Some((_, decided)) = results.iter().find(|(session, _)| is_validator(session)) {
             return Some(Ending::Decided(decided));
         }
-        let at_work = cell.slots.len() > results.len();
+        let at_work = cell.slots.values().any(|slot| slot.lease().is_some());
         let nobody_else = !at_work && !uploaders.any_for(cell);
+        let has_validators = !self.settings.validators.is_empty();
         let votes = Votes::of(&results);
-        if votes.most > cell.owners_wanted() / 2 {
-            return votes.leader.map(Ending::Decided);
-        }
-        if !nobody_else && !due {
-            return None;
-        }
-        match results.as_slice() {
-            [(_, only)] => Some(Ending::Single(only)),
-            _ if votes.most > 1 && !votes.tied => votes.leader.map(Ending::Decided),
-            // Somebody may still come: a validator, who decides, or anybody at all.
-            _ if !due && (results.is_empty() || !self.settings.validators.is_empty()) => None,
-            _ => Some(Ending::CarriedForward),
+        let (ending, word): (fn(&'a MergedCell) -> Ending<'a>, _) = match results.as_slice() {
+            _ if votes.most > cell.owners_wanted() / 2 => (Ending::Decided, votes.leader),
+            _ if !nobody_else && !due => return None,
+            [(_, only)] => (Ending::Single, Some(*only)),
+            _ if votes.most > 1 && !votes.tied => (Ending::Decided, votes.leader),
+            // Somebody may still come: a validator, who decides, or whose verdict leaves out what nobody could read.
+            _ if !due && has_validators => return None,
+            _ => return Some(Ending::CarriedForward),
+        };
+        let at_hand = word.and_then(|word| cell.at_hand(word));
+        match at_hand {
+            Some(result) => Some(ending(result)),
+            // Whoever could still store it will be asked.
+            None if !due && (!nobody_else || has_validators || uploaders.any_to_store(cell)) => {
+                None
+            }
+            None => Some(Ending::CarriedForward),
         }
     }
 
@@ -149,26 +168,31 @@ impl State {
         let cell = merge.cells.get(index.get() as usize)?;
         let uploaders = self.index.merge(stage).uploaders();
         let ending = self.ending(cell, uploaders, self.is_due(now))?;
-        let carried_forward = Event::CellSettled {
-            stage,
-            cell: index,
-            result: CellResult::CarriedForward,
-            merged: None,
-        };
         let settled = |merged: &MergedCell, result| {
-            // Every copy was left out: there is nothing in it.
-            if merged.quarantined.len() == uploaders.included {
-                return carried_forward.clone();
-            }
+            let every_copy = merged.quarantined.len() == uploaders.included;
+            let unmergeable = CellResult::Unmergeable {
+                why: if every_copy {
+                    Unmergeable::EveryCopyQuarantined
+                } else {
+                    Unmergeable::ResultNotFinite
+                },
+            };
             Event::CellSettled {
                 stage,
                 cell: index,
-                result,
-                merged: Some(merged.object),
+                result: merged.made.map_or(unmergeable, |_| result),
+                merged: merged.made.map(|made| made.object),
             }
         };
         let decided = match ending {
-            Ending::CarriedForward => return Some(vec![carried_forward]),
+            Ending::CarriedForward => {
+                return Some(vec![Event::CellSettled {
+                    stage,
+                    cell: index,
+                    result: CellResult::CarriedForward,
+                    merged: None,
+                }]);
+            }
             Ending::Single(only) => return Some(vec![settled(only, CellResult::Single)]),
             Ending::Decided(decided) => decided,
         };
@@ -215,7 +239,8 @@ impl State {
                 })
             })?;
         let merge = self.merge_of(stage);
-        let range = merge.cells[cell.get() as usize].range.clone();
+        let state = &merge.cells[cell.get() as usize];
+        let range = state.range.clone();
         let is_miner = self
             .session(owner)
             .is_some_and(|state| state.stage.is_some());
@@ -225,6 +250,8 @@ impl State {
             inputs: merge.inputs(cell),
             output: self.object_name(Purpose::Merged, 0),
             delta: wants_delta.then(|| self.object_name(Purpose::Delta, 1)),
+            // A validator's word decides, so what it comes to is needed.
+            stores: !is_miner || state.is_to_be_stored_by(owner, self.settings.merging.copies),
             base: if is_miner {
                 Vec::new()
             } else {
@@ -235,6 +262,20 @@ impl State {
         Some(self.lease_for(owner, stage, work, now))
     }
 
+    /// Merged cells that somebody with nothing to merge could fetch meanwhile.
+    pub(crate) fn next_fetch(&self, now: Timestamp) -> Option<Lease> {
+        let (stage, session) = *self.index.to_fetch.first()?;
+        let merge = self.merge_of(stage);
+        let cells = merge.to_fetch(session).iter();
+        let cells = cells.filter_map(|cell| merge.cells.get(cell.get() as usize));
+        let merged = cells.map(|cell| (cell.range.clone(), cell.merged()));
+        let segments = merged.filter_map(|(range, merged)| Some(checkpoint::whole(range, merged?)));
+        let work = Work::Fetch {
+            segments: segments.collect(),
+        };
+        Some(self.lease_for(session, stage, work, now))
+    }
+
     /// Who is to merge a cell that does not wait for those who were planned: of those with room whoever was planned,
     /// then who failed least, then who has least to do.
     fn replacement(&self, stage: StageIndex, index: CellIndex) -> Option<Session> {
@@ -242,7 +283,11 @@ impl State {
         let uploaders = self.index.merge(stage).uploaders();
         let has_room =
             |session: &Session| self.session(*session).is_some_and(|state| state.room > 0);
-        if !uploaders.any_for(cell) && cell.results().count() >= 2 {
+        let lacks_objects = cell.lacks_objects();
+        if lacks_objects && let Some(holder) = uploaders.to_store(cell).find(has_room) {
+            return Some(holder);
+        }
+        if !uploaders.any_for(cell) && (lacks_objects || cell.results().count() >= 2) {
             let unasked = |session: &Session| !cell.slots.contains_key(session);
             let mut validators = self.sessions.validators.iter().copied().filter(unasked);
             return validators.find(has_room);
@@ -271,121 +316,4 @@ impl State {
             })
             && merge.inputs(*cell) == *inputs
     }
-}
-
-/// Whose uploads go into a stage's cells.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Uploaders {
-    /// How many they are, the gone included.
-    pub(crate) included: usize,
-    /// Who of them is there and so may merge.
-    pub(crate) live: BTreeSet<Session>,
-}
-
-impl Uploaders {
-    /// Whether anybody could still be asked to merge this cell.
-    pub(crate) fn any_for(&self, cell: &Cell) -> bool {
-        let asked = cell.slots.keys();
-        let failed = cell.failures.keys();
-        let beyond: BTreeSet<&Session> = asked
-            .chain(failed)
-            .filter(|session| self.live.contains(session) && !cell.may_be_asked(session))
-            .collect();
-        beyond.len() < self.live.len()
-    }
-}
-
-/// How a cell ends.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum Ending<'a> {
-    /// Enough owners came to this.
-    Decided(&'a MergedCell),
-    /// There is this one result.
-    Single(&'a MergedCell),
-    /// The old values stay.
-    CarriedForward,
-}
-
-/// What the results of a cell's owners amount to.
-struct Votes<'a> {
-    /// The result of most owners: of the first of them in session order.
-    leader: Option<&'a MergedCell>,
-    /// How many came to it.
-    most: usize,
-    /// Whether as many came to another one.
-    tied: bool,
-}
-
-impl<'a> Votes<'a> {
-    fn of(results: &[(Session, &'a MergedCell)]) -> Self {
-        let mut votes: Vec<(&MergedCell, usize)> = Vec::new();
-        for (_, result) in results {
-            match votes.iter_mut().find(|(other, _)| other.agrees(result)) {
-                Some((_, count)) => *count += 1,
-                None => votes.push((result, 1)),
-            }
-        }
-        let most = votes.iter().map(|(_, count)| *count).max().unwrap_or(0);
-        let mut leading = votes.iter().filter(|(_, count)| *count == most);
-        Self {
-            leader: leading.next().map(|(result, _)| *result),
-            most,
-            tied: leading.next().is_some(),
-        }
-    }
-}
-
-impl Cell {
-    /// Owners that it is to have, if there are so many: as planned, but nobody's word is taken alone if another's can be had.
-    fn owners_wanted(&self) -> usize {
-        self.planned.len().max(2)
-    }
-
-    /// Owners that it lacks.
-    fn owners_missing(&self) -> usize {
-        let results = self.results().count();
-        // As many results as were wanted settled nothing: they differ, and another has to decide.
-        let wanted = if results >= self.owners_wanted() {
-            results + 1
-        } else {
-            self.owners_wanted()
-        };
-        wanted.saturating_sub(self.slots.len())
-    }
-
-    /// Whether a session that may merge could be asked to merge this.
-    fn may_be_asked(&self, session: &Session) -> bool {
-        let failures = self.failures.get(session).copied().unwrap_or(0);
-        !self.slots.contains_key(session) && failures < FAILURES_MAX
-    }
-
-    /// Whom it waits for to merge it.
-    pub(crate) fn wants(&self, uploaders: &Uploaders, relaxed: bool) -> Wants {
-        let missing = self.owners_missing();
-        if missing == 0 {
-            return Wants::Nobody;
-        }
-        let is_awaited = |session: &&Session| {
-            uploaders.live.contains(session)
-                && !self.slots.contains_key(session)
-                && !self.failures.contains_key(session)
-        };
-        let awaited: Vec<Session> = self.planned.iter().filter(is_awaited).copied().collect();
-        if relaxed || awaited.len() < missing {
-            Wants::Anybody
-        } else {
-            Wants::Planned(awaited)
-        }
-    }
-}
-
-/// Whom a cell waits for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Wants {
-    /// Enough are at it or done with it.
-    Nobody,
-    /// Those of its planned owners who have not begun.
-    Planned(Vec<Session>),
-    /// Whoever has room: not enough of those that were planned are left, or they have not begun for too long.
-    Anybody,
 }

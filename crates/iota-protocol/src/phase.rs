@@ -161,8 +161,9 @@ impl State {
     }
 
     fn close_merging(&self, now: Timestamp) -> Vec<Event> {
-        let mut events =
-            self.close_leases(|kind| matches!(kind, WorkKind::Merge | WorkKind::Install));
+        let mut events = self.close_leases(|kind| {
+            matches!(kind, WorkKind::Merge | WorkKind::Fetch | WorkKind::Install)
+        });
         events.extend(
             self.stages()
                 .map(|stage| Event::CheckpointCommitted(self.merged_checkpoint(stage))),

@@ -71,7 +71,7 @@ impl State {
                 None => return self.next_sample().or_else(|| self.next_audit(now)),
             },
             Phase::Uploading => self.next_upload(now),
-            Phase::Merging => self.next_merge(now),
+            Phase::Merging => self.next_merge(now).or_else(|| self.next_fetch(now)),
             _ => None,
         };
         lease

@@ -163,15 +163,18 @@ impl LearningRate {
 }
 
 /// How a stage's miners become of one mind again.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Merging {
     /// How its parameters are cut into cells, and how many miners merge each.
     pub cells: Cells,
+    /// Owners of a cell that store what they make of it; the others only say what it is, and must have come to the same
+    /// bits. At least 1. More are of use only where the store may lose objects that it had.
+    pub copies: u32,
     /// Length of the object with what a miner uploads of a cell; none: that of a merged cell.
     pub upload: Option<ObjectSize>,
-    /// Length of the object with what a merge changed in a cell. None: there is no such object, and everybody installs
-    /// merged cells whole.
+    /// Length of the object with what a merge changed in a cell, by how many copies it was made of. None: there is no such
+    /// object, and everybody installs merged cells whole.
     pub delta: Option<ObjectSize>,
     /// Length of the object with what a miner keeps for itself from epoch to epoch. Validators start from it, so a miner
     /// uploads it and commits to it together with its cells. None: nothing is kept, or there is no validator.
@@ -190,22 +193,65 @@ pub struct ObjectSize {
     pub chunk_bytes: u64,
     /// Elements of a chunk. At least 1.
     pub chunk_elements: u64,
+    /// For each begun chunk and each of the copies that it was made of, up to `copies_max` of them.
+    #[serde(default)]
+    pub copy_chunk_bytes: u64,
+    /// Further copies take no more bytes.
+    #[serde(default)]
+    pub copies_max: u64,
 }
 
 impl ObjectSize {
-    /// Length in bytes of the object about so many elements.
+    /// As many bytes for each element, and no others.
+    pub const fn per_element(element_bytes: u64) -> Self {
+        Self {
+            overhead_bytes: 0,
+            element_bytes,
+            chunk_bytes: 0,
+            chunk_elements: 1,
+            copy_chunk_bytes: 0,
+            copies_max: 0,
+        }
+    }
+
+    /// Length in bytes of the object about so many elements that was made of one copy.
     ///
     /// ```
     /// use iota_protocol::settings::ObjectSize;
     ///
-    /// let size = ObjectSize { overhead_bytes: 512, element_bytes: 1, chunk_bytes: 4, chunk_elements: 256 };
+    /// let size = ObjectSize {
+    ///     overhead_bytes: 512,
+    ///     chunk_bytes: 4,
+    ///     chunk_elements: 256,
+    ///     ..ObjectSize::per_element(1)
+    /// };
     /// assert_eq!(size.bytes(257), 512 + 257 + 2 * 4);
     /// ```
     pub fn bytes(&self, elements: u64) -> u64 {
+        self.bytes_from(elements, 1)
+    }
+
+    /// Length in bytes of the object about so many elements that was made of so many copies.
+    pub fn bytes_from(&self, elements: u64, copies: u64) -> u64 {
         let chunks = elements.div_ceil(self.chunk_elements.max(1));
+        let copies_bytes = copies
+            .min(self.copies_max)
+            .saturating_mul(self.copy_chunk_bytes);
         self.overhead_bytes
             .saturating_add(elements.saturating_mul(self.element_bytes))
-            .saturating_add(chunks.saturating_mul(self.chunk_bytes))
+            .saturating_add(chunks.saturating_mul(self.chunk_bytes.saturating_add(copies_bytes)))
+    }
+}
+
+impl Default for Merging {
+    fn default() -> Self {
+        Self {
+            cells: Cells::default(),
+            copies: 1,
+            upload: None,
+            delta: None,
+            kept: None,
+        }
     }
 }
 
@@ -225,6 +271,7 @@ impl Merging {
             let why = ": nobody's word is taken alone";
             within("merging.owners", owners, 2..=OWNERS_MAX, why)?;
         }
+        within("merging.copies", self.copies, 1..=OWNERS_MAX, "")?;
         let sizes = [self.upload, self.delta, self.kept];
         if sizes.iter().flatten().any(|size| size.chunk_elements == 0) {
             return Err(InvalidSetting {
@@ -317,6 +364,13 @@ impl RunSettings {
     pub fn upload_bytes(&self, elements: u64) -> u64 {
         let size = self.merging.upload;
         size.map_or_else(|| self.cell_bytes(elements), |size| size.bytes(elements))
+    }
+
+    /// Length in bytes of the object that holds what a merge of so many copies changed in a cell of so many elements; none
+    /// if nobody asks for it.
+    pub fn delta_bytes(&self, elements: u64, copies: usize) -> Option<u64> {
+        let size = self.merging.delta?;
+        Some(size.bytes_from(elements, copies as u64))
     }
 
     /// Checks what the rules rely on.

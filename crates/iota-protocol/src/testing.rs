@@ -100,15 +100,17 @@ pub fn honest(settings: &RunSettings, lease: &Lease, ordinal: u32) -> Outcome {
             ..
         } => {
             let elements = range.end - range.start;
-            let size = settings.merging.delta.filter(|_| delta.is_some());
+            let bytes = settings.delta_bytes(elements, inputs.len());
+            let bytes = bytes.filter(|_| delta.is_some());
             let digests = inputs.iter().map(|input| input.object.seal.digest);
             let content: String = digests.map(|digest| digest.to_string()).collect();
             Outcome::Merge {
-                delta: size.map(|size| seal(&content, size.bytes(elements))),
+                delta: bytes.map(|bytes| seal(&content, bytes)),
                 merged: seal(content, settings.cell_bytes(elements)),
                 quarantined: Vec::new(),
             }
         }
+        Work::Fetch { .. } => Outcome::Fetched,
         Work::Install { checkpoint, .. } => Outcome::Install {
             state: installed(checkpoint),
         },

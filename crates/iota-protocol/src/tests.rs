@@ -8,6 +8,7 @@ mod registering;
 mod repairing;
 mod restoring;
 mod sessions;
+mod storing;
 mod training;
 mod wasting;
 mod world;

@@ -172,9 +172,18 @@ pub enum Work {
         /// Where that goes which the merge changes in the cell; none if nobody asks for it.
         #[serde(default)]
         delta: Option<ObjectName>,
+        /// Whether both are to be stored. If not, only what they are is asked for: another owner stores the same bits.
+        #[serde(default = "always")]
+        stores: bool,
         /// What the present checkpoint says of this range, for a validator; an uploader has it installed.
         #[serde(default)]
         base: Vec<Segment>,
+    },
+    /// Fetch merged cells that are settled, while others are still being merged: they will be in the checkpoint that is
+    /// installed next. Costs nothing if it is not done; the installation then fetches them.
+    Fetch {
+        /// The cells, whole.
+        segments: Vec<Segment>,
     },
     /// Take over a checkpoint: after a merge, or on joining.
     Install {
@@ -209,6 +218,11 @@ pub enum Work {
     },
 }
 
+/// What older journals do not say: every owner stored what it merged.
+const fn always() -> bool {
+    true
+}
+
 /// The kinds of [`Work`], for statistics and deadlines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -218,6 +232,7 @@ pub enum WorkKind {
     Backward,
     Upload,
     Merge,
+    Fetch,
     Install,
     Replay,
     Inspect,
@@ -231,6 +246,7 @@ impl Work {
             Self::Backward { .. } => WorkKind::Backward,
             Self::Upload { .. } => WorkKind::Upload,
             Self::Merge { .. } => WorkKind::Merge,
+            Self::Fetch { .. } => WorkKind::Fetch,
             Self::Install { .. } => WorkKind::Install,
             Self::Replay { .. } => WorkKind::Replay,
             Self::Inspect { .. } => WorkKind::Inspect,
@@ -319,6 +335,14 @@ pub enum Outcome {
         #[serde(default)]
         delta: Option<Seal>,
     },
+    /// Of [`Work::Merge`] too: the uploads have no merged cell, because there would be values in it that are not finite.
+    /// Owners who agree on this settle the cell like any other result.
+    Unmergeable {
+        /// Uploaders whose copy held values that are not finite and was left out; often all of them.
+        quarantined: Vec<Session>,
+    },
+    /// Of [`Work::Fetch`].
+    Fetched,
     /// Of [`Work::Install`].
     Install {
         /// Digest of the installed parameters and optimizer state.

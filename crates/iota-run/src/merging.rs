@@ -12,6 +12,7 @@
 //! Moments are in these objects if they are merged like parameters ([`OptimizerState`]). A merged cell and its delta say
 //! the same: whoever holds the checkpoint before makes the one from the other, bit for bit.
 
+use iota_merge::codec::CHUNK;
 use iota_merge::{Clip, Codec, Outer, Rule};
 use iota_protocol::settings::ObjectSize;
 use iota_store::tensor::{self, TensorSpec};
@@ -57,9 +58,10 @@ pub enum MergeError {
     /// A number is out of range.
     #[error(transparent)]
     Setting(#[from] iota_merge::Error),
-    /// How long encoded values are depends on the values, but a grant names an exact length beforehand.
+    /// How long encoded values are depends on the values, but a grant names an exact length beforehand. Sparse deltas of
+    /// top-k uploads have one that is not much more than it takes: no more values differ from zero than were uploaded.
     #[error(
-        "the codec {codec} cannot be used in a run: its objects have no length that is known beforehand"
+        "the codec {codec} can only be used for deltas of top-k uploads: others have no useful length beforehand"
     )]
     Unsized {
         /// Which.
@@ -86,9 +88,14 @@ impl Merge {
     pub fn validate(&self) -> Result<(), MergeError> {
         self.rule.validate()?;
         self.outer.validate()?;
-        for codec in [Some(self.upload), self.delta].into_iter().flatten() {
+        for (codec, is_delta) in [(Some(self.upload), false), (self.delta, true)] {
+            let Some(codec) = codec else { continue };
             codec.validate()?;
-            if codec_size(codec).is_none() {
+            let is_sized = match (codec, self.upload) {
+                (Codec::Sparse, Codec::TopK { .. }) => is_delta,
+                (codec, upload) => codec != Codec::Sparse && codec_size(codec, upload).is_some(),
+            };
+            if !is_sized {
                 return Err(MergeError::Unsized { codec });
             }
         }
@@ -107,8 +114,8 @@ impl Merge {
     }
 
     /// Whether moments are merged, and so are part of what all replicas have in common.
-    pub fn shares_moments(&self) -> bool {
-        self.optimizer_state == OptimizerState::Merged
+    pub const fn shares_moments(&self) -> bool {
+        matches!(self.optimizer_state, OptimizerState::Merged)
     }
 
     /// The decay of what uploads leave out, if they leave out anything.
@@ -143,23 +150,34 @@ impl Merge {
         (of(elements) == length_bytes).then_some(elements)
     }
 
-    /// The tensor of bytes with what was learned about so many elements, by a miner or by a merge: `codec`'s bytes, filled
-    /// up with zeros to what so many elements take at most, then both moments, if they are merged, as f32.
-    pub fn learned_spec(&self, codec: Codec, elements: usize) -> TensorSpec {
-        let bytes = data_bytes(self.learned_size(codec), elements);
+    /// The tensor of bytes with what was learned about so many elements, by a miner or by a merge of so many copies:
+    /// `codec`'s bytes, filled up with zeros to what so many elements take at most, then both moments, if they are merged,
+    /// as f32.
+    pub fn learned_spec(&self, codec: Codec, elements: usize, copies: usize) -> TensorSpec {
+        let bytes = data_bytes(self.learned_size(codec), elements, copies);
         TensorSpec::u8(LEARNED, [bytes])
     }
 
-    /// Bytes of that tensor before the moments.
-    pub fn learned_bytes(&self, codec: Codec, elements: usize) -> usize {
-        let size = codec_size(codec).expect("validated: the codec has a size");
-        data_bytes(size, elements)
+    /// That tensor in an object of so many bytes; none if no such object is so short. What made it decides how much is
+    /// filled up, which a reader need not know.
+    pub fn learned_spec_within(&self, length_bytes: usize) -> Option<TensorSpec> {
+        let bytes = length_bytes.checked_sub(header_bytes(LEARNED))?;
+        Some(TensorSpec::u8(LEARNED, [bytes]))
+    }
+
+    /// Bytes that the moments of so many elements take at its end.
+    pub const fn learned_moments_bytes(&self, elements: usize) -> usize {
+        if self.shares_moments() {
+            8 * elements
+        } else {
+            0
+        }
     }
 
     /// The tensor of bytes with what a miner keeps for itself of a stage of so many elements: optimizer steps as u64; both
     /// moments, if each has its own; what uploads left out, if that is made up for.
     pub fn kept_spec(&self, elements: usize) -> TensorSpec {
-        TensorSpec::u8(KEPT, [data_bytes(self.kept_data(), elements)])
+        TensorSpec::u8(KEPT, [data_bytes(self.kept_data(), elements, 1)])
     }
 
     /// How long objects with uploads are.
@@ -181,7 +199,7 @@ impl Merge {
     }
 
     fn learned_size(&self, codec: Codec) -> ObjectSize {
-        let size = codec_size(codec).expect("validated: the codec has a size");
+        let size = codec_size(codec, self.upload).expect("validated: the codec has a size");
         let moments = if self.shares_moments() { 8 } else { 0 };
         ObjectSize {
             element_bytes: size.element_bytes + moments,
@@ -202,62 +220,66 @@ impl Merge {
         };
         ObjectSize {
             overhead_bytes: 8,
-            ..per_element(moments + residual)
+            ..ObjectSize::per_element(moments + residual)
         }
     }
 }
 
-/// What so many elements take at most. None if that is much more than they usually take.
-fn codec_size(codec: Codec) -> Option<ObjectSize> {
+/// What so many elements take at most, if uploads are encoded like `upload`. None of a codec that is not known here.
+fn codec_size(codec: Codec, upload: Codec) -> Option<ObjectSize> {
     let chunked = |chunk_bytes: usize, chunk_elements: usize| ObjectSize {
-        overhead_bytes: 0,
-        element_bytes: 0,
         chunk_bytes: chunk_bytes as u64,
         chunk_elements: chunk_elements as u64,
+        ..ObjectSize::per_element(0)
     };
-    let of = |elements| *codec.encoded_length(elements).end();
-    match codec {
-        Codec::F32 => Some(per_element(4)),
-        Codec::Bf16 => Some(per_element(2)),
-        Codec::Int8 => Some(ObjectSize {
+    let lengths = codec.encoded_length(CHUNK);
+    Some(match codec {
+        Codec::F32 => ObjectSize::per_element(4),
+        Codec::Bf16 => ObjectSize::per_element(2),
+        Codec::Int8 => ObjectSize {
             element_bytes: 1,
             ..chunked(4, 256)
-        }),
-        Codec::TopK { .. } => Some(chunked(
-            of(iota_merge::codec::CHUNK),
-            iota_merge::codec::CHUNK,
-        )),
+        },
+        Codec::TopK { .. } => chunked(*lengths.end(), CHUNK),
+        // Each copy adds as many values as it kept, until all are there.
+        Codec::Sparse => {
+            let keep = match upload {
+                Codec::TopK { keep } => keep.into(),
+                _ => CHUNK,
+            };
+            ObjectSize {
+                copy_chunk_bytes: keep as u64,
+                copies_max: CHUNK.div_ceil(keep.max(1)) as u64,
+                ..chunked(*lengths.start(), CHUNK)
+            }
+        }
         Codec::LowRank { rank, columns } => {
             let (rank, columns) = (usize::from(rank), columns as usize);
-            Some(ObjectSize {
+            ObjectSize {
                 overhead_bytes: 2 * (rank * columns) as u64,
                 ..chunked(2 * rank, columns)
-            })
+            }
         }
-        _ => None,
-    }
+        _ => return None,
+    })
 }
 
-const fn per_element(element_bytes: u64) -> ObjectSize {
-    ObjectSize {
-        overhead_bytes: 0,
-        element_bytes,
-        chunk_bytes: 0,
-        chunk_elements: 1,
-    }
-}
-
-fn data_bytes(size: ObjectSize, elements: usize) -> usize {
-    usize::try_from(size.bytes(elements as u64)).expect("a stage fits into memory")
+fn data_bytes(size: ObjectSize, elements: usize, copies: usize) -> usize {
+    let bytes = size.bytes_from(elements as u64, copies as u64);
+    usize::try_from(bytes).expect("a stage fits into memory")
 }
 
 /// The length of the object with one tensor of so many bytes. Headers are equally long whatever they say.
 fn in_object(name: &str, data: ObjectSize) -> ObjectSize {
-    let header = tensor::encoded_length(&[TensorSpec::u8(name, [1])]) - 1;
     ObjectSize {
-        overhead_bytes: data.overhead_bytes + header,
+        overhead_bytes: data.overhead_bytes + header_bytes(name) as u64,
         ..data
     }
+}
+
+fn header_bytes(name: &str) -> usize {
+    let of_one = tensor::encoded_length(&[TensorSpec::u8(name, [1])]);
+    usize::try_from(of_one - 1).expect("a header is short")
 }
 
 #[cfg(test)]
@@ -304,10 +326,12 @@ mod tests {
                 for elements in [1, 5, 255, 256, 257, 4_095, 4_097, 100_000, 1 << 20] {
                     let length = |spec: TensorSpec| tensor::encoded_length(&[spec]);
                     let bytes = |size: Option<ObjectSize>| size.unwrap().bytes(elements as u64);
-                    let learned = length(merge.learned_spec(codec, elements));
+                    let spec = merge.learned_spec(codec, elements, 1);
+                    let learned = length(spec.clone());
                     assert_eq!(bytes(merge.upload_size()), learned);
                     assert_eq!(bytes(merge.delta_size()), learned);
-                    let room = merge.learned_bytes(codec, elements);
+                    assert_eq!(merge.learned_spec_within(learned as usize), Some(spec));
+                    let room = data_bytes(codec_size(codec, codec).unwrap(), elements, 1);
                     let needed = *codec.encoded_length(elements).end();
                     assert!(needed <= room, "{codec}: {needed} of {room} for {elements}");
                     if let Some(size) = merge.kept_size() {
@@ -315,6 +339,32 @@ mod tests {
                         assert_eq!(size.bytes(elements as u64), kept);
                     }
                 }
+            }
+        }
+    }
+
+    /// As many values as the copies kept, in a place each: what is filled up is what copies have in common.
+    #[test]
+    fn sparse_deltas_have_room_for_every_value_that_was_uploaded_and_for_no_more() {
+        let merge = Merge {
+            delta: Some(Codec::Sparse),
+            optimizer_state: OptimizerState::Local,
+            ..with_codec(Codec::TOP_64)
+        };
+        merge.validate().unwrap();
+        for copies in [1, 2, 8, 64, 500] {
+            for elements in [1, 63, 4_095, 4_096, 4_097, 100_000] {
+                let mut values = vec![0.0; elements];
+                for chunk in values.chunks_mut(CHUNK) {
+                    let kept = copies * (chunk.len() * 64).div_ceil(CHUNK);
+                    chunk.iter_mut().take(kept).for_each(|value| *value = 1.0);
+                }
+                let needed = Codec::Sparse.encode(&values, None).unwrap().len();
+                let spec = merge.learned_spec(Codec::Sparse, elements, copies);
+                let room = tensor::encoded_length(&[spec]) as usize - header_bytes(LEARNED);
+                assert!(needed <= room, "{needed} of {room}: {copies} of {elements}");
+                let whole_chunks = elements % CHUNK == 0;
+                assert!(!whole_chunks || needed == room, "{needed} of {room}");
             }
         }
     }
@@ -357,6 +407,11 @@ mod tests {
     #[test]
     fn what_cannot_work_is_refused() {
         assert!(with_codec(Codec::Sparse).validate().is_err());
+        let sparse_of_whole = Merge {
+            delta: Some(Codec::Sparse),
+            ..with_codec(Codec::Int8)
+        };
+        assert!(sparse_of_whole.validate().is_err());
         let too_much = Merge {
             feedback: Some(1.5),
             ..Merge::default()

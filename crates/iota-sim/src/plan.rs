@@ -210,6 +210,8 @@ fn size(drawn: u8) -> Option<ObjectSize> {
         element_bytes: u64::from(drawn % 3),
         chunk_bytes: 2,
         chunk_elements: 1 + u64::from(drawn % 7),
+        copy_chunk_bytes: u64::from(drawn % 2),
+        copies_max: 3,
     })
 }
 
@@ -242,6 +244,7 @@ fn settings(chance: &mut Chance, stages: u16, validated: bool) -> RunSettings {
         audit_every_epochs: chance.pick(&[1, 2]),
         learning_rate: LearningRate::cosine(0.001, 2, 0.1),
         merging: Merging {
+            copies: 1 + u32::from(secret[1] % 2),
             cells: if secret[2].is_multiple_of(2) {
                 Cells::Butterfly
             } else {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use iota_protocol::work::{
     CellUpload, Checkpoint, Difference, Failure, Lease, LogEntry, ObjectName, ObjectRef, Outcome,
-    Seal, SegmentSource, UploadRecord, Verdict, Work,
+    Seal, Segment, SegmentSource, UploadRecord, Verdict, Work,
 };
 use iota_protocol::{Digest, Epoch, LeaseId, RunSettings, SampleId, StageIndex};
 
@@ -227,6 +227,7 @@ impl Worker {
                 inputs,
                 output,
                 delta,
+                stores,
                 ..
             } => {
                 operated.lied = behaviour == Behaviour::WrongMerges;
@@ -239,18 +240,22 @@ impl Worker {
                     digest,
                     length: settings.cell_bytes(range.end - range.start),
                 };
-                operated.outputs.push((*output, merged));
-                let delta = delta.zip(settings.merging.delta).map(|(name, size)| {
-                    let length = size.bytes(range.end - range.start);
-                    (name, Seal { digest, length })
-                });
-                operated.outputs.extend(delta);
+                let delta_bytes = settings.delta_bytes(range.end - range.start, inputs.len());
+                let delta = delta
+                    .zip(delta_bytes)
+                    .map(|(name, length)| (name, Seal { digest, length }));
+                if *stores {
+                    operated.outputs.push((*output, merged));
+                    operated.outputs.extend(delta);
+                }
                 Outcome::Merge {
                     merged,
                     quarantined: Vec::new(),
                     delta: delta.map(|(_, seal)| seal),
                 }
             }
+            // What it fetched it finds in the store again.
+            Work::Fetch { .. } => Outcome::Fetched,
             Work::Install {
                 checkpoint,
                 goes_on,
@@ -467,8 +472,8 @@ fn said(digest: Digest, lies: bool) -> Digest {
 
 /// Every object that work reads, in the order in which it is read. An inspection looks at its object by itself.
 pub(crate) fn inputs(work: &Work) -> Vec<ObjectRef> {
-    let merged = |checkpoint: &Checkpoint| -> Vec<ObjectRef> {
-        let sources = checkpoint.segments.iter().map(|segment| &segment.source);
+    let within = |segments: &[Segment]| -> Vec<ObjectRef> {
+        let sources = segments.iter().map(|segment| &segment.source);
         sources
             .filter_map(|source| match source {
                 SegmentSource::Merged { object, .. } => Some(*object),
@@ -476,7 +481,9 @@ pub(crate) fn inputs(work: &Work) -> Vec<ObjectRef> {
             })
             .collect()
     };
+    let merged = |checkpoint: &Checkpoint| within(&checkpoint.segments);
     match work {
+        Work::Fetch { segments } => within(segments),
         Work::Forward { input, .. } => input.iter().copied().collect(),
         Work::Backward {
             input,

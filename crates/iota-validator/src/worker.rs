@@ -418,11 +418,13 @@ impl Worker for ValidatorWorker {
                 } else {
                     None
                 };
-                return Ok(merge(&self.transfer, &self.gate, &leased, base).await?);
+                let merged = merge(&self.transfer, &self.gate, &leased, base).await?;
+                return Ok(merged.outcome);
             }
             Work::Forward { .. }
             | Work::Backward { .. }
             | Work::Upload { .. }
+            | Work::Fetch { .. }
             | Work::Install { .. } => {
                 return Err(Failure::Internal.into());
             }

@@ -30,11 +30,13 @@ impl StageMerge {
         }
         for (cell, range) in ranges {
             let settled = self.settled.get(&cell).map(|(_, merged)| *merged);
-            let made = settled.flatten().and_then(|object| self.made(&object));
+            let made = settled
+                .flatten()
+                .and_then(|object| Some((object, self.made(&object)?)));
             let expected: Vec<Holding> = match made {
-                Some(made) => vec![Holding {
+                Some((object, made)) => vec![Holding {
                     range,
-                    origin: made.origin(),
+                    origin: made.origin(object),
                 }],
                 None => within(&before, &range).map(Holding::carried).collect(),
             };
@@ -92,14 +94,15 @@ impl StageMerge {
         let (Origin::Cell { object: lost, .. }, Origin::Cell { object, .. }) = (lost, other) else {
             return false;
         };
-        let same_cell = self.made(lost).zip(self.made(object));
+        let object = *object;
+        let same_cell = self.made(lost).zip(self.made(&object));
         let same_cell = same_cell.filter(|_| {
             let cell = |object: &ObjectRef| self.cell_of.get(&object.name);
-            cell(lost) == cell(object)
+            cell(lost) == cell(&object)
         });
         same_cell.is_some_and(|(lost, made)| {
             // What it changed is named as before: the bits are the same.
-            let origin = match made.origin() {
+            let origin = match made.origin(object) {
                 Origin::Cell {
                     object,
                     begins,

@@ -20,6 +20,8 @@ pub(crate) fn settings() -> RunSettings {
                 cells: 3,
                 owners: 2,
             },
+            // So that a checkpoint could name either.
+            copies: 2,
             ..Merging::default()
         },
         ..testing::settings(2)

@@ -152,10 +152,26 @@ proptest! {
                 // Else hardly anything would have the right length.
                 bytes.resize(*codec.encoded_length(elements).start(), 0x3c);
             }
-            if let Ok(values) = codec.decode(&bytes, elements) {
+            let decoded = [codec.decode(&bytes, elements), codec.decode_filled(&bytes, elements)];
+            for values in decoded.into_iter().flatten() {
                 prop_assert_eq!(values.len(), elements);
                 prop_assert!(values.iter().all(|x| x.is_finite()));
             }
+        }
+    }
+
+    #[test]
+    fn zeros_behind_what_was_encoded_change_nothing_and_anything_else_is_refused(
+        values in values(), filling in 0..300_usize, other in 1..=255_u8,
+    ) {
+        for codec in CODECS {
+            let mut bytes = codec.encode(&values, None).unwrap();
+            let decoded = codec.decode(&bytes, values.len()).unwrap();
+            bytes.resize(bytes.len() + filling, 0);
+            let filled = codec.decode_filled(&bytes, values.len()).unwrap();
+            prop_assert_eq!(bits(&filled), bits(&decoded));
+            bytes.push(other);
+            prop_assert!(codec.decode_filled(&bytes, values.len()).is_err());
         }
     }
 

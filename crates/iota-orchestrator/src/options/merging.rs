@@ -15,6 +15,9 @@ pub struct MergingOptions {
     /// Miners that merge the same cell, if `cells` says how many there are: the more than half of them decide. A pair
     /// that differs asks a third.
     pub owners: u32,
+    /// Owners of a cell that store what they merged; all others only commit to its digest. More than 1 is of use only where
+    /// the store may lose what it had.
+    pub copies: u32,
     /// How many values become one: `mean`, `geometric`, `median`, `trimmed`, `clipped` or `radial`. All but the means
     /// bear a few miners that upload garbage.
     pub rule: RuleName,
@@ -38,7 +41,8 @@ pub struct MergingOptions {
     /// the checkpoint.
     pub upload: CodecName,
     /// How that becomes bytes which a merge changed, for miners that hold the checkpoint before; `none`: everybody
-    /// installs merged cells whole.
+    /// installs merged cells whole. `sparse` suits `top-k` uploads: it takes a bit for each parameter and a byte for each
+    /// that was uploaded.
     pub delta: DeltaChoice,
     /// Values of every 4096 that `top-k` sends.
     pub top_k: u16,
@@ -111,6 +115,7 @@ pub enum DeltaChoice {
     Int8,
     TopK,
     LowRank,
+    Sparse,
 }
 
 impl Default for MergingOptions {
@@ -124,6 +129,7 @@ impl MergingOptions {
     pub const DEFAULT: Self = Self {
         cells: 0,
         owners: 2,
+        copies: 1,
         rule: RuleName::Mean,
         trim_percent: 10,
         radius_percent: 100,
@@ -153,6 +159,7 @@ impl MergingOptions {
                     owners: self.owners,
                 },
             },
+            copies: self.copies,
             upload: merge.upload_size(),
             delta: merge.delta_size(),
             kept: merge.kept_size().filter(|_| audited),
@@ -212,6 +219,7 @@ impl MergingOptions {
             DeltaChoice::Int8 => CodecName::Int8,
             DeltaChoice::TopK => CodecName::TopK,
             DeltaChoice::LowRank => CodecName::LowRank,
+            DeltaChoice::Sparse => return Some(Codec::Sparse),
         };
         Some(self.codec(name))
     }

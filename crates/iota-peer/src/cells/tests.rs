@@ -59,12 +59,12 @@ impl Stage {
         }
     }
 
-    fn merge(&self) -> Result<MergedCell, Failure> {
-        let mut cell = CellMerge::new(self.settings, ELEMENTS)?;
+    fn merge(&self) -> Result<MergedCell, Unmergeable> {
+        let mut cell = CellMerge::new(self.settings, ELEMENTS).unwrap();
         for (generation, copy) in (0..).zip(&self.uploads) {
             cell.add(session(generation), copy, 1).unwrap();
         }
-        cell.finish(Some(self.base.clone()), 3)
+        cell.finish(Some(self.base.clone()), 3).unwrap()
     }
 
     /// The merged parameters.
@@ -110,7 +110,15 @@ fn every_kind() -> Vec<Merge> {
             Codec::TOP_64,
             low_rank,
         ] {
-            for delta in [None, Some(Codec::Int8), Some(Codec::Bf16)] {
+            for delta in [
+                None,
+                Some(Codec::Int8),
+                Some(Codec::Bf16),
+                Some(Codec::Sparse),
+            ] {
+                if delta == Some(Codec::Sparse) && upload != Codec::TOP_64 {
+                    continue;
+                }
                 for optimizer_state in [OptimizerState::Merged, OptimizerState::Dropped] {
                     kinds.push(Merge {
                         outer,
@@ -155,7 +163,7 @@ fn every_plane_is_averaged_by_weight() {
     let mut cell = CellMerge::new(settings, 2).unwrap();
     cell.add(session(0), &copy([1.0, 2.0]), 3).unwrap();
     cell.add(session(1), &copy([5.0, 10.0]), 1).unwrap();
-    let merged = cell.finish(None, 0).unwrap();
+    let merged = cell.finish(None, 0).unwrap().unwrap();
     assert!(merged.cell == copy([2.0, 4.0]));
     assert_eq!((merged.quarantined, merged.delta), (vec![], None));
 }
@@ -182,7 +190,8 @@ fn a_copy_with_one_bad_moment_is_left_out_as_a_whole() {
         assert_eq!(merged.quarantined, [session(0)]);
         assert!(merged.cell == alone.merge().unwrap().cell);
         stage.uploads.truncate(1);
-        assert_eq!(stage.merge(), Err(Failure::NotFinite));
+        let quarantined = vec![session(0)];
+        assert_eq!(stage.merge(), Err(Unmergeable { quarantined }));
     }
 }
 
@@ -215,10 +224,8 @@ fn objects_are_as_long_as_grants_say() {
         }
         assert_eq!(settings.cell_elements(length(&merged.cell)), Some(ELEMENTS));
         let delta = merged.delta.as_deref().map(length);
-        assert_eq!(
-            delta,
-            settings.delta_size().map(|size| size.bytes(elements))
-        );
+        let size = settings.delta_size();
+        assert_eq!(delta, size.map(|size| size.bytes_from(elements, 2)));
     }
 }
 
@@ -267,6 +274,48 @@ fn whatever_bytes_are_uploaded_are_an_upload_or_refused() {
         // Either is fine; what is taken in is finite.
         let _ = cell.add(session(1), &damaged, 1);
         cell.add(session(2), whole, 1).unwrap();
-        assert!(cell.finish(Some(stage.base), 0).is_ok());
+        assert!(cell.finish(Some(stage.base), 0).unwrap().is_ok());
     }
+}
+
+#[test]
+fn whatever_bytes_are_a_delta_are_finite_values_or_refused() {
+    for settings in every_kind() {
+        let merged = Stage::new(settings, 3).merge().unwrap();
+        let Some((codec, delta)) = settings.delta.zip(merged.delta) else {
+            continue;
+        };
+        let decode = |bytes: &[u8]| learned::decode(&settings, codec, ELEMENTS, bytes);
+        for length in [0, 7, 100, delta.len() - 1] {
+            assert!(decode(&delta[..length]).is_err(), "{settings:?}: {length}");
+        }
+        for seed in 0..40 {
+            let mut damaged = delta.to_vec();
+            for at in (seed..damaged.len()).step_by(211) {
+                damaged[at] ^= 1 << (at % 8);
+            }
+            if let Ok(learned) = decode(&damaged) {
+                let planes = [learned.delta].into_iter().chain(learned.moments);
+                let is_fine = |plane: Vec<f32>| {
+                    plane.len() == ELEMENTS && plane.iter().all(|x| x.is_finite())
+                };
+                assert!(planes.into_iter().all(is_fine), "{settings:?}");
+            }
+        }
+    }
+}
+
+/// A step so far that parameters leave what an f32 can be, from copies that are all finite.
+#[test]
+fn finite_copies_without_a_finite_merge_are_unmergeable_and_nobody_is_to_blame() {
+    let settings = Merge {
+        outer: Outer::Sgd { learning_rate: 1e3 },
+        optimizer_state: OptimizerState::Dropped,
+        ..Merge::default()
+    };
+    let mut stage = Stage::new(settings, 0);
+    let far = vec![f32::MAX / 4.0; ELEMENTS];
+    stage.uploads = vec![upload(&settings, &stage.base.anchor, &far); 2];
+    let quarantined = Vec::new();
+    assert_eq!(stage.merge(), Err(Unmergeable { quarantined }));
 }

@@ -7,7 +7,7 @@ use crate::event::{CellResult, Phase};
 use crate::id::{AuditId, Digest, Epoch, Session};
 use crate::state::State;
 use crate::state::audits::{Audit, Coverage};
-use crate::state::merging::{MergeRecord, MergedCell, StageMerge};
+use crate::state::merging::{Made, MergeRecord, StageMerge};
 use crate::state::sessions::Installation;
 use crate::time::Timestamp;
 use crate::work::{Checkpoint, Lease, Verdict, Work};
@@ -54,7 +54,7 @@ impl State {
             Work::Forward { .. } | Work::Backward { .. } => {
                 matches!(phase, Phase::Uploading | Phase::Merging)
             }
-            Work::Upload { .. } => false,
+            Work::Upload { .. } | Work::Fetch { .. } => false,
         };
         let forgotten: Vec<_> = self
             .leases
@@ -170,11 +170,11 @@ impl State {
             record.agreed +=
                 u64::from(settled.is_some_and(|settled| settled.result == CellResult::Agreed));
             let elements = cell.range.end - cell.range.start;
-            let written = |(_, merged): (Session, &MergedCell)| {
-                let delta = merged.delta.map_or(0, |delta| delta.seal.length);
-                merged.object.seal.length + delta
+            let written = |made: Made| {
+                let delta = made.delta.map_or(0, |delta| delta.seal.length);
+                made.object.seal.length + delta
             };
-            record.bytes_up += cell.results().map(written).sum::<u64>();
+            record.bytes_up += cell.stored().map(written).sum::<u64>();
             let results = cell.results().count() as u64;
             let inputs = merge
                 .uploads

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use super::index;
 use crate::event::{Direction, LeaseEnd, Piece, RestartReason};
-use crate::id::{LeaseId, SampleId, Session, StageIndex};
+use crate::id::{CellIndex, LeaseId, SampleId, Session, StageIndex};
 use crate::state::State;
 use crate::state::audits::Audit;
-use crate::state::merging::{MergeRecord, MergedCell, Slot, Upload};
+use crate::state::merging::{Made, MergeRecord, MergedCell, Slot, Upload};
 use crate::state::samples::{Holder, Hop, Preference, SampleState};
 use crate::state::sessions::{Answer, Installation, Kept, REMEMBERED_LEASES};
 use crate::time::Timestamp;
@@ -57,13 +57,15 @@ impl State {
                 self.samples.lease(*sample, self.settings.tail(), lease.id);
                 self.refile_all(waited_for);
             }
-            Work::Merge { cell, .. } => {
+            Work::Merge { cell, stores, .. } => {
                 if let Some(state) = self.merging[index(lease.stage)].cell_mut(*cell) {
-                    state
-                        .slots
-                        .insert(lease.session, Slot::Leased { lease: lease.id });
+                    state.lease(lease.session, lease.id, *stores);
                 }
                 self.refile_cell(lease.stage, *cell);
+            }
+            Work::Fetch { .. } => {
+                let merge = &mut self.merging[index(lease.stage)];
+                merge.fetched.insert(lease.session, merge.on_offer());
             }
             Work::Replay { .. } | Work::Inspect { .. } => {
                 let waiting = |audit: &Audit| audit.lease.is_none() && audit.work == lease.work;
@@ -140,11 +142,8 @@ impl State {
                 }
             }
             Work::Merge { cell, .. } => {
-                if let Some(state) = self.merging[index(lease.stage)].cell_mut(*cell)
-                    && state.slots.get(&session) == Some(&Slot::Leased { lease: id })
-                {
-                    state.slots.remove(&session);
-                    *state.failures.entry(session).or_default() += 1;
+                if let Some(state) = self.merging[index(lease.stage)].cell_mut(*cell) {
+                    state.fail(session, id);
                 }
                 self.refile_cell(lease.stage, *cell);
             }
@@ -155,7 +154,7 @@ impl State {
                     audit.attempts += 1;
                 });
             }
-            Work::Upload { .. } | Work::Install { .. } => {}
+            Work::Upload { .. } | Work::Fetch { .. } | Work::Install { .. } => {}
         }
     }
 
@@ -314,6 +313,7 @@ impl State {
                     cell,
                     output,
                     delta,
+                    stores,
                     ..
                 },
                 Outcome::Merge {
@@ -329,15 +329,23 @@ impl State {
                 let delta = delta
                     .zip(*delta_seal)
                     .map(|(name, seal)| ObjectRef { name, seal });
-                let merged = MergedCell {
+                let made = Made {
                     object,
                     delta,
+                    stored: *stores,
+                };
+                let merged = MergedCell {
+                    made: Some(made),
                     quarantined: quarantined.clone(),
                 };
-                if let Some(state) = self.merging[index(lease.stage)].cell_mut(*cell) {
-                    state.slots.insert(session, Slot::Done { merged });
-                }
-                self.refile_cell(lease.stage, *cell);
+                self.note_merged(lease.stage, *cell, session, merged);
+            }
+            (Work::Merge { cell, .. }, Outcome::Unmergeable { quarantined }) => {
+                let merged = MergedCell {
+                    made: None,
+                    quarantined: quarantined.clone(),
+                };
+                self.note_merged(lease.stage, *cell, session, merged);
             }
             (
                 Work::Install {
@@ -359,11 +367,18 @@ impl State {
                         odd: true,
                     });
                 }
+                let made = self.merging[index(lease.stage)].made_by(session);
                 let bytes: u64 = checkpoint
                     .segments
                     .iter()
                     .filter_map(|segment| match &segment.source {
                         SegmentSource::Genesis => None,
+                        // It has what it made itself.
+                        SegmentSource::Merged { object, .. }
+                            if made.contains(&object.seal.digest) =>
+                        {
+                            None
+                        }
                         SegmentSource::Merged { object, delta, .. } => {
                             let smaller = delta.as_ref().filter(|_| is_next);
                             Some(smaller.unwrap_or(object).seal.length)
@@ -379,6 +394,19 @@ impl State {
             }
             _ => {}
         }
+    }
+
+    fn note_merged(
+        &mut self,
+        stage: StageIndex,
+        cell: CellIndex,
+        session: Session,
+        merged: MergedCell,
+    ) {
+        if let Some(state) = self.merging[index(stage)].cell_mut(cell) {
+            state.slots.insert(session, Slot::Done { merged });
+        }
+        self.refile_cell(stage, cell);
     }
 
     /// Makes a sample's next piece its present one, and lets it wait.

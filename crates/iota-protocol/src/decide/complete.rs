@@ -6,12 +6,11 @@ use super::Found;
 use crate::event::{BanReason, Direction, Event, LeaseEnd, Phase, Piece};
 use crate::id::{Digest, Epoch, LeaseId, Session, StageIndex};
 use crate::rejection::Rejection;
-use crate::settings::ObjectSize;
 use crate::state::State;
 use crate::state::samples::Holder;
 use crate::state::sessions::{Answer, SessionState};
 use crate::state::vain::passes;
-use crate::work::{Lease, ObjectName, Outcome, Seal, Verdict, Work, WorkKind};
+use crate::work::{Lease, MergeInput, ObjectName, Outcome, Seal, Verdict, Work, WorkKind};
 
 impl State {
     pub(super) fn decide_complete(
@@ -113,16 +112,13 @@ impl State {
         };
         let settings = &self.settings;
         // Whether something that some runs ask for and others do not is there exactly if it was asked for, and as long.
-        let is_asked_for =
-            |name: Option<ObjectName>, seal: &Option<Seal>, size: Option<ObjectSize>, elements| {
-                match (name, seal) {
-                    (None, None) => Ok(()),
-                    (Some(_), Some(seal)) => {
-                        is_long(seal.length, size.map_or(0, |size| size.bytes(elements)))
-                    }
-                    _ => Err(Rejection::WrongOutcome),
-                }
-            };
+        let is_asked_for = |name: Option<ObjectName>, seal: &Option<Seal>, bytes: Option<u64>| {
+            match (name, seal) {
+                (None, None) => Ok(()),
+                (Some(_), Some(seal)) => is_long(seal.length, bytes.unwrap_or(0)),
+                _ => Err(Rejection::WrongOutcome),
+            }
+        };
         match (&lease.work, outcome) {
             (Work::Forward { .. }, Outcome::Forward { output, .. }) => {
                 is_long(output.length, self.settings.activation_bytes)
@@ -156,7 +152,8 @@ impl State {
                     return Err(Rejection::WrongOutcome);
                 }
                 let elements = settings.stage_parameters[usize::from(lease.stage.get())];
-                is_asked_for(*kept, seal, settings.merging.kept, elements)?;
+                let kept_bytes = settings.merging.kept.map(|size| size.bytes(elements));
+                is_asked_for(*kept, seal, kept_bytes)?;
                 let mut pairs = cells.iter().zip(seals);
                 pairs.try_for_each(|(cell, seal)| {
                     let elements = cell.range.end - cell.range.start;
@@ -177,16 +174,23 @@ impl State {
                 },
             ) => {
                 let elements = range.end - range.start;
-                is_asked_for(*delta, seal, settings.merging.delta, elements)?;
-                let known = quarantined
-                    .iter()
-                    .all(|session| inputs.iter().any(|input| input.session == *session));
-                if !known || !quarantined.is_sorted_by(|a, b| a < b) {
+                let delta_bytes = settings.delta_bytes(elements, inputs.len());
+                is_asked_for(*delta, seal, delta_bytes)?;
+                // A mean of nothing is no result.
+                if !are_uploaders(inputs, quarantined) || quarantined.len() == inputs.len() {
                     return Err(Rejection::WrongOutcome);
                 }
                 is_long(merged.length, settings.cell_bytes(elements))
             }
-            (Work::Install { .. }, Outcome::Install { .. })
+            (Work::Merge { inputs, .. }, Outcome::Unmergeable { quarantined }) => {
+                if are_uploaders(inputs, quarantined) {
+                    Ok(())
+                } else {
+                    Err(Rejection::WrongOutcome)
+                }
+            }
+            (Work::Fetch { .. }, Outcome::Fetched)
+            | (Work::Install { .. }, Outcome::Install { .. })
             | (Work::Replay { .. } | Work::Inspect { .. }, Outcome::Audit { .. }) => Ok(()),
             _ => Err(Rejection::WrongOutcome),
         }
@@ -239,6 +243,8 @@ impl State {
                     && !merge.uploads.contains_key(&lease.session)
             }
             Work::Merge { .. } => self.merge_is_open(lease),
+            // Whoever fetched something late has it; nothing here depends on it.
+            Work::Fetch { .. } => false,
             Work::Install { checkpoint, .. } => {
                 *checkpoint == *self.checkpoint(lease.stage) && !state.is_installed(self.epoch)
             }
@@ -258,7 +264,7 @@ impl State {
             Work::Replay { .. } | Work::Inspect { .. } => {
                 self.audit_of(&late.work).and_then(|(_, audit)| audit.lease)
             }
-            Work::Upload { .. } | Work::Install { .. } => self
+            Work::Upload { .. } | Work::Fetch { .. } | Work::Install { .. } => self
                 .leases_of(late.session)
                 .find(|lease| lease.work.kind() == late.work.kind())
                 .map(|lease| lease.id),
@@ -425,4 +431,10 @@ impl State {
         }
         events
     }
+}
+
+/// Whether these are some of those whose copies were to be merged, in order.
+fn are_uploaders(inputs: &[MergeInput], sessions: &[Session]) -> bool {
+    let uploaded = |session: &Session| inputs.iter().any(|input| input.session == *session);
+    sessions.iter().all(uploaded) && sessions.is_sorted_by(|a, b| a < b)
 }

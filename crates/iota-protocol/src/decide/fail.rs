@@ -7,7 +7,7 @@ use crate::rejection::Rejection;
 use crate::repair::ACCUSERS;
 use crate::state::State;
 use crate::work::{
-    Checkpoint, Difference, Failure, Lease, ObjectName, ObjectRef, SegmentSource, Work,
+    Checkpoint, Difference, Failure, Lease, ObjectName, ObjectRef, Segment, SegmentSource, Work,
 };
 
 /// Disputes that wait for a validator, at most; further accusations still have their other effects.
@@ -90,6 +90,13 @@ impl State {
                 });
                 producer
             }
+            // Nobody has to do without it yet: if nobody can read it, those who install will say so.
+            Work::Fetch { .. } => {
+                let Some(producer) = self.merge_of(lease.stage).merger(object.name) else {
+                    return events;
+                };
+                producer
+            }
             Work::Install { checkpoint, .. } => {
                 let is_present = self.checkpoint(lease.stage) == checkpoint;
                 if !is_present || self.accusers(lease.stage, object.name) >= ACCUSERS {
@@ -152,16 +159,14 @@ impl State {
 
 /// The object of that name among those that the work reads.
 fn read_by(work: &Work, name: ObjectName) -> Option<ObjectRef> {
-    let merged = |checkpoint: &Checkpoint| -> Vec<ObjectRef> {
-        let objects = checkpoint
-            .segments
-            .iter()
-            .filter_map(|segment| match &segment.source {
-                SegmentSource::Merged { object, .. } => Some(*object),
-                SegmentSource::Genesis => None,
-            });
+    let within = |segments: &[Segment]| -> Vec<ObjectRef> {
+        let objects = segments.iter().filter_map(|segment| match &segment.source {
+            SegmentSource::Merged { object, .. } => Some(*object),
+            SegmentSource::Genesis => None,
+        });
         objects.collect()
     };
+    let merged = |checkpoint: &Checkpoint| within(&checkpoint.segments);
     let read: Vec<ObjectRef> = match work {
         Work::Forward { input, .. } => input.iter().copied().collect(),
         Work::Backward {
@@ -170,6 +175,7 @@ fn read_by(work: &Work, name: ObjectName) -> Option<ObjectRef> {
             ..
         } => input.iter().chain(output_gradient).copied().collect(),
         Work::Merge { inputs, .. } => inputs.iter().map(|input| input.object).collect(),
+        Work::Fetch { segments } => within(segments),
         Work::Install { checkpoint, .. } => merged(checkpoint),
         Work::Replay {
             checkpoint,

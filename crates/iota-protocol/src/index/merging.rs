@@ -21,6 +21,8 @@ pub(crate) struct MergeIndex {
     pub(crate) open: BTreeSet<CellIndex>,
     /// By planned owner, the cells that wait for it.
     awaited: BTreeMap<Session, BTreeSet<CellIndex>>,
+    /// Settled cells that are on offer to be fetched.
+    pub(crate) on_offer: usize,
 }
 
 /// Where the index has a cell that is not settled.
@@ -45,6 +47,7 @@ impl MergeIndex {
             ..Self::default()
         };
         if state.phase == Phase::Merging {
+            index.on_offer = merge.on_offer();
             index.uploaders = state.uploaders(merge);
             for cell in (0..).take(merge.cells.len()).map(CellIndex::new) {
                 index.file(state, stage, cell);
@@ -119,6 +122,11 @@ impl Index {
     /// What is to be done about the cells of a stage.
     pub(crate) fn merge(&self, stage: StageIndex) -> &MergeIndex {
         &self.merges[usize::from(stage.get())]
+    }
+
+    /// Notes how many settled cells are on offer.
+    pub(super) fn note_offer(&mut self, stage: StageIndex, on_offer: usize) {
+        self.merges[usize::from(stage.get())].on_offer = on_offer;
     }
 
     /// Notes whether an owner has room and cells that wait for it.

@@ -10,6 +10,9 @@ use crate::event::CellResult;
 use crate::id::{CellIndex, Digest, Epoch, LeaseId, Session, StageIndex};
 use crate::work::{MergeInput, ObjectName, ObjectRef, UploadRecord};
 
+/// Parts in which a stage's merged cells are offered while others are still being merged.
+const FETCHES: usize = 4;
+
 /// What a member of the roster uploaded.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Upload {
@@ -23,20 +26,39 @@ pub(crate) struct Upload {
 /// What an owner made of a cell.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MergedCell {
+    /// None: there is nothing finite to be made of it.
+    pub(crate) made: Option<Made>,
+    pub(crate) quarantined: Vec<Session>,
+}
+
+/// The objects that an owner made of a cell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Made {
     pub(crate) object: ObjectRef,
     /// What the merge changed.
-    #[serde(default)]
     pub(crate) delta: Option<ObjectRef>,
-    pub(crate) quarantined: Vec<Session>,
+    /// Whether they are in the store. If not, the owner only said what they would be.
+    pub(crate) stored: bool,
 }
 
 impl MergedCell {
     /// Whether both owners came to the same bits.
     pub(crate) fn agrees(&self, other: &Self) -> bool {
-        let delta = |cell: &Self| cell.delta.map(|delta| delta.seal);
-        self.object.seal == other.object.seal
-            && delta(self) == delta(other)
-            && self.quarantined == other.quarantined
+        let seals = |cell: &Self| {
+            cell.made
+                .map(|made| (made.object.seal, made.delta.map(|delta| delta.seal)))
+        };
+        seals(self) == seals(other) && self.quarantined == other.quarantined
+    }
+
+    /// Whether whoever needs it can have it: from the store, or because it is nothing.
+    pub(crate) fn is_at_hand(&self) -> bool {
+        self.made.is_none_or(|made| made.stored)
+    }
+
+    /// Objects of it that are in the store.
+    pub(crate) fn stored(&self) -> Option<Made> {
+        self.made.filter(|made| made.stored)
     }
 }
 
@@ -44,8 +66,31 @@ impl MergedCell {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "slot")]
 pub(crate) enum Slot {
-    Leased { lease: LeaseId },
+    /// Merges; whether it is to store what it gets.
+    Leased { lease: LeaseId, stores: bool },
+    /// Has merged.
     Done { merged: MergedCell },
+    /// Has said what it came to, and is asked for the objects too because nobody else stored them.
+    Storing { lease: LeaseId, merged: MergedCell },
+}
+
+impl Slot {
+    /// The lease that it waits for.
+    pub(crate) const fn lease(&self) -> Option<LeaseId> {
+        match self {
+            Self::Leased { lease, .. } | Self::Storing { lease, .. } => Some(*lease),
+            Self::Done { .. } => None,
+        }
+    }
+
+    /// Whether objects of this owner are in the store, or are to be.
+    pub(crate) fn stores(&self) -> bool {
+        match self {
+            Self::Leased { stores, .. } => *stores,
+            Self::Done { merged } => merged.stored().is_some(),
+            Self::Storing { .. } => true,
+        }
+    }
 }
 
 /// One cell on its way to the next checkpoint.
@@ -71,21 +116,47 @@ pub(crate) struct Settled {
 }
 
 impl Cell {
+    /// A session is asked to merge this, or to store what it has already merged.
+    pub(crate) fn lease(&mut self, session: Session, lease: LeaseId, stores: bool) {
+        let slot = match self.slots.remove(&session) {
+            Some(Slot::Done { merged }) => Slot::Storing { lease, merged },
+            _ => Slot::Leased { lease, stores },
+        };
+        self.slots.insert(session, slot);
+    }
+
+    /// A session did not do what it was leased. What it has said stands.
+    pub(crate) fn fail(&mut self, session: Session, lease: LeaseId) {
+        let slot = self.slots.get(&session);
+        if slot.and_then(Slot::lease) != Some(lease) {
+            return;
+        }
+        if let Some(Slot::Storing { merged, .. }) = self.slots.remove(&session) {
+            self.slots.insert(session, Slot::Done { merged });
+        }
+        *self.failures.entry(session).or_default() += 1;
+    }
+
     /// The merged cell, if it is settled and there is one.
     pub(crate) fn merged(&self) -> Option<Merged> {
         let object = self.settled?.merged?;
-        let mut results = self.results().map(|(_, result)| result);
-        let result = results.find(|result| result.object == object);
-        let delta = result.and_then(|result| result.delta);
+        let mut stored = self.stored();
+        let made = stored.find(|made| made.object == object);
+        let delta = made.and_then(|made| made.delta);
         Some(Merged { object, delta })
     }
 
     /// What was handed in, in session order.
     pub(crate) fn results(&self) -> impl Iterator<Item = (Session, &MergedCell)> {
         self.slots.iter().filter_map(|(session, slot)| match slot {
-            Slot::Done { merged } => Some((*session, merged)),
+            Slot::Done { merged } | Slot::Storing { merged, .. } => Some((*session, merged)),
             Slot::Leased { .. } => None,
         })
+    }
+
+    /// What of that is in the store.
+    pub(crate) fn stored(&self) -> impl Iterator<Item = Made> {
+        self.results().filter_map(|(_, merged)| merged.stored())
     }
 }
 
@@ -103,9 +174,56 @@ pub(crate) struct StageMerge {
     pub(crate) quarantined: BTreeSet<Session>,
     /// Owners that have not begun are no longer waited for.
     pub(crate) relaxed: bool,
+    /// Cells that are settled and not, and of the settled those with an object, in the order in which they were settled.
+    #[serde(default)]
+    pub(crate) settled: usize,
+    #[serde(default)]
+    pub(crate) fetchable: Vec<CellIndex>,
+    /// How many of these each session has been asked to fetch.
+    #[serde(default, with = "crate::pairs")]
+    pub(crate) fetched: BTreeMap<Session, usize>,
 }
 
 impl StageMerge {
+    /// How many of the cells that can be fetched are on offer: whenever another quarter of all is, for a lease per cell
+    /// and miner would be more work than it saves, and at last all.
+    pub(crate) fn on_offer(&self) -> usize {
+        let (all, settled) = (self.cells.len(), self.fetchable.len());
+        if self.settled == all {
+            settled
+        } else {
+            let quarters = FETCHES * settled / all.max(1);
+            quarters * all / FETCHES
+        }
+    }
+
+    /// Cells that a session could fetch, on from those that it was asked for.
+    pub(crate) fn to_fetch(&self, session: Session) -> &[CellIndex] {
+        let asked = self.fetched.get(&session).copied().unwrap_or(0);
+        let on_offer = &self.fetchable[..self.on_offer()];
+        on_offer.get(asked..).unwrap_or(&[])
+    }
+
+    pub(crate) fn note_settled(&mut self, cell: CellIndex, settled: Settled) {
+        let Some(state) = self.cell_mut(cell) else {
+            return;
+        };
+        state.settled = Some(settled);
+        self.settled += 1;
+        self.fetchable.extend(settled.merged.map(|_| cell));
+    }
+
+    /// All cells are to be merged again.
+    pub(crate) fn begin_again(&mut self) {
+        for cell in &mut self.cells {
+            cell.slots.clear();
+            cell.settled = None;
+        }
+        self.settled = 0;
+        self.fetchable.clear();
+        self.fetched.clear();
+    }
+
     /// The copies of a cell that go into its mean, in session order (M3).
     pub(crate) fn inputs(&self, cell: CellIndex) -> Vec<MergeInput> {
         let index = cell.get() as usize;
@@ -140,19 +258,29 @@ impl StageMerge {
         })
     }
 
+    /// Digests of the cells that a session has merged, stored or not.
+    pub(crate) fn made_by(&self, session: Session) -> BTreeSet<Digest> {
+        let results = self.cells.iter().flat_map(Cell::results);
+        let own = results.filter(|(owner, _)| *owner == session);
+        own.filter_map(|(_, merged)| Some(merged.made?.object.seal.digest))
+            .collect()
+    }
+
     /// Who merged a cell into this object.
     pub(crate) fn merger(&self, object: ObjectName) -> Option<Session> {
-        let results = self.cells.iter().flat_map(Cell::results);
-        let mut results = results.filter(|(_, merged)| merged.object.name == object);
-        results.next().map(|(session, _)| session)
+        let is_it = |merged: &MergedCell| {
+            let stored = merged.stored();
+            stored.is_some_and(|made| made.object.name == object)
+        };
+        let mut results = self.cells.iter().flat_map(Cell::results);
+        results.find_map(|(session, merged)| is_it(merged).then_some(session))
     }
 
     /// Other objects that hold the same bits as this merged cell.
     pub(crate) fn copies(&self, object: ObjectName) -> impl Iterator<Item = ObjectRef> {
-        let results = |cell: &Cell| -> Vec<ObjectRef> {
-            cell.results().map(|(_, merged)| merged.object).collect()
-        };
-        let of_cell = self.cells.iter().map(results).find_map(|objects| {
+        let stored =
+            |cell: &Cell| -> Vec<ObjectRef> { cell.stored().map(|made| made.object).collect() };
+        let of_cell = self.cells.iter().map(stored).find_map(|objects| {
             let lost = objects.iter().find(|other| other.name == object)?.seal;
             Some((objects, lost))
         });

@@ -307,11 +307,16 @@ fn dishonest(honest: Outcome, lie: u8) -> Outcome {
         (_, 0) => Outcome::Install {
             state: seal("nonsense", 0).digest,
         },
+        (Outcome::Merge { .. } | Outcome::Unmergeable { .. }, 1) => Outcome::Unmergeable {
+            quarantined: Vec::new(),
+        },
+        (Outcome::Unmergeable { quarantined }, _) => Outcome::Unmergeable { quarantined },
         (Outcome::Merge { merged, delta, .. }, _) => Outcome::Merge {
             merged: seal([lie], merged.length),
             quarantined: Vec::new(),
             delta,
         },
+        (Outcome::Fetched, _) => Outcome::Fetched,
         (Outcome::Install { .. }, _) => Outcome::Install {
             state: seal([lie], 0).digest,
         },
@@ -372,7 +377,9 @@ pub(super) fn outputs_of(work: &Work) -> Vec<ObjectName> {
         Work::Forward { output, .. } | Work::Merge { output, .. } => vec![*output],
         Work::Backward { gradient, .. } => gradient.iter().copied().collect(),
         Work::Upload { cells, .. } => cells.iter().map(|cell| cell.output).collect(),
-        Work::Install { .. } | Work::Replay { .. } | Work::Inspect { .. } => Vec::new(),
+        Work::Fetch { .. } | Work::Install { .. } | Work::Replay { .. } | Work::Inspect { .. } => {
+            Vec::new()
+        }
     }
 }
 
@@ -437,16 +444,20 @@ fn merging() -> impl Strategy<Value = Merging> {
     let grid = (1..20_u32, 2..5_u32).prop_map(|(cells, owners)| Cells::Grid { cells, owners });
     let cells = prop_oneof![Just(Cells::Butterfly), grid];
     let size = || {
-        let numbers = (0..9_u64, 0..9_u64, 0..9_u64, 1..9_u64);
+        let numbers = (0..9_u64, 0..9_u64, 0..9_u64, 1..9_u64, 0..3_u64);
         prop::option::of(numbers.prop_map(|numbers| ObjectSize {
             overhead_bytes: numbers.0,
             element_bytes: numbers.1,
             chunk_bytes: numbers.2,
             chunk_elements: numbers.3,
+            copy_chunk_bytes: numbers.4,
+            copies_max: 2,
         }))
     };
-    (cells, size(), size(), size()).prop_map(|(cells, upload, delta, kept)| Merging {
+    let sizes = (size(), size(), size());
+    (cells, 1..3_u32, sizes).prop_map(|(cells, copies, (upload, delta, kept))| Merging {
         cells,
+        copies,
         upload,
         delta,
         kept,

@@ -13,7 +13,7 @@ use crate::settings::{Merging, ObjectSize, RunSettings};
 use crate::work::{Difference, Failure, Lease, Outcome, SegmentSource, Verdict, Work, WorkKind};
 
 /// One stage with so many miners, each of which has trained on something, at the beginning of this phase.
-fn at(phase: Phase, miners: u8, settings: RunSettings) -> (World, Vec<Session>) {
+pub(super) fn at(phase: Phase, miners: u8, settings: RunSettings) -> (World, Vec<Session>) {
     let samples_per_epoch = 3 * u64::from(miners);
     let mut world = World::new(RunSettings {
         miners_to_start: miners.into(),
@@ -26,7 +26,7 @@ fn at(phase: Phase, miners: u8, settings: RunSettings) -> (World, Vec<Session>) 
 }
 
 /// The merge that a session is leased, once it has room.
-fn merge(world: &mut World, session: Session) -> Lease {
+pub(super) fn merge(world: &mut World, session: Session) -> Lease {
     world.offer(session, 2);
     let leases = world.leases(session);
     leases
@@ -36,7 +36,7 @@ fn merge(world: &mut World, session: Session) -> Lease {
 }
 
 /// Does all merges that a session is leased, honestly.
-fn merge_all(world: &mut World, session: Session) {
+pub(super) fn merge_all(world: &mut World, session: Session) {
     loop {
         world.offer(session, 2);
         let leases = world.leases(session);
@@ -50,7 +50,7 @@ fn merge_all(world: &mut World, session: Session) {
     }
 }
 
-fn lie(lease: &Lease) -> Outcome {
+pub(super) fn lie(lease: &Lease) -> Outcome {
     let Work::Merge { range, .. } = &lease.work else {
         panic!("{lease:?}")
     };
@@ -61,7 +61,7 @@ fn lie(lease: &Lease) -> Outcome {
     }
 }
 
-fn settled(world: &World) -> Vec<CellResult> {
+pub(super) fn settled(world: &World) -> Vec<CellResult> {
     let results = world.events.iter().filter_map(|event| match event {
         Event::CellSettled { result, .. } => Some(*result),
         _ => None,
@@ -270,7 +270,7 @@ fn a_merge_never_guesses_who_lied() {
 }
 
 /// Settings of a stage that is cut into so many cells with so many owners each.
-fn grid(cells: u32, owners: u32) -> RunSettings {
+pub(super) fn grid(cells: u32, owners: u32) -> RunSettings {
     let cells = Cells::Grid { cells, owners };
     RunSettings {
         merging: Merging {
@@ -344,6 +344,7 @@ const SIZE: ObjectSize = ObjectSize {
     element_bytes: 1,
     chunk_bytes: 2,
     chunk_elements: 5,
+    ..ObjectSize::per_element(1)
 };
 
 #[test]
@@ -356,7 +357,7 @@ fn whoever_holds_the_checkpoint_before_is_told_what_the_merge_changed_and_the_re
         },
         ..settings(1)
     };
-    let (mut world, sessions) = at(Phase::Installing, 2, small);
+    let (mut world, sessions) = at(Phase::Installing, 3, small);
     world.offer(sessions[0], 1);
     let install = world.lease(sessions[0]);
     let Work::Install { checkpoint, .. } = &install.work else {
@@ -366,13 +367,14 @@ fn whoever_holds_the_checkpoint_before_is_told_what_the_merge_changed_and_the_re
         panic!("{checkpoint:?}")
     };
     let delta = delta.expect("it was merged just now");
-    assert_eq!((object.seal.length, delta.seal.length), (56, 21));
-    // Two uploads, and two merged cells with what they changed.
+    assert_eq!((object.seal.length, delta.seal.length), (24, 9));
+    // Three uploads of three cells, and the merged cells with what they changed, each stored once.
     let record = world.state.merges()[0].clone();
-    assert_eq!(record.bytes_up, 2 * 21 + 2 * (56 + 21));
-    assert_eq!(record.bytes_down, 2 * 2 * 21);
+    assert_eq!(record.bytes_up, 3 * 3 * 9 + 3 * (24 + 9));
+    assert_eq!(record.bytes_down, 6 * 3 * 9);
+    // It has merged two of the three cells itself.
     world.work(&install);
-    assert_eq!(world.state.merges()[0].bytes_down, record.bytes_down + 21);
+    assert_eq!(world.state.merges()[0].bytes_down, record.bytes_down + 9);
     // A joiner takes the whole.
     world.work_until(Phase::Training, &[]);
     let before = world.state.merges()[0].bytes_down;
@@ -380,7 +382,7 @@ fn whoever_holds_the_checkpoint_before_is_told_what_the_merge_changed_and_the_re
     world.offer(late, 1);
     let install = world.lease(late);
     world.work(&install);
-    assert_eq!(world.state.merges()[0].bytes_down, before + 56);
+    assert_eq!(world.state.merges()[0].bytes_down, before + 3 * 24);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::world::{World, settings};
 use crate::event::{Event, Phase, Repair};
 use crate::id::Session;
-use crate::settings::RunSettings;
+use crate::settings::{Merging, RunSettings};
 use crate::work::{Difference, Failure, ObjectName, SegmentSource, Work, WorkKind};
 
 /// One stage with two miners that merged one cell and are to install it.
@@ -13,6 +13,10 @@ fn installing() -> (World, Vec<Session>) {
     let mut world = World::new(RunSettings {
         miners_to_start: 2,
         samples_per_epoch: 6,
+        merging: Merging {
+            copies: 2,
+            ..Merging::default()
+        },
         ..settings(1)
     });
     let sessions = world.gather(1..3);

@@ -45,6 +45,10 @@ impl From<Outcome> for proto::Outcome {
                 quarantined: quarantined.into_iter().map(Into::into).collect(),
                 delta: delta.map(Into::into),
             }),
+            Outcome::Unmergeable { quarantined } => Kind::Unmergeable(proto::UnmergeableOutcome {
+                quarantined: quarantined.into_iter().map(Into::into).collect(),
+            }),
+            Outcome::Fetched => Kind::Fetch(proto::FetchOutcome {}),
             Outcome::Install { state } => Kind::Install(proto::InstallOutcome {
                 state: state.as_bytes().to_vec(),
             }),
@@ -77,6 +81,12 @@ impl TryFrom<proto::Outcome> for Outcome {
                 .map_err(within("backward")),
             Some(Kind::Upload(done)) => upload(done).map_err(within("upload")),
             Some(Kind::Merge(done)) => merge(done).map_err(within("merge")),
+            Some(Kind::Unmergeable(done)) => {
+                repeated("quarantined", done.quarantined, UPLOADERS_MAX)
+                    .map(|quarantined| Self::Unmergeable { quarantined })
+                    .map_err(within("unmergeable"))
+            }
+            Some(Kind::Fetch(proto::FetchOutcome {})) => Ok(Self::Fetched),
             Some(Kind::Install(done)) => digest("state", &done.state)
                 .map(|state: Digest| Self::Install { state })
                 .map_err(within("install")),

@@ -81,6 +81,7 @@ impl From<Work> for proto::Work {
                 inputs,
                 output,
                 delta,
+                stores,
                 base,
             } => Kind::Merge(proto::MergeWork {
                 cell: cell.get(),
@@ -88,7 +89,11 @@ impl From<Work> for proto::Work {
                 inputs: into_all(inputs),
                 output: Some(output.into()),
                 delta: delta.map(Into::into),
+                stores,
                 base: into_all(base),
+            }),
+            Work::Fetch { segments } => Kind::Fetch(proto::FetchWork {
+                segments: into_all(segments),
             }),
             Work::Install {
                 checkpoint,
@@ -135,6 +140,9 @@ impl TryFrom<proto::Work> for Work {
             Some(Kind::Backward(work)) => backward(work).map_err(within("backward")),
             Some(Kind::Upload(work)) => upload(work).map_err(within("upload")),
             Some(Kind::Merge(work)) => merge(work).map_err(within("merge")),
+            Some(Kind::Fetch(work)) => repeated("segments", work.segments, SEGMENTS_MAX)
+                .map(|segments| Self::Fetch { segments })
+                .map_err(within("fetch")),
             Some(Kind::Install(work)) => required("checkpoint", work.checkpoint)
                 .map(|checkpoint| Self::Install {
                     checkpoint,
@@ -180,6 +188,7 @@ fn merge(work: proto::MergeWork) -> Result<Work, ConversionError> {
         inputs: repeated("inputs", work.inputs, UPLOADERS_MAX)?,
         output: required("output", work.output)?,
         delta: optional("delta", work.delta)?,
+        stores: work.stores,
         base: repeated("base", work.base, SEGMENTS_MAX)?,
     })
 }

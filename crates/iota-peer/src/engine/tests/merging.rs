@@ -94,7 +94,7 @@ fn merge(
             cell.add(session, &miner.uploads[at], 1).unwrap();
         }
         let base = engine.base(&range).unwrap();
-        let merged = cell.finish(base, round).unwrap();
+        let merged = cell.finish(base, round).unwrap().unwrap();
         let name = ObjectName {
             purpose: Purpose::Merged,
             epoch: Epoch::new(4),

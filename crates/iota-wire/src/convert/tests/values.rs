@@ -154,18 +154,21 @@ pub(super) fn plain_work() -> impl Strategy<Value = Work> {
             vec(merge_input, 0..4),
             name(),
             of(name()),
+            any::<bool>(),
             vec(segment(), 0..3)
         )
-            .prop_map(|(cell, range, inputs, output, delta, base)| {
+            .prop_map(|(cell, range, inputs, output, delta, stores, base)| {
                 Work::Merge {
                     cell: CellIndex::new(cell),
                     range,
                     inputs,
                     output,
                     delta,
+                    stores,
                     base,
                 }
             }),
+        vec(segment(), 0..3).prop_map(|segments| Work::Fetch { segments }),
         (checkpoint(), any::<bool>()).prop_map(|(checkpoint, goes_on)| Work::Install {
             checkpoint,
             goes_on
@@ -297,6 +300,8 @@ pub(super) fn outcome() -> impl Strategy<Value = Outcome> {
                 delta,
             }
         }),
+        vec(session(), 0..4).prop_map(|quarantined| Outcome::Unmergeable { quarantined }),
+        Just(Outcome::Fetched),
         digest().prop_map(|state| Outcome::Install { state }),
         verdict.prop_map(|verdict| Outcome::Audit { verdict }),
     ]
