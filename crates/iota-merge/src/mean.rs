@@ -275,8 +275,8 @@ fn add_all<const FUSED: bool, E: Element, const COPIES: usize>(
             merged[index] = (sum_of(index, sums[index]) / total) as f32;
         }
     } else {
-        for index in 0..length {
-            sums[index] = sum_of(index, sums[index]);
+        for (index, sum) in sums.iter_mut().enumerate() {
+            *sum = sum_of(index, *sum);
         }
     }
 }
