@@ -248,7 +248,8 @@ fn codec_size(codec: Codec, upload: Codec) -> Option<ObjectSize> {
                 _ => CHUNK,
             };
             ObjectSize {
-                copy_chunk_bytes: keep as u64,
+                // Half a byte each.
+                copy_chunk_bytes: keep.div_ceil(2) as u64,
                 copies_max: CHUNK.div_ceil(keep.max(1)) as u64,
                 ..chunked(*lengths.start(), CHUNK)
             }

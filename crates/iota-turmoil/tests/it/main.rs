@@ -58,7 +58,7 @@ fn the_same_seed_makes_the_same_world_in_another_process_and_another_seed_anothe
     let different = first.lines().zip(again.lines()).find(|(a, b)| a != b);
     assert_eq!(different, None);
     assert_eq!(first, again);
-    assert!(first.lines().count() > 500, "it is a trace of everything");
+    assert!(first.lines().count() > 100, "it is a trace of everything");
     let worlds = lived(3..5);
     assert!(first.contains(&worlds[0].trace));
     assert_ne!(worlds[0].trace, worlds[1].trace);
