@@ -11,7 +11,7 @@ pub(crate) use restored::LEAP_FURTHER_MAX;
 use std::collections::BTreeMap;
 
 use crate::cells;
-use crate::event::{Event, SessionEnd};
+use crate::event::{AbandonReason, Event, SessionEnd};
 use crate::id::StageIndex;
 use crate::state::State;
 use crate::state::audits::{Audit, Coverage};
@@ -234,7 +234,7 @@ impl State {
                 let work = Work::Replay {
                     subject: *subject,
                     checkpoint: self.checkpoint(*stage).clone(),
-                    kept: self.session(*subject).and_then(|state| state.began_with),
+                    kept: None,
                     entries: Vec::new(),
                     upload: None,
                 };
@@ -256,6 +256,9 @@ impl State {
                     attempts: 0,
                 };
                 self.audits.open(*audit, audit_state);
+                if let Some(state) = self.sessions.get_mut(*subject) {
+                    state.drawn = Some(*audit);
+                }
                 if let Some(ledger) = self.sessions.ledger_mut(subject.peer) {
                     ledger.last_audited = Some(epoch);
                 }
@@ -296,8 +299,17 @@ impl State {
                     self.apply_verdict(&audit, *subject, *verdict);
                 }
             }
-            Event::AuditAbandoned { audit, .. } => {
+            Event::AuditAbandoned {
+                audit,
+                subject,
+                why,
+            } => {
                 self.audits.pending.remove(audit);
+                if *why == AbandonReason::NotHandedOver
+                    && let Some(ledger) = self.sessions.ledger_mut(subject.peer)
+                {
+                    ledger.withhold(self.epoch);
+                }
             }
             Event::PeerBanned { peer, why } => {
                 if let Some(ledger) = self.sessions.ledger_mut(*peer) {

@@ -148,6 +148,7 @@ impl State {
         let mut events: Vec<Event> = held
             .flat_map(|lease| self.end_lease(lease, LeaseEnd::SessionOver))
             .collect();
+        events.extend(self.takes_along(session, why));
         events.push(Event::SessionEnded { session, why });
         events
     }

@@ -247,6 +247,8 @@ pub enum AbandonReason {
     TooOld,
     /// Validators gave it back too often; something that it would read is gone.
     TooManyAttempts,
+    /// Its subject did not hand over what it had begun the epoch with: it left, or did not upload and store that in time.
+    NotHandedOver,
     /// Nothing in its subject's log can be redone: what came first was never reported, or the subject began anew.
     NothingToRedo,
     /// The run is over.

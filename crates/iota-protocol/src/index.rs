@@ -36,7 +36,7 @@ pub(crate) struct Index {
     pub(crate) hopeless: BTreeSet<Session>,
     /// Miners with room that lack the epoch's checkpoint and are not at it.
     pub(crate) to_install: BTreeSet<(StageIndex, Session)>,
-    /// Members of a roster with room that have not uploaded and are not at it.
+    /// Members of a roster with room that have not uploaded and are not at it, and whoever has yet to hand something over.
     pub(crate) to_upload: BTreeSet<(StageIndex, Session)>,
     /// By stage, of each session with room that pieces wait for: the first of them.
     pub(crate) bound: BTreeMap<StageIndex, BTreeSet<(SampleId, Session)>>,
@@ -65,7 +65,7 @@ pub(crate) struct StageIndexes {
     pub(crate) installed: BTreeSet<(u64, Session)>,
     /// Those of these that have room.
     pub(crate) able: BTreeSet<(u64, Session)>,
-    /// Members of its roster that are waited for while it uploads, and how many of them have uploaded.
+    /// Those who are waited for while it uploads, and how many of them have done what is asked of them.
     pub(crate) uploaders: usize,
     pub(crate) uploaded: usize,
     forward: Sum,
@@ -152,7 +152,7 @@ struct FiledMiner {
     rate: Option<u64>,
 }
 
-/// Where a member of a roster stands that is waited for.
+/// Where a miner stands that is waited for while its stage uploads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FiledUpload {
     Owed,
@@ -184,17 +184,23 @@ impl Filed {
         let lacks = !installed && own.stage.is_some() && !holds(WorkKind::Install);
         let miner = own.stage.map(|stage| {
             let merge = state.merge_of(stage);
-            let waited_for =
-                state.phase == Phase::Uploading && installed && merge.roster.contains(&session);
-            let upload = waited_for.then(|| {
-                if merge.uploads.contains_key(&session) {
-                    FiledUpload::Done
-                } else if holds(WorkKind::Upload) {
+            let at = |kind| {
+                if holds(kind) {
                     FiledUpload::Leased
                 } else {
                     FiledUpload::Owed
                 }
-            });
+            };
+            let upload = if state.phase != Phase::Uploading {
+                None
+            } else if state.has_yet_to_upload(stage, session) {
+                Some(at(WorkKind::Upload))
+            } else if state.may_hand_over(session).is_some() {
+                Some(at(WorkKind::HandOver))
+            } else {
+                let waited_for = installed && merge.roster.contains(&session);
+                waited_for.then_some(FiledUpload::Done)
+            };
             let has_room = own.room > 0;
             let bound = state
                 .samples
@@ -534,8 +540,11 @@ impl State {
             Event::OwnersRelaxed => self.refile_merges(),
             Event::AuditDrawn { audit, .. }
             | Event::DisputeOpened { audit, .. }
-            | Event::AuditSettled { audit, .. }
-            | Event::AuditAbandoned { audit, .. } => self.refile_audit(*audit),
+            | Event::AuditSettled { audit, .. } => self.refile_audit(*audit),
+            Event::AuditAbandoned { audit, subject, .. } => {
+                self.refile_audit(*audit);
+                self.refile(*subject);
+            }
             Event::PeerBanned { peer, .. } => {
                 self.refile_audits_of_peer(*peer);
                 self.refile_merges();

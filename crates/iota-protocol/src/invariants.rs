@@ -34,7 +34,7 @@ pub struct Violation {
 pub type Invariant = (&'static str, fn(&State) -> Result<(), String>);
 
 /// Every invariant of one state.
-pub const ALL: [Invariant; 17] = [
+pub const ALL: [Invariant; 18] = [
     ("P1", a_piece_waits_or_is_leased_once_or_is_done),
     ("P2", only_live_sessions_hold_anything),
     ("P3", a_deadline_moves_the_phase),
@@ -48,7 +48,8 @@ pub const ALL: [Invariant; 17] = [
     ("M2", a_cell_has_distinct_owners),
     ("M5", a_settled_cell_is_explained),
     ("V2", the_banned_are_out),
-    ("V3", audits_wait_only_for_logs_that_may_grow),
+    ("V3", audits_wait_only_for_their_subjects),
+    ("V6", an_audit_begins_with_what_was_sealed_before),
     ("W1", a_place_is_one_peers_and_the_line_has_no_gaps),
     ("W2", nobody_waits_while_there_is_a_place),
     ("X1", the_index_is_what_a_recount_gives),
@@ -358,7 +359,7 @@ pub fn leases_and_holders_know_each_other(state: &State) -> Result<(), String> {
         })?;
         let phase_fits = match lease.work.kind() {
             WorkKind::Forward | WorkKind::Backward => state.phase == Phase::Training,
-            WorkKind::Upload => state.phase == Phase::Uploading,
+            WorkKind::Upload | WorkKind::HandOver => state.phase == Phase::Uploading,
             WorkKind::Merge | WorkKind::Fetch => state.phase == Phase::Merging,
             WorkKind::Install | WorkKind::Replay | WorkKind::Inspect => true,
         };
@@ -368,7 +369,7 @@ pub fn leases_and_holders_know_each_other(state: &State) -> Result<(), String> {
                 holder.is_installed(state.epoch)
             }
             WorkKind::Install => !holder.is_installed(state.epoch),
-            WorkKind::Merge | WorkKind::Replay | WorkKind::Inspect => true,
+            WorkKind::HandOver | WorkKind::Merge | WorkKind::Replay | WorkKind::Inspect => true,
         };
         require(ready, || {
             format!(
@@ -496,20 +497,39 @@ pub fn the_banned_are_out(state: &State) -> Result<(), String> {
 }
 
 /// V3: an audit waits only for the log of a live session that may still upload; nobody audits what is not complete.
-pub fn audits_wait_only_for_logs_that_may_grow(state: &State) -> Result<(), String> {
+pub fn audits_wait_only_for_their_subjects(state: &State) -> Result<(), String> {
     for (id, audit) in state.audits_pending() {
         let Some(coverage) = audit.awaits else {
             continue;
         };
-        let may_grow = state.phase == Phase::Uploading
+        let uploads = &state.merge_of(audit.stage).uploads;
+        let may_grow = !uploads.contains_key(&audit.subject);
+        let subject_is_at_it = state.phase == Phase::Uploading
             && state.session(audit.subject).is_some()
-            && !state
-                .merge_of(audit.stage)
-                .uploads
-                .contains_key(&audit.subject);
-        require(may_grow && audit.lease.is_none(), || {
+            && (may_grow || state.owed_for(audit).is_some());
+        require(subject_is_at_it && audit.lease.is_none(), || {
             format!("{id} awaits {coverage:?} of {}", audit.subject)
         })?;
+    }
+    Ok(())
+}
+
+/// V6: a replay begins with what its subject had sealed before the epoch that it did, and so before anybody was drawn.
+pub fn an_audit_begins_with_what_was_sealed_before(state: &State) -> Result<(), String> {
+    for (session, own) in state.sessions() {
+        let drawn = own.drawn.and_then(|id| state.audits.pending.get(&id));
+        // It may have begun another epoch since, or this one anew.
+        let (Some(audit), Some(sealed)) = (drawn, own.began_with) else {
+            continue;
+        };
+        let (Work::Replay { kept, .. }, None) = (&audit.work, audit.awaits) else {
+            continue;
+        };
+        let begins = kept.map(|object| object.seal);
+        require(
+            audit.epoch != state.epoch || begins == Some(sealed),
+            || format!("an audit of {session} begins with {begins:?}"),
+        )?;
     }
     Ok(())
 }

@@ -69,7 +69,7 @@ pub(crate) fn lease_duration(
     });
     match kind {
         WorkKind::Forward | WorkKind::Backward | WorkKind::Merge | WorkKind::Fetch => usual,
-        WorkKind::Upload | WorkKind::Install => usual.max(timing.phase_max),
+        WorkKind::Upload | WorkKind::HandOver | WorkKind::Install => usual.max(timing.phase_max),
         WorkKind::Replay | WorkKind::Inspect => usual
             .max(timing.lease_initial.saturating_mul(timing.lease_factor))
             .min(longest),

@@ -105,7 +105,7 @@
 //! | `index` | who could be next, kept at hand so that a command costs the same in a network of any size |
 //! | [`cells`], [`checkpoint`] | how a stage is cut, and what an epoch starts from |
 //! | `repair` | what becomes of a checkpoint that nobody can install |
-//! | `audit`, [`score`] | what is replayed, what work is worth |
+//! | `audit`, `handing_over`, [`score`] | what is replayed, what a replay needs of its subject, what work is worth |
 //! | `lease`, `draw` | how long a lease runs, chance that nobody foresees |
 //! | [`invariants`] | what is always true |
 //!
@@ -124,6 +124,7 @@ mod consequences;
 mod decide;
 mod draw;
 pub mod event;
+mod handing_over;
 pub mod id;
 mod index;
 pub mod invariants;

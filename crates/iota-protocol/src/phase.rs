@@ -150,7 +150,9 @@ impl State {
     }
 
     fn close_uploading(&self, why: PhaseReason, now: Timestamp) -> Vec<Event> {
-        let mut events = self.close_leases(|kind| kind == WorkKind::Upload);
+        let mut events =
+            self.close_leases(|kind| matches!(kind, WorkKind::Upload | WorkKind::HandOver));
+        events.extend(self.nothing_handed_over());
         events.push(self.enter(Phase::Merging, why, now));
         events
     }
@@ -250,19 +252,20 @@ impl State {
         Some(quorum_at.max(self.uploads_may_last_until().unwrap_or(quorum_at)))
     }
 
-    /// Until when uploads may take that were begun in time, before less than all were enough: as long as the slowest of
-    /// their stage lately took, times the factor of all leases. The phase's deadline bounds them too.
+    /// Until when uploads may take that were begun in time, before less than all were enough, and what is handed over with
+    /// them: as long as the slowest of their kind and stage lately took, times the factor of all leases. The phase's deadline bounds them too.
     fn uploads_may_last_until(&self) -> Option<Timestamp> {
         if self.phase != Phase::Uploading {
             return None;
         }
         let timing = &self.settings.timing;
         let relaxes = self.phase_since + timing.quorum_relaxes_after;
-        let uploads = self
-            .leases()
-            .filter(|lease| lease.work.kind() == WorkKind::Upload && lease.issued_at < relaxes);
+        let uploads = self.leases().filter(|lease| {
+            let kind = lease.work.kind();
+            matches!(kind, WorkKind::Upload | WorkKind::HandOver) && lease.issued_at < relaxes
+        });
         let ends = uploads.filter_map(|lease| {
-            let measured = self.durations.get(&(lease.stage, WorkKind::Upload))?;
+            let measured = self.durations.get(&(lease.stage, lease.work.kind()))?;
             Some(lease.issued_at + measured.longest()?.saturating_mul(timing.lease_factor))
         });
         ends.max()

@@ -84,9 +84,7 @@ impl State {
         let (stage, session) = *self.index.to_install.first()?;
         let work = Work::Install {
             checkpoint: self.checkpoint(stage).clone(),
-            goes_on: self
-                .session(session)
-                .is_some_and(|state| state.keeps.is_some()),
+            goes_on: self.goes_on(session),
         };
         Some(self.lease_for(session, stage, work, now))
     }
@@ -223,8 +221,13 @@ impl State {
             || !self.samples.opened_in_epoch.is_multiple_of(size)
     }
 
+    /// Who has not uploaded does; who was drawn to be audited then hands over what that takes.
     fn next_upload(&self, now: Timestamp) -> Option<Lease> {
         let (stage, session) = *self.index.to_upload.first()?;
+        if !self.has_yet_to_upload(stage, session) {
+            let work = self.what_to_hand_over(session)?;
+            return Some(self.lease_for(session, stage, work, now));
+        }
         let cells = self.merge_of(stage).cells.iter().zip(0_u32..);
         let cells = cells.map(|(cell, index)| CellUpload {
             cell: crate::CellIndex::new(index),
@@ -234,11 +237,7 @@ impl State {
         let work = Work::Upload {
             cells: cells.collect(),
             learning_rate: self.learning_rate(),
-            kept: self
-                .settings
-                .merging
-                .kept
-                .map(|_| self.object_name(Purpose::Kept, u64::from(u32::MAX))),
+            seals_kept: self.settings.merging.kept.is_some(),
         };
         Some(self.lease_for(session, stage, work, now))
     }

@@ -45,8 +45,13 @@ pub struct Ledger {
     pub audits_failed: u64,
     /// Accusations by it that a validator found to be false.
     pub false_accusations: u64,
-    /// Epoch in which its work was last drawn for an audit.
+    /// Epoch in which its work was last drawn for an audit; none if nothing came of that because it withheld what the audit
+    /// needed.
     pub last_audited: Option<Epoch>,
+    /// Whether it ever withheld what an audit needed. From then on it begins every epoch with nothing, and no audit needs
+    /// anything of it.
+    #[serde(default)]
+    pub withheld: bool,
     /// Why it is banned, if it is.
     pub banned: Option<BanReason>,
     recent: VecDeque<EpochCredit>,
@@ -101,6 +106,14 @@ impl Ledger {
     /// What it earned in this epoch does not count.
     pub(crate) fn forfeit(&mut self, epoch: Epoch) {
         self.of(epoch).forfeited = true;
+    }
+
+    /// What it did in this epoch cannot be replayed, because it did not hand over what it had begun with: nobody pays for what
+    /// cannot be checked, it is looked at again as soon as can be, and it cannot do this twice.
+    pub(crate) fn withhold(&mut self, epoch: Epoch) {
+        self.forfeit(epoch);
+        self.last_audited = None;
+        self.withheld = true;
     }
 
     fn of(&mut self, epoch: Epoch) -> &mut EpochCredit {

@@ -176,9 +176,13 @@ pub struct Merging {
     /// Length of the object with what a merge changed in a cell, by how many copies it was made of. None: there is no such
     /// object, and everybody installs merged cells whole.
     pub delta: Option<ObjectSize>,
-    /// Length of the object with what a miner keeps for itself from epoch to epoch. Validators start from it, so a miner
-    /// uploads it and commits to it together with its cells. None: nothing is kept, or there is no validator.
+    /// Length of the object with what a miner keeps for itself from epoch to epoch. Audits start from it, so a miner seals it
+    /// as it uploads, and hands it over if the next epoch of it is audited. None: nothing is kept, or there is no validator.
     pub kept: Option<ObjectSize>,
+    /// Whether a replay of everything compares the values of what is kept at its end, and so has to read it; if not, what
+    /// the miner sealed is enough.
+    #[serde(default)]
+    pub compares_kept: bool,
 }
 
 /// How long an object is that holds something about so many elements.
@@ -251,6 +255,7 @@ impl Default for Merging {
             upload: None,
             delta: None,
             kept: None,
+            compares_kept: false,
         }
     }
 }

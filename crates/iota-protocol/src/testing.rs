@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::id::{Digest, PeerId, RunId, Session};
+use crate::id::{Digest, Epoch, PeerId, RunId, Session};
 use crate::settings::{LearningRate, Merging, Registration, RunSettings, Timing};
 use crate::state::State;
 use crate::work::{Checkpoint, Lease, Outcome, Seal, Verdict, Work};
@@ -80,17 +80,19 @@ pub fn honest(settings: &RunSettings, lease: &Lease, ordinal: u32) -> Outcome {
                 loss: output_gradient.is_none().then_some(2.5),
             }
         }
-        Work::Upload { cells, kept, .. } => {
+        Work::Upload {
+            cells, seals_kept, ..
+        } => {
             let elements = settings.stage_parameters[usize::from(lease.stage.get())];
             let cells = cells.iter().map(|cell| {
                 let length = settings.upload_bytes(cell.range.end - cell.range.start);
                 seal(format!("upload {}", cell.cell), length)
             });
-            let size = settings.merging.kept.filter(|_| kept.is_some());
+            let size = settings.merging.kept.filter(|_| *seals_kept);
             Outcome::Upload {
                 cells: cells.collect(),
                 optimizer_steps: 3,
-                kept: size.map(|size| seal("kept", size.bytes(elements))),
+                kept: size.map(|size| seal(kept(lease.epoch), size.bytes(elements))),
             }
         }
         Work::Merge {
@@ -110,6 +112,7 @@ pub fn honest(settings: &RunSettings, lease: &Lease, ordinal: u32) -> Outcome {
                 quarantined: Vec::new(),
             }
         }
+        Work::HandOver { .. } => Outcome::HandedOver,
         Work::Fetch { .. } => Outcome::Fetched,
         Work::Install { checkpoint, .. } => Outcome::Install {
             state: installed(checkpoint),
@@ -123,6 +126,11 @@ pub fn honest(settings: &RunSettings, lease: &Lease, ordinal: u32) -> Outcome {
             verdict: Verdict::Agrees { operations: 1 },
         },
     }
+}
+
+/// What an honest session keeps for itself since the end of an epoch.
+pub fn kept(epoch: Epoch) -> String {
+    format!("kept since {epoch}")
 }
 
 /// What an honest miner says it installed.

@@ -21,7 +21,7 @@ pub enum Purpose {
     Merged,
     /// What a merge changed in one cell.
     Delta,
-    /// What a miner keeps for itself from epoch to epoch, for whoever audits the next one.
+    /// What a miner keeps for itself from epoch to epoch, handed over for an audit.
     Kept,
 }
 
@@ -155,9 +155,19 @@ pub enum Work {
         cells: Vec<CellUpload>,
         /// Learning rate of the pending step.
         learning_rate: f32,
-        /// Where to put what the session keeps for itself; none if nobody asks for it.
+        /// Whether to say of what the session keeps for itself what it is. It stays with the session, which may be asked for
+        /// it when the next epoch is audited.
         #[serde(default)]
-        kept: Option<ObjectName>,
+        seals_kept: bool,
+    },
+    /// Store what the session has sealed and kept, because an audit needs it.
+    HandOver {
+        /// What it began the epoch with; none if that is not asked for.
+        #[serde(default)]
+        began_with: Option<ObjectRef>,
+        /// What it keeps since it uploaded; none if that is not asked for.
+        #[serde(default)]
+        keeps: Option<ObjectRef>,
     },
     /// Average one cell over the uploads.
     Merge {
@@ -199,7 +209,8 @@ pub enum Work {
         subject: Session,
         /// What it started from.
         checkpoint: Checkpoint,
-        /// What it had kept for itself from the epoch before, as it committed to it then; none: it began with nothing.
+        /// What it had kept for itself from the epoch before, as it sealed it then and handed it over since; none: it began
+        /// with nothing.
         #[serde(default)]
         kept: Option<ObjectRef>,
         /// Its operations in the order in which it says it did them.
@@ -231,6 +242,7 @@ pub enum WorkKind {
     Forward,
     Backward,
     Upload,
+    HandOver,
     Merge,
     Fetch,
     Install,
@@ -245,6 +257,7 @@ impl Work {
             Self::Forward { .. } => WorkKind::Forward,
             Self::Backward { .. } => WorkKind::Backward,
             Self::Upload { .. } => WorkKind::Upload,
+            Self::HandOver { .. } => WorkKind::HandOver,
             Self::Merge { .. } => WorkKind::Merge,
             Self::Fetch { .. } => WorkKind::Fetch,
             Self::Install { .. } => WorkKind::Install,
@@ -321,10 +334,12 @@ pub enum Outcome {
         cells: Vec<Seal>,
         /// Optimizer steps that lie behind it, those before the epoch included.
         optimizer_steps: u64,
-        /// What the session keeps for itself, if it was asked for.
+        /// What the session keeps for itself, if that was asked.
         #[serde(default)]
         kept: Option<Seal>,
     },
+    /// Of [`Work::HandOver`]. There is nothing to say: the lease names the seals, and another object is no answer.
+    HandedOver,
     /// Of [`Work::Merge`].
     Merge {
         /// The merged cell.
@@ -442,9 +457,12 @@ pub struct UploadRecord {
     pub learning_rate: f32,
     /// Optimizer steps that lie behind it.
     pub optimizer_steps: u64,
-    /// What the session keeps for itself, if it was asked for.
+    /// What the session keeps for itself since then, if it was asked.
     #[serde(default)]
-    pub kept: Option<ObjectRef>,
+    pub keeps: Option<Seal>,
+    /// Where that is, if it had to be handed over.
+    #[serde(default)]
+    pub keeps_at: Option<ObjectName>,
 }
 
 impl LogEntry {
@@ -471,7 +489,14 @@ impl LogEntry {
 }
 
 impl UploadRecord {
-    /// The objects of the upload: one for each cell, in their order, then what the session keeps for itself.
+    /// What the session keeps for itself, if it was handed over.
+    pub fn kept(&self) -> Option<ObjectRef> {
+        let (name, seal) = self.keeps_at.zip(self.keeps)?;
+        Some(ObjectRef { name, seal })
+    }
+
+    /// The objects of the upload: one for each cell, in their order, then what the session keeps for itself, if it was
+    /// handed over.
     pub fn objects(&self) -> impl Iterator<Item = ObjectRef> + '_ {
         let cells = self.cells.iter().zip(&self.seals);
         cells
@@ -479,6 +504,6 @@ impl UploadRecord {
                 name: cell.output,
                 seal: *seal,
             })
-            .chain(self.kept)
+            .chain(self.kept())
     }
 }

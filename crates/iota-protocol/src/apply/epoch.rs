@@ -54,7 +54,7 @@ impl State {
             Work::Forward { .. } | Work::Backward { .. } => {
                 matches!(phase, Phase::Uploading | Phase::Merging)
             }
-            Work::Upload { .. } | Work::Fetch { .. } => false,
+            Work::Upload { .. } | Work::HandOver { .. } | Work::Fetch { .. } => false,
         };
         let forgotten: Vec<_> = self
             .leases
@@ -105,7 +105,7 @@ impl State {
     }
 
     /// Gives audits of a session what they redo: its log will not grow any more, or not in a way that matters to them.
-    pub(super) fn close_log(&mut self, subject: Session) {
+    pub(crate) fn close_log(&mut self, subject: Session) {
         let Some(state) = self.sessions.get(subject) else {
             return;
         };
@@ -156,12 +156,11 @@ impl State {
             cells: merge.cells.len() as u64,
             covered: 0,
             agreed: 0,
-            bytes_up: 0,
+            bytes_up: merge.handed_over_bytes,
             bytes_down: 0,
         };
         for upload in merge.uploads.values() {
-            let kept = upload.record.kept.iter().map(|kept| &kept.seal);
-            let seals = upload.record.seals.iter().chain(kept);
+            let seals = upload.record.seals.iter();
             record.bytes_up += seals.map(|seal| seal.length).sum::<u64>();
         }
         for cell in &merge.cells {

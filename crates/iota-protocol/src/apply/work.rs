@@ -76,7 +76,7 @@ impl State {
                     state.installs += 1;
                 }
             }
-            Work::Upload { .. } => {}
+            Work::Upload { .. } | Work::HandOver { .. } => {}
         }
     }
 
@@ -154,7 +154,10 @@ impl State {
                     audit.attempts += 1;
                 });
             }
-            Work::Upload { .. } | Work::Fetch { .. } | Work::Install { .. } => {}
+            Work::Upload { .. }
+            | Work::HandOver { .. }
+            | Work::Fetch { .. }
+            | Work::Install { .. } => {}
         }
     }
 
@@ -274,19 +277,16 @@ impl State {
                 Work::Upload {
                     cells,
                     learning_rate,
-                    kept,
+                    ..
                 },
                 Outcome::Upload {
                     cells: seals,
                     optimizer_steps,
-                    kept: kept_seal,
+                    kept,
                 },
             ) => {
-                let kept = kept
-                    .zip(*kept_seal)
-                    .map(|(name, seal)| ObjectRef { name, seal });
                 if let Some(state) = self.sessions.get_mut(session) {
-                    state.keeps = Some(Kept { object: kept });
+                    state.keeps = Some(Kept { seal: *kept });
                 }
                 let weight = self
                     .session(session)
@@ -296,7 +296,8 @@ impl State {
                     seals: seals.clone(),
                     learning_rate: *learning_rate,
                     optimizer_steps: *optimizer_steps,
-                    kept,
+                    keeps: *kept,
+                    keeps_at: None,
                 };
                 self.merging[index(lease.stage)].uploads.insert(
                     session,
@@ -306,7 +307,10 @@ impl State {
                         excluded: false,
                     },
                 );
-                self.close_log(session);
+                self.close_log_once_complete(session);
+            }
+            (Work::HandOver { began_with, keeps }, Outcome::HandedOver) => {
+                self.apply_handed_over(session, lease.stage, *began_with, *keeps);
             }
             (
                 Work::Merge {
@@ -367,6 +371,8 @@ impl State {
                         odd: true,
                     });
                 }
+                // Whatever it was to hand over for is no longer in its weights or its log.
+                self.close_log_once_complete(session);
                 let made = self.merging[index(lease.stage)].made_by(session);
                 let bytes: u64 = checkpoint
                     .segments

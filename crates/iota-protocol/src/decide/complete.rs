@@ -10,7 +10,8 @@ use crate::state::State;
 use crate::state::samples::Holder;
 use crate::state::sessions::{Answer, SessionState};
 use crate::state::vain::passes;
-use crate::work::{Lease, MergeInput, ObjectName, Outcome, Seal, Verdict, Work, WorkKind};
+use crate::handing_over::Owed;
+use crate::work::{Lease, MergeInput, Outcome, Seal, Verdict, Work, WorkKind};
 
 impl State {
     pub(super) fn decide_complete(
@@ -112,10 +113,10 @@ impl State {
         };
         let settings = &self.settings;
         // Whether something that some runs ask for and others do not is there exactly if it was asked for, and as long.
-        let is_asked_for = |name: Option<ObjectName>, seal: &Option<Seal>, bytes: Option<u64>| {
-            match (name, seal) {
-                (None, None) => Ok(()),
-                (Some(_), Some(seal)) => is_long(seal.length, bytes.unwrap_or(0)),
+        let is_asked_for = |asked: bool, seal: &Option<Seal>, bytes: Option<u64>| {
+            match (asked, seal) {
+                (false, None) => Ok(()),
+                (true, Some(seal)) => is_long(seal.length, bytes.unwrap_or(0)),
                 _ => Err(Rejection::WrongOutcome),
             }
         };
@@ -141,7 +142,9 @@ impl State {
                 })
             }
             (
-                Work::Upload { cells, kept, .. },
+                Work::Upload {
+                    cells, seals_kept, ..
+                },
                 Outcome::Upload {
                     cells: seals,
                     kept: seal,
@@ -153,7 +156,7 @@ impl State {
                 }
                 let elements = settings.stage_parameters[usize::from(lease.stage.get())];
                 let kept_bytes = settings.merging.kept.map(|size| size.bytes(elements));
-                is_asked_for(*kept, seal, kept_bytes)?;
+                is_asked_for(*seals_kept, seal, kept_bytes)?;
                 let mut pairs = cells.iter().zip(seals);
                 pairs.try_for_each(|(cell, seal)| {
                     let elements = cell.range.end - cell.range.start;
@@ -175,7 +178,7 @@ impl State {
             ) => {
                 let elements = range.end - range.start;
                 let delta_bytes = settings.delta_bytes(elements, inputs.len());
-                is_asked_for(*delta, seal, delta_bytes)?;
+                is_asked_for(delta.is_some(), seal, delta_bytes)?;
                 // A mean of nothing is no result.
                 if !are_uploaders(inputs, quarantined) || quarantined.len() == inputs.len() {
                     return Err(Rejection::WrongOutcome);
@@ -189,7 +192,8 @@ impl State {
                     Err(Rejection::WrongOutcome)
                 }
             }
-            (Work::Fetch { .. }, Outcome::Fetched)
+            (Work::HandOver { .. }, Outcome::HandedOver)
+            | (Work::Fetch { .. }, Outcome::Fetched)
             | (Work::Install { .. }, Outcome::Install { .. })
             | (Work::Replay { .. } | Work::Inspect { .. }, Outcome::Audit { .. }) => Ok(()),
             _ => Err(Rejection::WrongOutcome),
@@ -238,9 +242,14 @@ impl State {
             }
             Work::Upload { .. } => {
                 let merge = self.merge_of(lease.stage);
-                self.phase == Phase::Uploading
-                    && merge.roster.contains(&lease.session)
-                    && !merge.uploads.contains_key(&lease.session)
+                self.phase == Phase::Uploading && merge.waits_for_upload_of(lease.session)
+            }
+            Work::HandOver { began_with, keeps } => {
+                let offered = Owed {
+                    began_with: began_with.map(|object| object.seal),
+                    keeps: keeps.map(|object| object.seal),
+                };
+                self.may_hand_over(lease.session) == Some(offered)
             }
             Work::Merge { .. } => self.merge_is_open(lease),
             // Whoever fetched something late has it; nothing here depends on it.
@@ -264,7 +273,10 @@ impl State {
             Work::Replay { .. } | Work::Inspect { .. } => {
                 self.audit_of(&late.work).and_then(|(_, audit)| audit.lease)
             }
-            Work::Upload { .. } | Work::Fetch { .. } | Work::Install { .. } => self
+            Work::Upload { .. }
+            | Work::HandOver { .. }
+            | Work::Fetch { .. }
+            | Work::Install { .. } => self
                 .leases_of(late.session)
                 .find(|lease| lease.work.kind() == late.work.kind())
                 .map(|lease| lease.id),

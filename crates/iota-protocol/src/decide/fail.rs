@@ -188,7 +188,7 @@ fn read_by(work: &Work, name: ObjectName) -> Option<ObjectRef> {
             begun.chain(again).collect()
         }
         Work::Inspect { object, .. } => vec![*object],
-        Work::Upload { .. } => Vec::new(),
+        Work::Upload { .. } | Work::HandOver { .. } => Vec::new(),
     };
     read.into_iter().find(|object| object.name == name)
 }

@@ -18,7 +18,8 @@ pub struct Audit {
     pub epoch: Epoch,
     /// What a validator is to do: [`Work::Replay`] or [`Work::Inspect`].
     pub work: Work,
-    /// How much of the subject's log to redo, while that log may still grow. Nobody can begin before it is closed.
+    /// How much of the subject's log to redo, while that log may still grow or the subject has something to hand over. Nobody
+    /// can begin before.
     pub awaits: Option<Coverage>,
     /// The lease that it is done under, if it is.
     pub lease: Option<LeaseId>,

@@ -167,6 +167,9 @@ pub(crate) struct StageMerge {
     #[serde(with = "crate::pairs")]
     pub(crate) uploads: BTreeMap<Session, Upload>,
     pub(crate) cells: Vec<Cell>,
+    /// Bytes that those of the roster handed over for audits.
+    #[serde(default)]
+    pub(crate) handed_over_bytes: u64,
     /// Who could not read whose upload.
     #[serde(with = "crate::pairs")]
     pub(crate) accusations: BTreeMap<Session, BTreeSet<Session>>,
@@ -185,6 +188,11 @@ pub(crate) struct StageMerge {
 }
 
 impl StageMerge {
+    /// Whether a session is on the roster and has not uploaded.
+    pub(crate) fn waits_for_upload_of(&self, session: Session) -> bool {
+        self.roster.contains(&session) && !self.uploads.contains_key(&session)
+    }
+
     /// How many of the cells that can be fetched are on offer: whenever another quarter of all is, for a lease per cell
     /// and miner would be more work than it saves, and at last all.
     pub(crate) fn on_offer(&self) -> usize {

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use crate::command::Role;
-use crate::id::{Digest, Epoch, LeaseId, PeerId, Session, StageIndex};
+use crate::id::{AuditId, Digest, Epoch, LeaseId, PeerId, Session, StageIndex};
 use crate::score::Ledger;
 use crate::time::Timestamp;
-use crate::work::{LogEntry, ObjectRef, Outcome, WorkKind};
+use crate::work::{LogEntry, Outcome, Seal, WorkKind};
 
 /// Leases that a session may hold at a time, at most.
 pub const CAPACITY_MAX: u32 = 64;
@@ -88,7 +88,10 @@ pub struct SessionState {
     pub(crate) keeps: Option<Kept>,
     /// What it had kept when it began the epoch, if validators start from it.
     #[serde(default)]
-    pub(crate) began_with: Option<ObjectRef>,
+    pub(crate) began_with: Option<Seal>,
+    /// The latest audit that was drawn of its log.
+    #[serde(default)]
+    pub(crate) drawn: Option<AuditId>,
     /// What its stage has done since it installed its checkpoint, in the order in which it reported it.
     pub(crate) log: Vec<LogEntry>,
     pub(crate) ordinals: BTreeSet<u32>,
@@ -107,8 +110,9 @@ pub struct SessionState {
 /// What a session keeps for itself from one epoch to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Kept {
-    /// What it committed to, if it was asked for.
-    pub(crate) object: Option<ObjectRef>,
+    /// What it said that it is, if it was asked.
+    #[serde(default)]
+    pub(crate) seal: Option<Seal>,
 }
 
 impl SessionState {
@@ -131,6 +135,7 @@ impl SessionState {
             backwards: 0,
             keeps: None,
             began_with: None,
+            drawn: None,
             log: Vec::new(),
             ordinals: BTreeSet::new(),
             held: BTreeSet::new(),
@@ -185,7 +190,7 @@ impl SessionState {
     /// A new epoch, or a second start of one: what was done before is not in these weights.
     pub(crate) fn begin_epoch(&mut self, goes_on: bool) {
         let kept = self.keeps.take().filter(|_| goes_on);
-        self.began_with = kept.and_then(|kept| kept.object);
+        self.began_with = kept.and_then(|kept| kept.seal);
         self.backwards = 0;
         self.log.clear();
         self.ordinals.clear();

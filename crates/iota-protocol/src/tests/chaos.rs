@@ -316,6 +316,7 @@ fn dishonest(honest: Outcome, lie: u8) -> Outcome {
             quarantined: Vec::new(),
             delta,
         },
+        (Outcome::HandedOver, _) => Outcome::HandedOver,
         (Outcome::Fetched, _) => Outcome::Fetched,
         (Outcome::Install { .. }, _) => Outcome::Install {
             state: seal([lie], 0).digest,
@@ -377,6 +378,10 @@ pub(super) fn outputs_of(work: &Work) -> Vec<ObjectName> {
         Work::Forward { output, .. } | Work::Merge { output, .. } => vec![*output],
         Work::Backward { gradient, .. } => gradient.iter().copied().collect(),
         Work::Upload { cells, .. } => cells.iter().map(|cell| cell.output).collect(),
+        Work::HandOver { began_with, keeps } => {
+            let objects = began_with.iter().chain(keeps);
+            objects.map(|object| object.name).collect()
+        }
         Work::Fetch { .. } | Work::Install { .. } | Work::Replay { .. } | Work::Inspect { .. } => {
             Vec::new()
         }
@@ -455,12 +460,16 @@ fn merging() -> impl Strategy<Value = Merging> {
         }))
     };
     let sizes = (size(), size(), size());
-    (cells, 1..3_u32, sizes).prop_map(|(cells, copies, (upload, delta, kept))| Merging {
-        cells,
-        copies,
-        upload,
-        delta,
-        kept,
+    (cells, 1..3_u32, sizes, any::<bool>()).prop_map(|(cells, copies, sizes, compares_kept)| {
+        let (upload, delta, kept) = sizes;
+        Merging {
+            cells,
+            copies,
+            upload,
+            delta,
+            kept,
+            compares_kept,
+        }
     })
 }
 

@@ -48,6 +48,7 @@ impl From<Outcome> for proto::Outcome {
             Outcome::Unmergeable { quarantined } => Kind::Unmergeable(proto::UnmergeableOutcome {
                 quarantined: quarantined.into_iter().map(Into::into).collect(),
             }),
+            Outcome::HandedOver => Kind::HandOver(proto::HandOverOutcome {}),
             Outcome::Fetched => Kind::Fetch(proto::FetchOutcome {}),
             Outcome::Install { state } => Kind::Install(proto::InstallOutcome {
                 state: state.as_bytes().to_vec(),
@@ -86,6 +87,7 @@ impl TryFrom<proto::Outcome> for Outcome {
                     .map(|quarantined| Self::Unmergeable { quarantined })
                     .map_err(within("unmergeable"))
             }
+            Some(Kind::HandOver(proto::HandOverOutcome {})) => Ok(Self::HandedOver),
             Some(Kind::Fetch(proto::FetchOutcome {})) => Ok(Self::Fetched),
             Some(Kind::Install(done)) => digest("state", &done.state)
                 .map(|state: Digest| Self::Install { state })

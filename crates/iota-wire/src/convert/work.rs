@@ -69,11 +69,15 @@ impl From<Work> for proto::Work {
             Work::Upload {
                 cells,
                 learning_rate,
-                kept,
+                seals_kept,
             } => Kind::Upload(proto::UploadWork {
                 cells: into_all(cells),
                 learning_rate,
-                kept: kept.map(Into::into),
+                seals_kept,
+            }),
+            Work::HandOver { began_with, keeps } => Kind::HandOver(proto::HandOverWork {
+                began_with: began_with.map(Into::into),
+                keeps: keeps.map(Into::into),
             }),
             Work::Merge {
                 cell,
@@ -139,6 +143,7 @@ impl TryFrom<proto::Work> for Work {
             Some(Kind::Forward(work)) => forward(work).map_err(within("forward")),
             Some(Kind::Backward(work)) => backward(work).map_err(within("backward")),
             Some(Kind::Upload(work)) => upload(work).map_err(within("upload")),
+            Some(Kind::HandOver(work)) => hand_over(work).map_err(within("hand_over")),
             Some(Kind::Merge(work)) => merge(work).map_err(within("merge")),
             Some(Kind::Fetch(work)) => repeated("segments", work.segments, SEGMENTS_MAX)
                 .map(|segments| Self::Fetch { segments })
@@ -177,7 +182,14 @@ fn upload(work: proto::UploadWork) -> Result<Work, ConversionError> {
     Ok(Work::Upload {
         cells: repeated("cells", work.cells, CELLS_MAX)?,
         learning_rate: work.learning_rate,
-        kept: optional("kept", work.kept)?,
+        seals_kept: work.seals_kept,
+    })
+}
+
+fn hand_over(work: proto::HandOverWork) -> Result<Work, ConversionError> {
+    Ok(Work::HandOver {
+        began_with: optional("began_with", work.began_with)?,
+        keeps: optional("keeps", work.keeps)?,
     })
 }
 
@@ -364,7 +376,8 @@ impl From<UploadRecord> for proto::UploadRecord {
             seals: into_all(record.seals),
             learning_rate: record.learning_rate,
             optimizer_steps: record.optimizer_steps,
-            kept: record.kept.map(Into::into),
+            keeps: record.keeps.map(Into::into),
+            keeps_at: record.keeps_at.map(Into::into),
         }
     }
 }
@@ -378,7 +391,8 @@ impl TryFrom<proto::UploadRecord> for UploadRecord {
             seals: repeated("seals", message.seals, CELLS_MAX)?,
             learning_rate: message.learning_rate,
             optimizer_steps: message.optimizer_steps,
-            kept: optional("kept", message.kept)?,
+            keeps: optional("keeps", message.keeps)?,
+            keeps_at: optional("keeps_at", message.keeps_at)?,
         })
     }
 }
