@@ -227,6 +227,7 @@ impl Network {
                     loss: output_gradient.is_none().then_some(2.5),
                 }
             }
+            Work::HandOver { .. } => Outcome::HandedOver,
             Work::Fetch { .. } => Outcome::Fetched,
             Work::Install { .. } => Outcome::Install { state: self.object },
             Work::Upload { cells, .. } => Outcome::Upload {

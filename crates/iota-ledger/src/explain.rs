@@ -327,7 +327,11 @@ impl Ledger {
 const fn is_rare(work: &Work) -> bool {
     matches!(
         work.kind(),
-        WorkKind::Upload | WorkKind::Install | WorkKind::Replay | WorkKind::Inspect
+        WorkKind::Upload
+            | WorkKind::HandOver
+            | WorkKind::Install
+            | WorkKind::Replay
+            | WorkKind::Inspect
     )
 }
 
@@ -340,6 +344,7 @@ const fn name(kind: WorkKind) -> &'static str {
         WorkKind::Forward => "a forward pass",
         WorkKind::Backward => "a backward pass",
         WorkKind::Upload => "an upload",
+        WorkKind::HandOver => "handing over what an audit needs",
         WorkKind::Merge => "a merge",
         WorkKind::Fetch => "fetching merged cells",
         WorkKind::Install => "an installation",

@@ -255,6 +255,10 @@ pub(crate) fn work(work: &Work) -> String {
         Work::Merge { cell, inputs, .. } => {
             format!("the merge of {cell} over {} copies", inputs.len())
         }
+        Work::HandOver { began_with, .. } if began_with.is_some() => {
+            "handing over what it began the epoch with, for an audit".to_owned()
+        }
+        Work::HandOver { .. } => "handing over what it keeps, for an audit".to_owned(),
         Work::Fetch { segments } => format!("fetching {} merged cells", segments.len()),
         Work::Install { checkpoint, .. } => {
             format!("installing the checkpoint of {}", checkpoint.epoch)
@@ -398,6 +402,9 @@ const fn abandon(reason: AbandonReason) -> &'static str {
         AbandonReason::SubjectBanned => "its subject is banned already",
         AbandonReason::TooOld => "no validator took it while its objects were kept",
         AbandonReason::TooManyAttempts => "validators gave it back too often",
+        AbandonReason::NotHandedOver => {
+            "its subject did not hand over what it had begun the epoch with"
+        }
         AbandonReason::NothingToRedo => "nothing of its subject's log can be redone",
         AbandonReason::RunOver => "the run is over",
         AbandonReason::Restored => {

@@ -31,6 +31,7 @@
 
 mod behaviour;
 mod ledger;
+mod sealed;
 mod stage_thread;
 mod worker;
 

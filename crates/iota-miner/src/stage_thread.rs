@@ -13,6 +13,8 @@ use iota_protocol::work::{CellUpload, Checkpoint, ObjectName};
 use iota_protocol::{Digest, SampleId, Session};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::sealed::Kept;
+
 /// A handle to the thread. The thread ends when the last handle is gone.
 #[derive(Debug, Clone)]
 pub(crate) struct StageThread {
@@ -47,7 +49,7 @@ enum Job {
         BackwardJob,
         Reply<BackwardResult>,
     ),
-    Upload(Weights, Vec<CellUpload>, f32, Reply<Uploaded>),
+    Upload(Weights, UploadJob, Reply<Uploaded>),
     Discard(Weights, SampleId),
 }
 
@@ -64,11 +66,22 @@ pub(crate) struct BackwardJob {
     pub(crate) recompute: bool,
 }
 
+/// What an upload is asked for.
+#[derive(Debug)]
+pub(crate) struct UploadJob {
+    pub(crate) cells: Vec<CellUpload>,
+    /// Learning rate of the pending step.
+    pub(crate) learning_rate: f32,
+    /// Whether what the stage keeps for itself is asked for too.
+    pub(crate) keeps: bool,
+}
+
 /// The cells of an upload, encoded, in the order of the lease.
 #[derive(Debug)]
 pub(crate) struct Uploaded {
     pub(crate) cells: Vec<Bytes>,
-    pub(crate) kept: Option<Bytes>,
+    /// What the stage keeps for itself, if it was asked for and is anything.
+    pub(crate) kept: Option<Kept>,
     pub(crate) optimizer_steps: u64,
 }
 
@@ -145,14 +158,8 @@ impl StageThread {
     }
 
     /// Ends the training of these weights: what comes later is [`Error::Outdated`], but for another upload.
-    pub(crate) async fn upload(
-        &self,
-        weights: Weights,
-        cells: Vec<CellUpload>,
-        learning_rate: f32,
-    ) -> Result<Uploaded, Error> {
-        self.ask(|reply| Job::Upload(weights, cells, learning_rate, reply))
-            .await
+    pub(crate) async fn upload(&self, weights: Weights, job: UploadJob) -> Result<Uploaded, Error> {
+        self.ask(|reply| Job::Upload(weights, job, reply)).await
     }
 
     /// Forgets what the forward of a sample left.
@@ -225,8 +232,8 @@ impl Owner {
                 });
                 drop(reply.send(done));
             }
-            Job::Upload(weights, cells, learning_rate, reply) => {
-                drop(reply.send(self.upload(weights, &cells, learning_rate)));
+            Job::Upload(weights, job, reply) => {
+                drop(reply.send(self.upload(weights, &job)));
             }
             Job::Discard(weights, sample) => {
                 if let Ok(engine) = self.engine(weights) {
@@ -256,23 +263,23 @@ impl Owner {
         Ok((weights, state))
     }
 
-    fn upload(
-        &mut self,
-        weights: Weights,
-        cells: &[CellUpload],
-        learning_rate: f32,
-    ) -> Result<Uploaded, Error> {
+    fn upload(&mut self, weights: Weights, job: &UploadJob) -> Result<Uploaded, Error> {
         self.engine(weights)?;
         self.uploaded = true;
         let engine = self.engine(weights)?;
-        engine.finish(learning_rate)?;
-        let encoded = cells
+        engine.finish(job.learning_rate)?;
+        let encoded = job
+            .cells
             .iter()
             .map(|cell| engine.cell(&cell.range))
             .collect::<Result<_, _>>()?;
         Ok(Uploaded {
             cells: encoded,
-            kept: engine.kept()?,
+            kept: if job.keeps {
+                engine.kept()?.map(Kept::new)
+            } else {
+                None
+            },
             optimizer_steps: engine.optimizer_steps(),
         })
     }
@@ -403,7 +410,12 @@ mod tests {
                 id: ObjectId::from_bytes([1; 16]),
             },
         };
-        owner.upload(weights, &[cell], 0.01)
+        let job = UploadJob {
+            cells: vec![cell],
+            learning_rate: 0.01,
+            keeps: false,
+        };
+        owner.upload(weights, &job)
     }
 
     #[test]

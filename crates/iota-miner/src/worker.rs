@@ -8,8 +8,7 @@ use iota_peer::{
     fetch_cells_with, merge,
 };
 use iota_protocol::work::{
-    CellUpload, Checkpoint, Failure, Lease, ObjectName, ObjectRef, Outcome, Seal, Segment,
-    SegmentSource, Work,
+    Checkpoint, Failure, Lease, ObjectName, ObjectRef, Outcome, Seal, Segment, SegmentSource, Work,
 };
 use iota_protocol::{Epoch, SampleId, Session, StageIndex};
 use iota_run::Description;
@@ -20,7 +19,8 @@ use tracing::{debug, error, info};
 
 use crate::behaviour::Behaviour;
 use crate::ledger::{Ledger, Tainted};
-use crate::stage_thread::{BackwardJob, StageThread, Weights};
+use crate::sealed::Sealed;
+use crate::stage_thread::{BackwardJob, StageThread, UploadJob, Uploaded, Weights};
 
 /// A miner's hands: transfers, and a thread that owns the stage.
 #[derive(Debug)]
@@ -45,6 +45,7 @@ struct Place {
     session: Session,
     stage: StageIndex,
     installed: Option<Installed>,
+    sealed: Sealed,
 }
 
 /// Weights of an epoch, and what of the work on them is in the log.
@@ -264,13 +265,16 @@ impl MinerWorker {
         Installed {
             weights, ledger, ..
         }: Installed,
-        cells: &[CellUpload],
-        kept: Option<ObjectName>,
-        learning_rate: f32,
+        job: UploadJob,
         leased: &LeasedWork,
     ) -> Result<Outcome, Undone> {
-        let done = self.stage.upload(weights, cells.to_vec(), learning_rate);
-        let uploaded = done.await.map_err(|error| match failure(&error) {
+        let (cells, seals_kept) = (job.cells.clone(), job.keeps);
+        let done = self.stage.upload(weights, job);
+        let Uploaded {
+            cells: encoded,
+            kept,
+            optimizer_steps,
+        } = done.await.map_err(|error| match failure(&error) {
             // The last step has failed and taken the gradients with it.
             Undone::Failed(Failure::NotFinite) => Undone::Tainted,
             undone => undone,
@@ -279,23 +283,41 @@ impl MinerWorker {
         drop(ledger);
         let uploads = cells
             .iter()
-            .zip(uploaded.cells)
+            .zip(encoded)
             .map(|(cell, bytes)| (cell, self.behaviour.tamper_upload(bytes)))
             .map(|(cell, bytes)| self.transfer.upload(cell.output, bytes, leased));
         let seals: Vec<Seal> = futures::future::try_join_all(uploads).await?;
-        let kept = match (kept, uploaded.kept) {
-            (None, _) => None,
-            (Some(name), Some(bytes)) => Some(self.transfer.upload(name, bytes, leased).await?),
-            (Some(_), None) => return Err(Failure::Internal.into()),
-        };
+        if kept.is_some() != seals_kept {
+            return Err(Failure::Internal.into());
+        }
+        let sealed = kept.as_ref().map(|kept| kept.seal);
+        let session = leased.lease.session;
+        if let Some(place) = self.place().as_mut().filter(|it| it.session == session)
+            && let Some(kept) = kept
+        {
+            place.sealed.end_epoch(kept);
+        }
         // The upload holds every backward pass that the stage has done, so the log has to hold them too before anybody
         // may compare the two.
         settling.wait().await.map_err(|Tainted| Undone::Tainted)?;
         Ok(Outcome::Upload {
             cells: seals,
-            optimizer_steps: uploaded.optimizer_steps,
-            kept,
+            optimizer_steps,
+            kept: sealed,
         })
+    }
+
+    /// Stores what the stage once kept for itself.
+    async fn hand_over(&self, object: &ObjectRef, leased: &LeasedWork) -> Result<(), Failure> {
+        let held = {
+            let place = self.place();
+            let session = leased.lease.session;
+            let place = place.as_ref().filter(|it| it.session == session);
+            place.and_then(|it| it.sealed.get(&object.seal))
+        };
+        let bytes = held.ok_or(Failure::Internal)?;
+        self.transfer.upload(object.name, bytes, leased).await?;
+        Ok(())
     }
 
     /// Fetches the cells of these segments beside those that are there.
@@ -366,6 +388,7 @@ impl MinerWorker {
                     weights,
                     ledger: Arc::default(),
                 });
+                place.sealed.begin_epoch(goes_on);
             }
         }
         Ok(Outcome::Install { state })
@@ -392,6 +415,7 @@ impl Worker for MinerWorker {
             session: joined.session,
             stage,
             installed: None,
+            sealed: Sealed::default(),
         });
         Ok(())
     }
@@ -417,10 +441,20 @@ impl Worker for MinerWorker {
             Work::Upload {
                 cells,
                 learning_rate,
-                kept,
+                seals_kept,
             } => {
-                self.upload(installed()?, cells, *kept, *learning_rate, &leased)
-                    .await
+                let job = UploadJob {
+                    cells: cells.clone(),
+                    learning_rate: *learning_rate,
+                    keeps: *seals_kept,
+                };
+                self.upload(installed()?, job, &leased).await
+            }
+            Work::HandOver { began_with, keeps } => {
+                for object in began_with.iter().chain(keeps) {
+                    self.hand_over(object, &leased).await?;
+                }
+                Ok(Outcome::HandedOver)
             }
             Work::Merge { range, .. } => {
                 let base = if self.description.merge.is_relative() {

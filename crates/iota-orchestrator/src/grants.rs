@@ -109,14 +109,16 @@ impl Collector<'_> {
                     self.write(*gradient, settings.gradient_bytes);
                 }
             }
-            Work::Upload { cells, kept, .. } => {
+            Work::Upload { cells, .. } => {
                 for cell in cells {
                     let elements = cell.range.end - cell.range.start;
                     self.write(cell.output, settings.upload_bytes(elements));
                 }
-                let elements = settings.stage_parameters[usize::from(stage.get())];
-                let kept_bytes = settings.merging.kept.map(|size| size.bytes(elements));
-                self.write_if_asked_for(*kept, kept_bytes);
+            }
+            Work::HandOver { began_with, keeps } => {
+                for object in began_with.iter().chain(keeps) {
+                    self.write(object.name, object.seal.length);
+                }
             }
             Work::Merge {
                 range,

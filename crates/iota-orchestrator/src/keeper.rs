@@ -92,7 +92,7 @@ const POSITION: &str = "keeper.json";
 /// Entries after which the position is noted, if no phase ended meanwhile: what is read again after a restart.
 const NOTE_EVERY: u64 = 10_000;
 
-/// What is read in the epoch that it belongs to, and by audits of that epoch or the next.
+/// What is read in the epoch that it belongs to, and by audits of that epoch.
 const OF_AN_EPOCH: [Purpose; 5] = [
     Purpose::Activation,
     Purpose::Gradient,
@@ -366,8 +366,7 @@ impl Keeper {
             .position
             .unsettled
             .values()
-            // An audit begins with what its subject kept from the epoch before.
-            .map(|epoch| epoch.get().saturating_sub(1))
+            .map(|epoch| epoch.get())
             .chain([needed])
             .min();
         while Some(self.position.oldest.get()) < first_needed {

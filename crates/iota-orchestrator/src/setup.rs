@@ -190,7 +190,9 @@ impl Setup {
             validators: participants.validators,
             audit_every_epochs: training.audit_every_epochs,
             learning_rate: training.schedule(),
-            merging: options.merging.rules(audited),
+            merging: options
+                .merging
+                .rules(audited, !description.comparison.is_bits()),
             timing: options.timing.into(),
         };
         settings.validate()?;

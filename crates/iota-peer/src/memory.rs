@@ -13,7 +13,7 @@ use crate::engine::{KEPT_MAX, merging_bytes, stage_options};
 pub struct PeerMemory {
     /// Of the stage itself.
     pub stage: MemoryPlan,
-    /// The checkpoint that what is learned is relative to, and what is made up for.
+    /// The checkpoint that what is learned is relative to, what is made up for, and what an audit may ask for.
     pub merging_bytes: u64,
     /// A stage's parameters and moments once more: encoded for an upload, or fetched for an install.
     pub transfer_bytes: u64,

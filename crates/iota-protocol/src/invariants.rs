@@ -526,10 +526,9 @@ pub fn an_audit_begins_with_what_was_sealed_before(state: &State) -> Result<(), 
             continue;
         };
         let begins = kept.map(|object| object.seal);
-        require(
-            audit.epoch != state.epoch || begins == Some(sealed),
-            || format!("an audit of {session} begins with {begins:?}"),
-        )?;
+        require(audit.epoch != state.epoch || begins == Some(sealed), || {
+            format!("an audit of {session} begins with {begins:?}")
+        })?;
     }
     Ok(())
 }

@@ -257,6 +257,7 @@ fn settings(chance: &mut Chance, stages: u16, validated: bool) -> RunSettings {
             upload: size(secret[5]),
             delta: size(secret[6]),
             kept: size(secret[7]),
+            compares_kept: secret[8].is_multiple_of(2),
         },
         timing: Timing {
             lease_initial: Duration::from_secs(20),

@@ -58,6 +58,9 @@ struct Installed {
     epoch: Epoch,
     number: u64,
     replica: Replica,
+    /// What its holder had kept as it began, and keeps since it uploaded.
+    began_with: Option<Seal>,
+    keeps: Option<Seal>,
     /// The last step is taken and uploaded: no operation comes after it.
     closed: bool,
     /// Backward passes that are in the gradients and that the orchestrator has not answered for.
@@ -197,15 +200,15 @@ impl Worker {
             Work::Upload {
                 cells,
                 learning_rate,
-                kept,
+                seals_kept,
             } => {
                 let installed = installed?;
                 installed.closed = true;
                 installed.replica.finish(*learning_rate);
                 operated.lied = behaviour == Behaviour::WrongUploads;
                 let stage = task.lease.stage;
-                let kept =
-                    kept.map(|name| (name, seal_of_kept(&installed.replica, stage, settings)));
+                let kept = seals_kept.then(|| seal_of_kept(&installed.replica, stage, settings));
+                installed.keeps = kept;
                 for cell in cells {
                     let digest = installed.replica.cell(&cell.range);
                     let seal = Seal {
@@ -215,12 +218,24 @@ impl Worker {
                     operated.outputs.push((cell.output, seal));
                 }
                 let cells = operated.outputs.iter().map(|(_, seal)| *seal).collect();
-                operated.outputs.extend(kept);
                 Outcome::Upload {
                     cells,
                     optimizer_steps: installed.replica.steps(),
-                    kept: kept.map(|(_, seal)| seal),
+                    kept,
                 }
+            }
+            Work::HandOver { began_with, keeps } => {
+                let current = self.installed.as_ref();
+                let held = current
+                    .filter(|it| it.number == task.installation && it.epoch == task.lease.epoch)
+                    .ok_or(Undone::Failed(Failure::Internal))?;
+                for (object, held) in [(began_with, held.began_with), (keeps, held.keeps)] {
+                    if let Some(object) = object {
+                        assert_eq!(Some(object.seal), held, "asked for what it does not have");
+                        operated.outputs.push((object.name, object.seal));
+                    }
+                }
+                Outcome::HandedOver
             }
             Work::Merge {
                 range,
@@ -261,15 +276,22 @@ impl Worker {
                 goes_on,
             } => {
                 self.installations += 1;
-                let before = self.installed.as_ref().map(|it| it.replica.kept());
-                // What is kept counts only where somebody can check it.
-                let kept = before.filter(|_| *goes_on && settings.merging.kept.is_some());
+                // What is kept counts only where somebody can check it, and so has been sealed. An installation that is done
+                // again begins with the same.
+                let sealed = self
+                    .installed
+                    .as_ref()
+                    .and_then(|it| it.keeps.or(it.began_with));
+                let began_with = sealed.filter(|_| *goes_on);
+                let kept = began_with.map(|seal| seal.digest);
                 let replica = Replica::install(checkpoint, kept, settings.backwards_per_step);
                 let state = replica.state();
                 self.installed = Some(Installed {
                     epoch: checkpoint.epoch,
                     number: self.installations,
                     replica,
+                    began_with,
+                    keeps: None,
                     closed: false,
                     open: BTreeSet::new(),
                     tainted: false,
@@ -435,9 +457,10 @@ fn replay(
         let cells: &[CellUpload] = &upload.cells;
         let mut pairs = cells.iter().zip(&upload.seals);
         let same = pairs.all(|(cell, seal)| replica.cell(&cell.range) == seal.digest);
-        let keeps = upload.kept.as_ref().map(|kept| kept.seal);
         let same = same
-            && keeps.is_none_or(|seal| seal == seal_of_kept(&replica, checkpoint.stage, settings));
+            && upload
+                .keeps
+                .is_none_or(|seal| seal == seal_of_kept(&replica, checkpoint.stage, settings));
         if !same || replica.steps() != upload.optimizer_steps {
             return differs(None, Difference::Upload);
         }
@@ -503,6 +526,6 @@ pub(crate) fn inputs(work: &Work) -> Vec<ObjectRef> {
             objects.extend(entries.iter().flat_map(|entry| inputs(&entry.work)));
             objects
         }
-        Work::Inspect { .. } | Work::Upload { .. } => Vec::new(),
+        Work::Inspect { .. } | Work::Upload { .. } | Work::HandOver { .. } => Vec::new(),
     }
 }

@@ -65,8 +65,8 @@ impl ValidatorWorker {
         abandoned: &watch::Receiver<bool>,
     ) -> Result<Verdict, Failure> {
         let cells = fetch_cells(&self.transfer, &checkpoint.segments, leased).await?;
-        // What the subject kept it has committed to. If it is not there, or nothing of the kind, that is its own doing: to
-        // give the audit back would let it get away.
+        // What the subject kept it has sealed, and says that it handed it over. If it is not there, or nothing of the kind, that
+        // is its own doing: to give the audit back would let it get away.
         let not_kept = |difference| Verdict::Differs {
             ordinal: None,
             difference,
@@ -161,22 +161,29 @@ impl ValidatorWorker {
         if difference.is_some() || self.is_beyond(&engine) {
             return Ok(difference);
         }
-        let cells = upload.cells.iter().map(|cell| Some(cell.range.clone()));
-        for (object, range) in upload.objects().zip(cells.chain([None])) {
-            let bytes = if self.compares_values() {
-                match self.transfer.object(&object, leased).await {
+        let cells = upload.cells.iter().zip(&upload.seals);
+        let cells = cells.map(|(cell, seal)| (Some(cell.range.clone()), *seal, Some(cell.output)));
+        let kept = upload.keeps.map(|seal| (None, seal, upload.keeps_at));
+        for (range, seal, name) in cells.chain(kept) {
+            let bytes = match name {
+                _ if !self.compares_values() => None,
+                // Values can be compared only with what is there.
+                None => continue,
+                Some(name) => match self
+                    .transfer
+                    .object(&ObjectRef { name, seal }, leased)
+                    .await
+                {
                     Ok(bytes) => Some(bytes),
                     Err(Failure::BadInput { difference, .. }) => return Ok(Some(difference)),
                     Err(failure) => return Err(failure),
-                }
-            } else {
-                None
+                },
             };
             let description = Arc::clone(&self.description);
             let difference;
             (engine, difference) = self
                 .compute(move || {
-                    let said = (object.seal.digest, bytes.as_deref());
+                    let said = (seal.digest, bytes.as_deref());
                     let difference = compare_learned(&description, &mut engine, range, said)?;
                     Ok((engine, difference))
                 })
@@ -424,6 +431,7 @@ impl Worker for ValidatorWorker {
             Work::Forward { .. }
             | Work::Backward { .. }
             | Work::Upload { .. }
+            | Work::HandOver { .. }
             | Work::Fetch { .. }
             | Work::Install { .. } => {
                 return Err(Failure::Internal.into());

@@ -148,8 +148,9 @@ impl MergingOptions {
         optimizer_state: OptimizerState::Merged,
     };
 
-    /// What the rules are told. `audited`: whether there may be validators, who have to know what miners keep.
-    pub(crate) fn rules(&self, audited: bool) -> Merging {
+    /// What the rules are told. `audited`: whether there may be validators, who have to know what miners keep;
+    /// `compares_values`: whether they compare values.
+    pub(crate) fn rules(&self, audited: bool, compares_values: bool) -> Merging {
         let merge = self.merge();
         Merging {
             cells: match self.cells {
@@ -163,6 +164,7 @@ impl MergingOptions {
             upload: merge.upload_size(),
             delta: merge.delta_size(),
             kept: merge.kept_size().filter(|_| audited),
+            compares_kept: compares_values && merge.keeps_something() && audited,
         }
     }
 
@@ -249,7 +251,7 @@ mod tests {
             owners: 3,
             ..MergingOptions::default()
         };
-        let of = |options: MergingOptions| options.rules(true).cells;
+        let of = |options: MergingOptions| options.rules(true, false).cells;
         assert_eq!(of(MergingOptions::default()), Cells::Butterfly);
         let wanted = Cells::Grid {
             cells: 200,
@@ -264,9 +266,12 @@ mod tests {
             optimizer_state: OptimizerState::Local,
             ..MergingOptions::default()
         };
-        assert!(local.rules(true).kept.is_some());
-        assert_eq!(local.rules(false).kept, None);
-        assert_eq!(MergingOptions::default().rules(true), Merging::default());
+        assert!(local.rules(true, true).kept.is_some());
+        assert!(local.rules(true, true).compares_kept);
+        assert!(!local.rules(true, false).compares_kept);
+        assert_eq!(local.rules(false, true).kept, None);
+        let nothing = MergingOptions::default();
+        assert_eq!(nothing.rules(true, true), Merging::default());
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub enum Start<'a> {
     Anew,
     /// What it has kept since its last upload.
     GoesOn,
-    /// What a miner kept, as it uploaded it.
+    /// What a miner kept, as it handed it over.
     Kept(&'a [u8]),
 }
 
@@ -282,12 +282,14 @@ pub(super) fn kept_distance(
     Some([distances.next()?, distances.next()?])
 }
 
-/// Memory that an engine takes for the sake of merging, beside a stage of so many elements.
+/// Memory that a peer takes for the sake of merging, beside a stage of so many elements: what an engine holds, and what a
+/// miner keeps for itself, as it sealed it after this epoch and the one before.
 pub(crate) fn merging_bytes(merge: &Merge, elements: u64) -> u64 {
     let anchor = u64::from(merge.is_relative());
     let momentum = u64::from(merge.outer.has_momentum());
     let residuals = 2 * u64::from(merge.residual_decay().is_some());
-    4 * elements * (anchor + momentum + residuals)
+    let sealed_bytes = merge.kept_size().map_or(0, |kept| kept.bytes(elements));
+    4 * elements * (anchor + momentum + residuals) + 2 * sealed_bytes
 }
 
 /// The merged cell that a delta makes of a range of the checkpoint of epoch `round`.

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use super::Found;
 use crate::event::{BanReason, Direction, Event, LeaseEnd, Phase, Piece};
+use crate::handing_over::Owed;
 use crate::id::{Digest, Epoch, LeaseId, Session, StageIndex};
 use crate::rejection::Rejection;
 use crate::state::State;
 use crate::state::samples::Holder;
 use crate::state::sessions::{Answer, SessionState};
 use crate::state::vain::passes;
-use crate::handing_over::Owed;
 use crate::work::{Lease, MergeInput, Outcome, Seal, Verdict, Work, WorkKind};
 
 impl State {
@@ -113,13 +113,12 @@ impl State {
         };
         let settings = &self.settings;
         // Whether something that some runs ask for and others do not is there exactly if it was asked for, and as long.
-        let is_asked_for = |asked: bool, seal: &Option<Seal>, bytes: Option<u64>| {
-            match (asked, seal) {
+        let is_asked_for =
+            |asked: bool, seal: &Option<Seal>, bytes: Option<u64>| match (asked, seal) {
                 (false, None) => Ok(()),
                 (true, Some(seal)) => is_long(seal.length, bytes.unwrap_or(0)),
                 _ => Err(Rejection::WrongOutcome),
-            }
-        };
+            };
         match (&lease.work, outcome) {
             (Work::Forward { .. }, Outcome::Forward { output, .. }) => {
                 is_long(output.length, self.settings.activation_bytes)

@@ -300,7 +300,10 @@ fn where_values_are_compared_a_replay_of_everything_reads_what_is_kept_at_its_en
             let Work::HandOver { began_with, keeps } = lease.work else {
                 panic!("{lease:?}")
             };
-            assert_eq!((began_with, keeps.map(|it| it.seal)), (None, Some(sealed(0))));
+            assert_eq!(
+                (began_with, keeps.map(|it| it.seal)),
+                (None, Some(sealed(0)))
+            );
             world.work(&lease);
             let mut audits = world.state.audits_pending();
             let (_, audit) = audits.find(|(_, it)| it.subject == session).unwrap();

@@ -189,7 +189,8 @@ fn who_commits_to_what_cannot_be_finite_has_not_done_the_work() {
         seals: Vec::new(),
         optimizer_steps: 1,
         learning_rate: 0.01,
-        kept: None,
+        keeps: None,
+        keeps_at: None,
     };
     assert_eq!(
         finish(&mut validator, &upload).unwrap(),

@@ -237,7 +237,8 @@ fn mine(precision: Precision, direction: Option<Direction>, lie: Lie, takes_step
             seals: objects.iter().map(|object| seal(object)).collect(),
             learning_rate: LEARNING_RATE,
             optimizer_steps: middle.optimizer_steps(),
-            kept: None,
+            keeps: None,
+            keeps_at: None,
         },
         objects,
     }

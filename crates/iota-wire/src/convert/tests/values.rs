@@ -141,13 +141,15 @@ pub(super) fn plain_work() -> impl Strategy<Value = Work> {
                 learning_rate,
             }
         ),
-        (vec(cell_upload(), 0..4), number(), of(name())).prop_map(
-            |(cells, learning_rate, kept)| Work::Upload {
+        (vec(cell_upload(), 0..4), number(), any::<bool>()).prop_map(
+            |(cells, learning_rate, seals_kept)| Work::Upload {
                 cells,
                 learning_rate,
-                kept,
+                seals_kept,
             }
         ),
+        (of(object()), of(object()))
+            .prop_map(|(began_with, keeps)| Work::HandOver { began_with, keeps }),
         (
             any::<u32>(),
             range(),
@@ -201,15 +203,16 @@ pub(super) fn work() -> impl Strategy<Value = Work> {
         vec(seal(), 0..3),
         number(),
         any::<u64>(),
-        of(object()),
+        (of(seal()), of(name())),
     )
         .prop_map(
-            |(cells, seals, learning_rate, optimizer_steps, kept)| UploadRecord {
+            |(cells, seals, learning_rate, optimizer_steps, (keeps, keeps_at))| UploadRecord {
                 cells,
                 seals,
                 learning_rate,
                 optimizer_steps,
-                kept,
+                keeps,
+                keeps_at,
             },
         );
     let replay = (
@@ -301,6 +304,7 @@ pub(super) fn outcome() -> impl Strategy<Value = Outcome> {
             }
         }),
         vec(session(), 0..4).prop_map(|quarantined| Outcome::Unmergeable { quarantined }),
+        Just(Outcome::HandedOver),
         Just(Outcome::Fetched),
         digest().prop_map(|state| Outcome::Install { state }),
         verdict.prop_map(|verdict| Outcome::Audit { verdict }),
