@@ -16,6 +16,8 @@ pub enum Behaviour {
     /// Trains as it should, then uploads large numbers in place of what it learned, and commits to those: what spoils the
     /// merge of a run that nobody audits. Where uploads are not of f32 the bytes mean something else, or nothing.
     Garbage,
+    /// Does everything as it should, but hands over another past than it had sealed, when an audit is to begin with that.
+    OtherPast,
 }
 
 /// As large as no parameter is, and as no optimizer would make one.
@@ -25,7 +27,7 @@ impl Behaviour {
     /// What goes to the store in place of an encoded activation or gradient.
     pub(crate) fn tamper(self, honest: Bytes) -> Bytes {
         match self {
-            Self::Honest | Self::Garbage => honest,
+            Self::Honest | Self::Garbage | Self::OtherPast => honest,
             Self::WrongTensors => {
                 let mut bytes = honest.to_vec();
                 // Flipping every other sign keeps shape, norm and finiteness.
@@ -40,6 +42,18 @@ impl Behaviour {
                 bytes.into()
             }
         }
+    }
+
+    /// What goes to the store in place of what it kept for itself.
+    pub(crate) fn tamper_kept(self, honest: Bytes) -> Bytes {
+        if self != Self::OtherPast {
+            return honest;
+        }
+        let mut bytes = honest.to_vec();
+        if let Some(last) = bytes.last_mut() {
+            *last ^= 1;
+        }
+        bytes.into()
     }
 
     /// What goes to the store in place of an encoded cell of f32.

@@ -315,7 +315,7 @@ impl MinerWorker {
             let place = place.as_ref().filter(|it| it.session == session);
             place.and_then(|it| it.sealed.get(&object.seal))
         };
-        let bytes = held.ok_or(Failure::Internal)?;
+        let bytes = self.behaviour.tamper_kept(held.ok_or(Failure::Internal)?);
         self.transfer.upload(object.name, bytes, leased).await?;
         Ok(())
     }

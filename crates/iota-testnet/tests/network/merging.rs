@@ -1,14 +1,21 @@
 //! Whole networks that merge in other ways than the default.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
 use iota_identity::Keypair;
+use iota_journal::SqliteJournal;
 use iota_miner::{Behaviour, Miner};
 use iota_node::Shutdown;
 use iota_orchestrator::{
-    CodecName, DeltaChoice, MergingOptions, OptimizerState, Orchestrator, OuterName, Participants,
-    RuleName, Setup,
+    CodecName, DeltaChoice, JOURNAL, MergingOptions, OptimizerState, Orchestrator, OuterName,
+    Participants, RuleName, Setup,
 };
-use iota_protocol::Epoch;
+use iota_protocol::event::BanReason;
+use iota_protocol::work::{Difference, Outcome, Seal, Work};
+use iota_protocol::{Epoch, Event, LeaseId, Session};
 use iota_testnet::{Report, TestnetSettings, summary};
+use iota_validator::Validator;
 
 use crate::{run, small};
 
@@ -93,6 +100,140 @@ async fn a_cheater_is_found_whatever_miners_keep_for_themselves() {
     assert_eq!(report.cheaters.len(), 1, "{}", summary(&report));
     assert_eq!(report.audits.failed, 1);
     assert!(report.replicas_equal);
+}
+
+/// What became of what miners keep for themselves, by the journal.
+#[derive(Debug, Default)]
+struct KeptInAll {
+    /// Of each session, epoch by epoch.
+    sealed: BTreeMap<Session, Vec<Seal>>,
+    /// Subjects of audits of the epochs after the first, which all began with what they had.
+    drawn: Vec<Session>,
+    /// Who stored what.
+    handed_over: Vec<(Session, Seal)>,
+}
+
+fn kept_in_all(out: &Path) -> KeptInAll {
+    let journal = SqliteJournal::open_for_reading(out.join(JOURNAL)).unwrap();
+    let mut all = KeptInAll::default();
+    let mut asked: BTreeMap<LeaseId, Seal> = BTreeMap::new();
+    let mut note = |event: &Event| match event {
+        Event::AuditDrawn { subject, .. } if all.sealed.contains_key(subject) => {
+            all.drawn.push(*subject);
+        }
+        Event::Leased(lease) => {
+            if let Work::HandOver { began_with, keeps } = &lease.work {
+                assert_eq!(*keeps, None, "audits here compare bits");
+                asked.insert(lease.id, began_with.unwrap().seal);
+            }
+        }
+        Event::Completed {
+            session,
+            outcome: Outcome::Upload { kept, .. },
+            ..
+        } => all.sealed.entry(*session).or_default().extend(kept),
+        Event::Completed {
+            lease,
+            session,
+            outcome: Outcome::HandedOver,
+            ..
+        } => all.handed_over.push((*session, asked[lease])),
+        _ => {}
+    };
+    iota_journal::replay(&journal, 0, |entry| {
+        entry.events.iter().for_each(&mut note);
+        Ok(())
+    })
+    .unwrap();
+    all
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_miners_keep_is_stored_for_the_audits_that_were_drawn_and_for_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = TestnetSettings {
+        merging: SMALL,
+        ..small(folder.path())
+    };
+    settings.training.epochs = 4;
+    let out = settings.out.clone();
+    let report = run(settings).await;
+    assert!(report.trained, "{}", summary(&report));
+    assert_eq!(report.audits.failed, 0);
+    let all = kept_in_all(&out);
+    let mut handed_over: Vec<Session> = all.handed_over.iter().map(|(it, _)| *it).collect();
+    let mut drawn = all.drawn.clone();
+    handed_over.sort_unstable();
+    drawn.sort_unstable();
+    assert_eq!(handed_over, drawn);
+    // Every seal was said an epoch before, and nobody hands over the same twice.
+    for (session, seal) in &all.handed_over {
+        assert!(all.sealed[session].contains(seal));
+    }
+    let distinct: BTreeSet<_> = all
+        .handed_over
+        .iter()
+        .map(|(_, seal)| seal.digest)
+        .collect();
+    assert_eq!(distinct.len(), all.handed_over.len());
+    let sealed: Vec<Seal> = all.sealed.values().flatten().copied().collect();
+    let bytes = |seals: &mut dyn Iterator<Item = Seal>| seals.map(|seal| seal.length).sum::<u64>();
+    let stored = bytes(&mut all.handed_over.iter().map(|(_, seal)| *seal));
+    let once_stored = bytes(&mut sealed.into_iter());
+    assert!(
+        0 < stored && stored < once_stored,
+        "{stored} of {once_stored}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_hands_over_another_past_than_it_had_sealed_is_found_and_nobody_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = TestnetSettings {
+        stages: 1,
+        merging: SMALL,
+        ..small(folder.path())
+    };
+    settings.training.epochs = 3;
+    settings.training.audit_every_epochs = 1;
+    let validator = Keypair::from_seed([99; 32]);
+    let participants = Participants {
+        miners_to_start: 3,
+        validators: vec![validator.peer_id()],
+    };
+    let setup = Setup::new(&settings.run_options(), participants).unwrap();
+    std::fs::create_dir_all(&settings.out).unwrap();
+    let orchestrator = Orchestrator::builder(setup, &settings.out)
+        .start(&Shutdown::new())
+        .await
+        .unwrap();
+    let validator = Validator::builder(orchestrator.url()).with_keypair(validator);
+    tokio::spawn(validator.run(Shutdown::new()));
+    for number in 0..3 {
+        let behaviour = if number == 1 {
+            Behaviour::OtherPast
+        } else {
+            Behaviour::Honest
+        };
+        let miner = Miner::builder(orchestrator.url())
+            .with_keypair(Keypair::from_seed([number; 32]))
+            .with_behaviour(behaviour)
+            .with_threads(1);
+        tokio::spawn(miner.run(Shutdown::new()));
+    }
+    let (last, _) = orchestrator.finish().await.unwrap();
+    let liar = Keypair::from_seed([1; 32]).peer_id();
+    let found: Vec<_> = last.cheaters().collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    let (peer, why) = found[0];
+    assert_eq!(peer, liar);
+    // The first audit that began with anything.
+    let begun = Epoch::new(1);
+    let is_it = matches!(
+        why,
+        BanReason::Audit { epoch, ordinal: None, difference: Difference::Digest, .. } if *epoch == begun
+    );
+    assert!(is_it, "{why:?}");
 }
 
 /// Held-out loss of one stage of eight miners without a validator, the last of which may behave otherwise.
