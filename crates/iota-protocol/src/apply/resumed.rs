@@ -6,12 +6,14 @@ use crate::state::State;
 use crate::state::samples::Holder;
 
 impl State {
-    /// Moves everything that is being waited for by so long. What is past, such as when somebody joined, stays.
+    /// Moves everything that is being waited for by so long. What is past stays.
     pub(super) fn apply_resumed(&mut self, away: Duration) {
         self.phase_since = self.phase_since + away;
         self.phase_deadline = self.phase_deadline.map(|deadline| deadline + away);
         for session in self.sessions.live.values_mut() {
             session.last_contact = session.last_contact + away;
+            // A place that others wait for is lost by who does nothing for it since then.
+            session.joined_at = session.joined_at + away;
         }
         // Also when leases were issued: what a miner is measured by is how long it took while it could report.
         let leases = &mut self.leases;

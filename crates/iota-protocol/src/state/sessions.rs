@@ -73,7 +73,7 @@ pub struct SessionState {
     pub capacity: u32,
     /// Leases that it takes beyond those it holds.
     pub room: u32,
-    /// When it joined.
+    /// When it joined, moved by all time since in which nobody could be served.
     pub joined_at: Timestamp,
     /// When it was last heard of (to an eighth of the session timeout).
     pub last_contact: Timestamp,

@@ -281,6 +281,19 @@ fn a_miner_that_does_nothing_for_its_place_loses_it_when_somebody_waits() {
     );
 }
 
+#[test]
+fn whoever_joined_just_before_the_orchestrator_slept_has_its_time_all_the_same() {
+    let mut world = World::new(small(1, Opens::Always));
+    world.pass(KEPT, &[]);
+    let idle = world.ask(1).unwrap();
+    world.offer(idle, 0);
+    assert_eq!(world.ask(2), None);
+    let away = Duration::from_secs(10_000);
+    world.now = world.now + away + Duration::from_secs(20);
+    world.command(&crate::Command::Wake { away }).unwrap();
+    assert!(world.state.session(idle).is_some());
+}
+
 /// When a window opens is not to be read from what those who wait are told.
 #[test]
 fn the_time_to_come_back_says_nothing_of_windows() {
