@@ -6,7 +6,8 @@
 //! Who is audited: everybody within some epochs, and anybody at any time.
 //!
 //! The draw comes with the end of training. The operations are taken from the log when nothing can come to it any more:
-//! once the subject has uploaded, once the time to upload is over, or when the subject leaves.
+//! once the subject has uploaded, once the time to upload is over, or when the subject leaves. What a replay needs beside
+//! them nobody but the subject may have: `handing_over` asks for it.
 
 use crate::draw::Draw;
 use crate::event::Event;

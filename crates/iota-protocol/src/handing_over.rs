@@ -40,7 +40,10 @@ impl State {
         };
         let subject = self.session(audit.subject)?;
         let began_with = subject.began_with.filter(|_| kept.is_none());
-        let compared = coverage == Coverage::Everything && self.settings.merging.compares_kept;
+        // What nobody goes on with is of no interest.
+        let compared = coverage == Coverage::Everything
+            && self.settings.merging.compares_kept
+            && !self.has_withheld(audit.subject);
         let upload = self.merge_of(audit.stage).uploads.get(&audit.subject);
         let record = upload.filter(|_| compared).map(|upload| &upload.record);
         let keeps = record
@@ -90,8 +93,12 @@ impl State {
     /// Whether a session goes on with what it kept for itself when it uploaded last.
     pub(crate) fn goes_on(&self, session: Session) -> bool {
         let keeps = self.session(session).is_some_and(|it| it.keeps.is_some());
+        keeps && !self.has_withheld(session)
+    }
+
+    fn has_withheld(&self, session: Session) -> bool {
         let peer = self.peer(session.peer);
-        keeps && !peer.is_some_and(|record| record.ledger.withheld)
+        peer.is_some_and(|record| record.ledger.withheld)
     }
 
     /// The time to upload is over: what has not been handed over will not be asked for again.

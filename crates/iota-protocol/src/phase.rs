@@ -253,7 +253,8 @@ impl State {
     }
 
     /// Until when uploads may take that were begun in time, before less than all were enough, and what is handed over with
-    /// them: as long as the slowest of their kind and stage lately took, times the factor of all leases. The phase's deadline bounds them too.
+    /// them: as long as the slowest of their kind and stage lately took, times the factor of all leases. The phase's
+    /// deadline bounds them too.
     fn uploads_may_last_until(&self) -> Option<Timestamp> {
         if self.phase != Phase::Uploading {
             return None;

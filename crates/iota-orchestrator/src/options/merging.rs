@@ -50,11 +50,11 @@ pub struct MergingOptions {
     pub rank: u16,
     /// Elements of a row of the matrix that `low-rank` takes parameters for.
     pub rank_columns: u32,
-    /// How much of what an upload leaves out is made up for by the next, from 0 to 1. With validators every miner then
-    /// uploads what it has not made up for, 4 bytes for each parameter, so that it can be audited.
+    /// How much of what an upload leaves out is made up for by the next, from 0 to 1. With validators every miner that is
+    /// drawn then uploads what it had not made up for, 4 bytes for each parameter, so that it can be audited.
     pub feedback: f64,
     /// What becomes of the optimizer's moments: `merged`, `local` or `dropped`. With `local` and validators every miner
-    /// uploads its moments, 8 bytes for each parameter, so that it can be audited.
+    /// that is drawn uploads its moments, 8 bytes for each parameter, so that it can be audited.
     pub optimizer_state: OptimizerState,
 }
 

@@ -218,7 +218,9 @@ fn a_subject_that_leaves_takes_its_audit_along_and_the_epochs_pay_stays_behind()
 
 #[test]
 fn who_withholds_it_begins_anew_ever_after_and_is_the_next_to_be_looked_at() {
-    let (mut world, sessions) = second_uploading(keeping());
+    let mut settings = keeping();
+    settings.merging.compares_kept = true;
+    let (mut world, sessions) = second_uploading(settings);
     let subject = *drawn(&world).first().unwrap();
     for session in &sessions {
         if let Some(lease) = upload(&mut world, *session)
