@@ -33,7 +33,7 @@ const RULES: [(&str, Rule, Clip); 7] = [
     ("radial", Rule::Radial, Clip::None),
 ];
 
-const CODECS: [Codec; 6] = [
+const CODECS: [Codec; 8] = [
     Codec::F32,
     Codec::Bf16,
     Codec::Int8,
@@ -43,6 +43,8 @@ const CODECS: [Codec; 6] = [
     },
     Codec::TOP_64,
     Codec::Sparse,
+    Codec::SIGNS,
+    Codec::Ternary,
 ];
 
 fn rules(c: &mut Criterion) {

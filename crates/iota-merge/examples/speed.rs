@@ -82,12 +82,14 @@ const RULES: [Rule; 6] = [
     Rule::Radial,
 ];
 
-const CODECS: [Codec; 6] = [
+const CODECS: [Codec; 8] = [
     Codec::F32,
     Codec::Bf16,
     Codec::Int8,
     Codec::TOP_64,
     Codec::Sparse,
+    Codec::SIGNS,
+    Codec::Ternary,
     Codec::LowRank {
         rank: 4,
         columns: 1024,

@@ -8,6 +8,8 @@
 //!   low-rank 4, 1024 wide       *8224   all but 4 directions              deltas of large matrices (* 1024 x 1024: 16384)
 //!   top-k 64                       84   all but 64 values, and those      deltas, with error feedback
 //!                                       to 2 bits
+//!   signs 496                     376   all but 496 signs                 deltas, with error feedback
+//!   ternary                       854   a fifth of the energy             merged deltas of such uploads
 //!   sparse               516 to  2564   a fifth of a value, or a tiny one  merged deltas of top-k uploads
 //! ```
 //!
@@ -33,12 +35,17 @@
 //! | `Int8` | [`int8`] |
 //! | `LowRank` | [`low_rank`] |
 //! | `TopK` | [`top_k`] |
+//! | `Signs` | [`signs`] |
+//! | `Ternary` | [`ternary`] |
 //! | `Sparse` | [`sparse`] |
 
 pub mod float;
 pub mod int8;
 pub mod low_rank;
+mod places;
+pub mod signs;
 pub mod sparse;
+pub mod ternary;
 pub mod top_k;
 
 use std::fmt;
@@ -79,6 +86,13 @@ pub enum Codec {
     },
     /// Which values are not zero, and half a byte for each of those.
     Sparse,
+    /// The signs of the largest values of every 4096.
+    Signs {
+        /// Values kept of every 4096: 1 to 4096.
+        keep: u16,
+    },
+    /// Minus one, zero or one, times a scale for every 64.
+    Ternary,
 }
 
 /// What an encoder left out so far, and how much of it to make up for.
@@ -94,6 +108,9 @@ pub struct Feedback<'a> {
 impl Codec {
     /// Top-k as SparseLoCo has it: 64 of 4096.
     pub const TOP_64: Self = Self::TopK { keep: 64 };
+    /// Signs of which uploads and merged cells together take a fiftieth of IOTA's bytes, if merged deltas are
+    /// [`Codec::Ternary`].
+    pub const SIGNS: Self = Self::Signs { keep: 496 };
 
     /// Whether its settings make sense.
     ///
@@ -103,7 +120,9 @@ impl Codec {
         let (name, expected) = match self {
             Self::LowRank { rank: 0, .. } => ("rank", "at least 1"),
             Self::LowRank { columns: 0, .. } => ("columns", "at least 1"),
-            Self::TopK { keep: 0 | 4097.. } => ("keep", "1 to 4096"),
+            Self::TopK { keep: 0 | 4097.. } | Self::Signs { keep: 0 | 4097.. } => {
+                ("keep", "1 to 4096")
+            }
             _ => return Ok(()),
         };
         Err(Error::Setting { name, expected })
@@ -124,6 +143,8 @@ impl Codec {
             Self::Int8 => exact(chunks(|elements, _| int8::length(elements), 0)),
             Self::LowRank { rank, columns } => exact(low_rank::length(elements, rank, columns)),
             Self::TopK { keep } => exact(chunks(top_k::length, keep)),
+            Self::Signs { keep } => exact(chunks(signs::length, keep)),
+            Self::Ternary => exact(chunks(|elements, _| ternary::length(elements), 0)),
             Self::Sparse => {
                 let least = chunks(|elements, _| sparse::length(elements), 0);
                 least..=least + chunks(|elements, _| elements.div_ceil(2), 0)
@@ -252,6 +273,8 @@ impl Codec {
             Self::Int8 => int8::encode(values, bytes),
             Self::LowRank { rank, columns } => low_rank::encode(values, rank, columns, bytes),
             Self::TopK { keep } => top_k::encode(values, keep, bytes),
+            Self::Signs { keep } => signs::encode(values, keep, bytes),
+            Self::Ternary => ternary::encode(values, bytes),
             Self::Sparse => sparse::encode(values, bytes),
         }
     }
@@ -266,6 +289,8 @@ impl Codec {
             Self::Int8 => int8::decode(bytes, values),
             Self::LowRank { rank, columns } => low_rank::decode(bytes, rank, columns, values),
             Self::TopK { keep } => top_k::decode(bytes, keep, values),
+            Self::Signs { keep } => signs::decode(bytes, keep, values),
+            Self::Ternary => ternary::decode(bytes, values),
             Self::Sparse => sparse::decode(bytes, values),
         }
     }
@@ -384,6 +409,8 @@ impl fmt::Display for Codec {
             Self::Int8 => formatter.write_str("int8"),
             Self::LowRank { rank, .. } => write!(formatter, "low-rank {rank}"),
             Self::TopK { keep } => write!(formatter, "top-k {keep}"),
+            Self::Signs { keep } => write!(formatter, "signs {keep}"),
+            Self::Ternary => formatter.write_str("ternary"),
             Self::Sparse => formatter.write_str("sparse"),
         }
     }

@@ -90,6 +90,8 @@ fn every_codec_gives_the_same_bytes_with_any_instructions() {
         },
         Codec::TOP_64,
         Codec::Sparse,
+        Codec::SIGNS,
+        Codec::Ternary,
     ] {
         check(&codec.to_string(), || {
             let mut residual = numbers(4);

@@ -59,9 +59,10 @@ pub enum MergeError {
     #[error(transparent)]
     Setting(#[from] iota_merge::Error),
     /// How long encoded values are depends on the values, but a grant names an exact length beforehand. Sparse deltas of
-    /// top-k uploads have one that is not much more than it takes: no more values differ from zero than were uploaded.
+    /// top-k and signs uploads have one that is not much more than it takes: no more values differ from zero than were
+    /// uploaded.
     #[error(
-        "the codec {codec} can only be used for deltas of top-k uploads: others have no useful length beforehand"
+        "the codec {codec} can only be used for deltas of top-k or signs uploads: others have no useful length beforehand"
     )]
     Unsized {
         /// Which.
@@ -92,7 +93,7 @@ impl Merge {
             let Some(codec) = codec else { continue };
             codec.validate()?;
             let is_sized = match (codec, self.upload) {
-                (Codec::Sparse, Codec::TopK { .. }) => is_delta,
+                (Codec::Sparse, Codec::TopK { .. } | Codec::Signs { .. }) => is_delta,
                 (codec, upload) => codec != Codec::Sparse && codec_size(codec, upload).is_some(),
             };
             if !is_sized {
@@ -240,11 +241,11 @@ fn codec_size(codec: Codec, upload: Codec) -> Option<ObjectSize> {
             element_bytes: 1,
             ..chunked(4, 256)
         },
-        Codec::TopK { .. } => chunked(*lengths.end(), CHUNK),
+        Codec::TopK { .. } | Codec::Signs { .. } | Codec::Ternary => chunked(*lengths.end(), CHUNK),
         // Each copy adds as many values as it kept, until all are there.
         Codec::Sparse => {
             let keep = match upload {
-                Codec::TopK { keep } => keep.into(),
+                Codec::TopK { keep } | Codec::Signs { keep } => keep.into(),
                 _ => CHUNK,
             };
             ObjectSize {

@@ -269,12 +269,12 @@ impl Network {
         Ok(())
     }
 
-    /// What a merge moves for one replica: its upload, as an owner of 2/k of the cells the uploads of these by all k and
-    /// what it makes of them, and the whole merged model.
+    /// What a merge moves for one replica: its upload; the uploads of all k replicas of the 2/k of the cells that it owns;
+    /// what it makes of those that it stores, which is one of the two owners; and the whole merged model.
     fn bytes_per_merge(&self) -> Option<f64> {
         let replicas = self.replicas.len() as f64;
         let up_and_owned = 3.0 * self.uploaded;
-        let merged = (1.0 + 2.0 / replicas) * self.downloaded;
+        let merged = (1.0 + 1.0 / replicas) * self.downloaded;
         (self.round > 0).then(|| (up_and_owned + merged) / self.round as f64)
     }
 }

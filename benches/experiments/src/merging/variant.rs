@@ -52,6 +52,13 @@ const PLAIN: Merge = Merge {
     garbage: false,
 };
 
+/// The same in a fiftieth of the bytes of IOTA's merge.
+const SIGNS: Merge = Merge {
+    upload: Codec::SIGNS,
+    merged: Codec::Ternary,
+    ..PLAIN
+};
+
 /// As DiLoCo and IOTA's code of 2026 have it: for hundreds of local steps.
 const STRONG: Outer = Outer::Nesterov {
     learning_rate: 0.7,
@@ -114,28 +121,25 @@ pub(crate) fn variants(width: usize) -> Vec<Variant> {
             upload: Codec::Int8,
             ..PLAIN
         },
-        sparse,
+        SIGNS,
         Merge {
             outer: MILD,
-            ..sparse
+            ..SIGNS
         },
-        robust,
+        Merge {
+            clip: Clip::MedianNorm,
+            ..SIGNS
+        },
+        Merge {
+            rule: Rule::TRIMMED,
+            ..SIGNS
+        },
         Merge {
             rule: Rule::CLIPPED,
-            ..sparse
+            ..SIGNS
         },
-        Merge {
-            upload: Codec::TopK { keep: 256 },
-            ..robust
-        },
-        Merge {
-            upload: Codec::TopK { keep: 128 },
-            ..sparse
-        },
-        Merge {
-            upload: Codec::TopK { keep: 192 },
-            ..sparse
-        },
+        sparse,
+        robust,
         Merge {
             upload: Codec::TopK { keep: 256 },
             ..sparse
@@ -163,11 +167,16 @@ pub(crate) fn variants(width: usize) -> Vec<Variant> {
             rule: Rule::CLIPPED,
             ..PLAIN
         },
-        robust,
+        SIGNS,
+        Merge {
+            clip: Clip::MedianNorm,
+            ..SIGNS
+        },
         Merge {
             rule: Rule::CLIPPED,
-            ..sparse
+            ..SIGNS
         },
+        robust,
     ]
     .map(|merge| Merge {
         garbage: true,

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::support::{bits, distance, noise};
 
-const CODECS: [Codec; 8] = [
+const CODECS: [Codec; 12] = [
     Codec::F32,
     Codec::Bf16,
     Codec::Int8,
@@ -18,6 +18,10 @@ const CODECS: [Codec; 8] = [
     Codec::TopK { keep: 500 },
     Codec::TopK { keep: 4096 },
     Codec::Sparse,
+    Codec::SIGNS,
+    Codec::Signs { keep: 1 },
+    Codec::Signs { keep: 4096 },
+    Codec::Ternary,
 ];
 
 /// Up to two chunks and a piece, of any size, with some zeros.
@@ -103,6 +107,46 @@ proptest! {
             let error: f64 = kept.iter().map(|&place| f64::from(values[place] - decoded[place]).powi(2)).sum();
             let all: f64 = kept.iter().map(|&place| f64::from(values[place]).powi(2)).sum();
             prop_assert!(error <= 0.5 * all + 1e-30, "{error} of {all}");
+        }
+    }
+
+    #[test]
+    fn signs_are_those_of_the_largest_and_all_have_one_size(values in values(), keep in prop::sample::select(vec![1_u16, 496, 4096])) {
+        let codec = Codec::Signs { keep };
+        let decoded = codec.decode(&codec.encode(&values, None).unwrap(), values.len()).unwrap();
+        for (values, decoded) in values.chunks(CHUNK).zip(decoded.chunks(CHUNK)) {
+            let mut places: Vec<usize> = (0..values.len()).collect();
+            places.sort_by(|&a, &b| values[b].abs().total_cmp(&values[a].abs()).then(a.cmp(&b)));
+            let (kept, left_out) = places.split_at((values.len() * usize::from(keep)).div_ceil(CHUNK));
+            let smallest = values[kept[kept.len() - 1]].abs();
+            prop_assert!(left_out.iter().all(|&place| decoded[place] == 0.0));
+            for &place in kept {
+                let (x, y) = (values[place], decoded[place]);
+                let above = 2.0 * smallest - y.abs();
+                prop_assert!((0.0..=y.abs() / 128.0).contains(&above), "{y} of {smallest}");
+                prop_assert!(y == 0.0 || (x > 0.0) == (y > 0.0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_ternary_value_is_the_nearest_of_three(values in values()) {
+        let decoded = Codec::Ternary.decode(&Codec::Ternary.encode(&values, None).unwrap(), values.len()).unwrap();
+        for (values, decoded) in values.chunks(CHUNK).zip(decoded.chunks(CHUNK)) {
+            let values_of_chunk = values;
+            let blocks = || values.chunks(64).zip(decoded.chunks(64));
+            for (values, decoded) in blocks() {
+                let scale = decoded.iter().fold(0.0_f32, |scale, x| scale.max(x.abs()));
+                for (x, y) in values.iter().zip(decoded) {
+                    let nearest = if x.abs() >= 0.5 * scale { scale.copysign(*x) } else { 0.0 };
+                    prop_assert_eq!(*y, nearest);
+                }
+            }
+            // What is not sent at all is much smaller than what is.
+            let largest = |values: &[f32]| values.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
+            for (values, decoded) in blocks() {
+                prop_assert!(largest(decoded) > 0.0 || largest(values) <= largest(values_of_chunk) / 8.0);
+            }
         }
     }
 
@@ -194,6 +238,47 @@ proptest! {
             prop_assert!(matches!(codec.decode(&long, values.len()), Err(Error::EncodedLength { .. })), "{codec}");
         }
     }
+}
+
+/// However often a value is sent, and although it is sent larger than it is.
+#[test]
+fn what_signs_leave_out_stays_within_what_a_few_rounds_teach() {
+    let mut residual = vec![0.0; CHUNK];
+    let (mut owed_half_way, mut owed) = (0.0, 0.0);
+    for round in 0..400 {
+        let feedback = Feedback {
+            residual: &mut residual,
+            decay: 1.0,
+        };
+        Codec::SIGNS
+            .encode(&noise(round, CHUNK), Some(feedback))
+            .unwrap();
+        owed = norm(&residual);
+        if round == 199 {
+            owed_half_way = owed;
+        }
+    }
+    let learned = norm(&noise(0, CHUNK));
+    assert!(owed < 10.0 * learned, "{owed} after rounds of {learned}");
+    assert!(owed < 1.2 * owed_half_way, "{owed} after {owed_half_way}");
+}
+
+/// Of a normal distribution, whose best three levels lose 0.19 (Max 1960), in blocks of different sizes.
+#[test]
+fn ternary_values_lose_a_fifth_of_the_energy() {
+    // Sums of twelve uniform numbers.
+    let mut values = vec![0.0; 16 * CHUNK];
+    for seed in 0..12 {
+        for (value, x) in values.iter_mut().zip(noise(seed, 16 * CHUNK)) {
+            *value += x;
+        }
+    }
+    for (block, values) in values.chunks_mut(64).enumerate() {
+        let scale = ((block % 13) as f32 / 4.0).exp2();
+        values.iter_mut().for_each(|x| *x *= scale);
+    }
+    let lost = relative_error(Codec::Ternary, &values).powi(2);
+    assert!((0.18..0.22).contains(&lost), "{lost}");
 }
 
 #[test]
@@ -318,6 +403,25 @@ fn malformed_chunks_say_what_is_wrong() {
         let bytes = [&largest[..], &[1, 0]].concat();
         assert_eq!(sparse(&bytes), "the largest magnitude", "{largest:?}"); // -1, infinite, 0 with a value
     }
+    let signs = |bytes: &[u8]| refused(Codec::Signs { keep: 4096 }, bytes, 1);
+    for size in [[0x80, 0x7f], [0, 0x80]] {
+        assert_eq!(signs(&[size, [1, 0]].concat()), "a size", "{size:?}"); // infinite, -0
+    }
+    assert_eq!(signs(&[0x80, 0x3f, 0, 0]), "the bitmap");
+    assert_eq!(signs(&[0x80, 0x3f, 1, 2]), "the last byte");
+    let ternary = |bytes: &[u8]| refused(Codec::Ternary, bytes, 1);
+    for scale in [[0x80, 0x7f], [0x80, 0xbf]] {
+        let bytes = [scale, [0, 121]].concat();
+        assert_eq!(ternary(&bytes), "the largest scale", "{scale:?}"); // infinite, -1
+    }
+    let cases = [
+        ([0x10, 121], "the scale after the last"),
+        ([0, 243], "a byte of five values"),
+        ([0, 122 + 3], "the last byte"), // 1, 1, 0, 0, 0
+    ];
+    for (bytes, what) in cases {
+        assert_eq!(ternary(&[[0x80, 0x3f], bytes].concat()), what);
+    }
     let low = Codec::LowRank {
         rank: 1,
         columns: 1,
@@ -332,6 +436,8 @@ fn settings_that_make_no_sense_are_named() {
     for (codec, name) in [
         (Codec::TopK { keep: 0 }, "keep"),
         (Codec::TopK { keep: 4097 }, "keep"),
+        (Codec::Signs { keep: 0 }, "keep"),
+        (Codec::Signs { keep: 4097 }, "keep"),
         (
             Codec::LowRank {
                 rank: 0,
@@ -384,6 +490,8 @@ fn a_chunk_of_4096_takes_the_bytes_that_the_documentation_says() {
     assert_eq!(bytes(Codec::Int8), 4160..=4160);
     assert_eq!(bytes(Codec::TOP_64), 84..=84);
     assert_eq!(bytes(Codec::Sparse), 516..=2564);
+    assert_eq!(bytes(Codec::SIGNS), 376..=376);
+    assert_eq!(bytes(Codec::Ternary), 854..=854);
     let low = Codec::LowRank {
         rank: 4,
         columns: 1024,

@@ -37,15 +37,17 @@ pub struct MergingOptions {
     pub outer_momentum_first: f64,
     /// Merges until it has risen to `outer_momentum`.
     pub outer_warmup_merges: u32,
-    /// How uploads become bytes: `f32`, `bf16`, `int8`, `top-k` or `low-rank`. All but `f32` send what was learned since
-    /// the checkpoint.
+    /// How uploads become bytes: `f32`, `bf16`, `int8`, `top-k`, `signs`, `ternary` or `low-rank`. All but `f32` send what
+    /// was learned since the checkpoint.
     pub upload: CodecName,
     /// How that becomes bytes which a merge changed, for miners that hold the checkpoint before; `none`: everybody
-    /// installs merged cells whole. `sparse` suits `top-k` uploads: it takes a bit for each parameter and a byte for each
-    /// that was uploaded.
+    /// installs merged cells whole. `sparse` suits `top-k` uploads: it takes a bit for each parameter and half a byte
+    /// for each that was uploaded; `ternary`, 1.7 bits for each parameter, suits `signs`.
     pub delta: DeltaChoice,
     /// Values of every 4096 that `top-k` sends.
     pub top_k: u16,
+    /// Values of every 4096 that `signs` sends.
+    pub signs: u16,
     /// Directions that `low-rank` sends.
     pub rank: u16,
     /// Elements of a row of the matrix that `low-rank` takes parameters for.
@@ -100,6 +102,8 @@ pub enum CodecName {
     Bf16,
     Int8,
     TopK,
+    Signs,
+    Ternary,
     LowRank,
 }
 
@@ -114,6 +118,8 @@ pub enum DeltaChoice {
     Bf16,
     Int8,
     TopK,
+    Signs,
+    Ternary,
     LowRank,
     Sparse,
 }
@@ -142,6 +148,7 @@ impl MergingOptions {
         upload: CodecName::F32,
         delta: DeltaChoice::None,
         top_k: 64,
+        signs: 496,
         rank: 4,
         rank_columns: 1_024,
         feedback: 0.95,
@@ -220,6 +227,8 @@ impl MergingOptions {
             DeltaChoice::Bf16 => CodecName::Bf16,
             DeltaChoice::Int8 => CodecName::Int8,
             DeltaChoice::TopK => CodecName::TopK,
+            DeltaChoice::Signs => CodecName::Signs,
+            DeltaChoice::Ternary => CodecName::Ternary,
             DeltaChoice::LowRank => CodecName::LowRank,
             DeltaChoice::Sparse => return Some(Codec::Sparse),
         };
@@ -232,6 +241,8 @@ impl MergingOptions {
             CodecName::Bf16 => Codec::Bf16,
             CodecName::Int8 => Codec::Int8,
             CodecName::TopK => Codec::TopK { keep: self.top_k },
+            CodecName::Signs => Codec::Signs { keep: self.signs },
+            CodecName::Ternary => Codec::Ternary,
             CodecName::LowRank => Codec::LowRank {
                 rank: self.rank,
                 columns: self.rank_columns,

@@ -59,6 +59,20 @@ async fn a_network_whose_miners_send_what_they_learned_in_few_bytes_trains_and_p
     assert!(report.merges.iter().all(|merge| merge.cells == 3));
 }
 
+/// Uploads of 3/4 of a bit for each parameter, and deltas of 1.7.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_whose_miners_send_signs_and_install_ternary_deltas_trains_and_passes_its_audits()
+{
+    let (report, _) = merging(MergingOptions {
+        upload: CodecName::Signs,
+        delta: DeltaChoice::Ternary,
+        feedback: 1.0,
+        ..SMALL
+    })
+    .await;
+    assert!(report.merges.iter().all(|merge| merge.cells == 3));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn deltas_of_a_byte_without_moments_take_a_fraction_of_the_bytes() {
     let (_, whole) = merging(MergingOptions::DEFAULT).await;
