@@ -8,6 +8,7 @@ use crate::event::{AbandonReason, Event, Phase};
 use crate::id::{Epoch, Session};
 use crate::rejection::Rejection;
 use crate::settings::{Merging, ObjectSize, RunSettings};
+use crate::state::Coverage;
 use crate::testing::{kept, seal};
 use crate::work::{Failure, Lease, ObjectRef, Outcome, Purpose, Seal, Work, WorkKind};
 
@@ -218,9 +219,7 @@ fn a_subject_that_leaves_takes_its_audit_along_and_the_epochs_pay_stays_behind()
 
 #[test]
 fn who_withholds_it_begins_anew_ever_after_and_is_the_next_to_be_looked_at() {
-    let mut settings = keeping();
-    settings.merging.compares_kept = true;
-    let (mut world, sessions) = second_uploading(settings);
+    let (mut world, sessions) = second_uploading(keeping());
     let subject = *drawn(&world).first().unwrap();
     for session in &sessions {
         if let Some(lease) = upload(&mut world, *session)
@@ -349,4 +348,47 @@ fn an_upload_that_does_not_seal_what_the_miner_keeps_is_refused() {
     assert_eq!(with(None), Err(Rejection::WrongOutcome));
     assert_eq!(with(Some(seal("", 1))), Err(Rejection::WrongLength));
     assert_eq!(with(Some(seal("", SIZE.bytes(12)))), Ok(()));
+}
+
+#[test]
+fn nobody_reads_what_is_kept_by_a_peer_that_will_not_go_on_with_it() {
+    let mut asked = [0, 0];
+    for secret in 0..32 {
+        let mut settings = RunSettings {
+            secret: [secret; 32],
+            ..keeping()
+        };
+        settings.merging.compares_kept = true;
+        let mut world = World::new(settings);
+        world.gather(1..5);
+        world.work_until(Phase::Uploading, &[]);
+        let mut audits = world.state.audits_pending();
+        let whole = audits.find(|(_, audit)| audit.awaits == Some(Coverage::Everything));
+        let Some((audit, state)) = whole else {
+            continue;
+        };
+        let (subject, stage) = (state.subject, state.stage);
+        let last = audits.map(|(other, _)| other).fold(audit, Ord::max);
+        let withholds = secret % 2 == 0;
+        if withholds {
+            // As if it had for another audit than this.
+            let why = AbandonReason::NotHandedOver;
+            world.happen(Event::AuditAbandoned {
+                audit,
+                subject,
+                why,
+            });
+            world.happen(Event::AuditDrawn {
+                audit: last.next(),
+                subject,
+                stage,
+                operations: 2,
+                of: 2,
+            });
+        }
+        let is_asked = upload(&mut world, subject).is_some();
+        assert_eq!(is_asked, !withholds);
+        asked[usize::from(withholds)] += 1;
+    }
+    assert!(asked[0] > 0 && asked[1] > 0, "{asked:?}");
 }
