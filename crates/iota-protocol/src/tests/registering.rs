@@ -290,7 +290,7 @@ fn whoever_joined_just_before_the_orchestrator_slept_has_its_time_all_the_same()
     assert_eq!(world.ask(2), None);
     let away = Duration::from_secs(10_000);
     world.now = world.now + away + Duration::from_secs(20);
-    world.command(&crate::Command::Wake { away }).unwrap();
+    world.command(&Command::Wake { away }).unwrap();
     assert!(world.state.session(idle).is_some());
 }
 
