@@ -496,7 +496,8 @@ pub fn the_banned_are_out(state: &State) -> Result<(), String> {
     Ok(())
 }
 
-/// V3: an audit waits only for the log of a live session that may still upload; nobody audits what is not complete.
+/// V3: an audit waits only for a live session that may still upload, or hand over what the audit needs; nobody audits what
+/// is not complete.
 pub fn audits_wait_only_for_their_subjects(state: &State) -> Result<(), String> {
     for (id, audit) in state.audits_pending() {
         let Some(coverage) = audit.awaits else {
