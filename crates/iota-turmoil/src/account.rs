@@ -11,7 +11,8 @@ use iota_store::ObjectKey;
 
 use crate::Lived;
 use crate::hosts::{Site, keypair};
-use crate::plan::{EPOCHS, STAGES};
+use crate::journal::is_join;
+use crate::plan::STAGES;
 
 /// Compares the run's end with its journal, its books, its store and its metrics.
 ///
@@ -28,9 +29,12 @@ pub(crate) fn settle(site: &Site, elapsed: Duration) -> Result<Lived, String> {
         return Err("the journal does not lead to the state that the run ended with".to_owned());
     }
     iota_protocol::invariants::check_all(&state).map_err(|violation| violation.to_string())?;
-    let mut ledger = Ledger::new(state.settings());
+    let (mut ledger, mut joins) = (Ledger::new(state.settings()), 0);
     replay(&journal, 0, |entry| {
-        entry.events.iter().for_each(|event| ledger.follow(event));
+        for event in &entry.events {
+            joins += u64::from(is_join(event));
+            ledger.follow(event);
+        }
         Ok(())
     })
     .map_err(|error| format!("the journal: {error}"))?;
@@ -48,7 +52,7 @@ pub(crate) fn settle(site: &Site, elapsed: Duration) -> Result<Lived, String> {
         return Err("replicas of a stage differ".to_owned());
     }
     let merges = state.merges().len() as u64;
-    if !state.is_over() || merges != EPOCHS * u64::from(STAGES) {
+    if !state.is_over() || merges != site.plan.epochs * u64::from(STAGES) {
         return Err(format!("the run ended with {merges} merges"));
     }
     checkpoints_are_there(site, &ledger, state.settings().run)?;
@@ -57,14 +61,15 @@ pub(crate) fn settle(site: &Site, elapsed: Duration) -> Result<Lived, String> {
     site.trace.note("world", format_args!("{counts:?}"));
     let (passed, failed) = state.audits_settled();
     Ok(Lived {
-        seed: site.plan.seed,
         faults: site.trace.faults(),
         virtual_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+        writes: site.disk.tried(),
         entries: checked.entries,
         events: checked.events,
         completed: counts.completed,
         lost: counts.lost,
         re_leased: counts.re_leased,
+        joins: joins - site.disk.joins_untold(),
         audits: passed + failed,
         banned: state.cheaters().count() as u64,
         trace: site.trace.digest(),

@@ -19,7 +19,7 @@ use iota_validator::Validator;
 use crate::chance::Chance;
 use crate::journal::Disk;
 use crate::network::{PORT, SimulatedClock, connector, listen};
-use crate::plan::{EPOCHS, Host, Plan, SAMPLES_PER_EPOCH, STAGES};
+use crate::plan::{Host, Plan, SAMPLES_PER_EPOCH, STAGES};
 use crate::store::{Objects, WayToStore};
 use crate::trace::Trace;
 
@@ -59,7 +59,7 @@ impl Site {
         };
         let trace = Arc::new(trace);
         Ok(Self {
-            disk: Disk::new(Arc::clone(&trace)),
+            disk: Disk::new(plan.death, Arc::clone(&trace)),
             objects: Arc::new(Objects::new(plan.seed, Arc::clone(&trace))),
             trace,
             folder: run.into(),
@@ -213,7 +213,7 @@ fn options(plan: &Plan, corpus: &Path) -> RunOptions {
         merging: plan.merging,
         ..RunOptions::default()
     };
-    options.training.epochs = EPOCHS;
+    options.training.epochs = plan.epochs;
     options.training.samples_per_epoch = SAMPLES_PER_EPOCH;
     options.training.sequences = 1;
     options.training.warmup_samples = 4;

@@ -4,8 +4,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iota_journal::{Entry, Error, Genesis, Journal, MemoryDisk, MemoryJournal, Result, Snapshot};
 use iota_protocol::State;
+use iota_protocol::event::Event;
 use iota_protocol::invariants::check_all;
 
+use crate::Death;
+use crate::fault::Fault;
+use crate::plan::Host;
 use crate::trace::Trace;
 
 /// What an orchestrator's process leaves, and what kills the next one.
@@ -24,12 +28,22 @@ struct Inner {
     violated: Option<String>,
     /// The process dies at the next write: whether that is there afterwards.
     dies: Option<bool>,
+    /// The process that makes this write dies of it.
+    death: Option<Death>,
+    /// Writes that were tried so far, by all processes.
+    tried: u64,
+    /// Joins in writes that are there although their process died of them: their peers were never told.
+    joins_untold: u64,
 }
 
 impl Disk {
-    pub(crate) fn new(trace: Arc<Trace>) -> Self {
+    pub(crate) fn new(death: Option<Death>, trace: Arc<Trace>) -> Self {
+        let inner = Inner {
+            death,
+            ..Inner::default()
+        };
         Self {
-            inner: Arc::default(),
+            inner: Arc::new(Mutex::new(inner)),
             trace,
         }
     }
@@ -50,12 +64,28 @@ impl Disk {
 
     /// Begins with an empty one.
     pub(crate) fn format(&self) {
-        *self.lock() = Inner::default();
+        let mut inner = self.lock();
+        *inner = Inner {
+            death: inner.death,
+            tried: inner.tried,
+            joins_untold: inner.joins_untold,
+            ..Inner::default()
+        };
     }
 
     /// Whoever writes next dies of it; `kept`: but the write is there.
     pub(crate) fn kill_at_next_write(&self, kept: bool) {
         self.lock().dies = Some(kept);
+    }
+
+    /// Writes that were tried so far.
+    pub(crate) fn tried(&self) -> u64 {
+        self.lock().tried
+    }
+
+    /// Joins that are written down and were never answered.
+    pub(crate) fn joins_untold(&self) -> u64 {
+        self.lock().joins_untold
     }
 
     /// The first invariant of the rules that did not hold after an entry.
@@ -69,6 +99,18 @@ impl Disk {
 }
 
 impl Inner {
+    /// Whether the process that tries a write dies of it, and if so whether the write is there.
+    fn fate(&mut self, trace: &Trace) -> Option<bool> {
+        let write = self.tried;
+        self.tried += 1;
+        let death = self.death.filter(|death| death.write == write);
+        let death = death.map(|death| {
+            trace.fault(Fault::JournalDied, Host::Orchestrator.name(), None);
+            death.kept
+        });
+        death.or_else(|| self.dies.take())
+    }
+
     fn follow(&mut self, entry: &Entry) {
         let Some(state) = &mut self.state else { return };
         for event in &entry.events {
@@ -81,6 +123,11 @@ impl Inner {
     }
 }
 
+/// Whether a session begins.
+pub(crate) const fn is_join(event: &Event) -> bool {
+    matches!(event, Event::SessionJoined { .. })
+}
+
 #[derive(Debug)]
 struct TracedJournal {
     journal: MemoryJournal,
@@ -91,7 +138,7 @@ struct TracedJournal {
 impl Journal for TracedJournal {
     fn append(&mut self, entries: &[Entry]) -> Result<()> {
         let mut inner = self.disk.lock();
-        let dies = inner.dies.take();
+        let dies = inner.fate(&self.disk.trace);
         let died = Error::Crashed {
             write: inner.disk.writes(),
         };
@@ -110,6 +157,8 @@ impl Journal for TracedJournal {
         }
         if dies == Some(true) {
             self.dead = true;
+            let events = entries.iter().flat_map(|entry| &entry.events);
+            inner.joins_untold += events.filter(|event| is_join(event)).count() as u64;
             return Err(died);
         }
         Ok(())
@@ -125,7 +174,16 @@ impl Journal for TracedJournal {
     }
 
     fn keep_snapshot(&mut self, snapshot: &Snapshot) -> Result<()> {
-        self.journal.keep_snapshot(snapshot)
+        let fate = self.disk.lock().fate(&self.disk.trace);
+        let write = self.disk.lock().disk.writes();
+        if !self.dead && fate != Some(false) {
+            self.journal.keep_snapshot(snapshot)?;
+        }
+        self.dead |= fate.is_some();
+        if self.dead {
+            return Err(Error::Crashed { write });
+        }
+        Ok(())
     }
 
     fn genesis(&self) -> Result<Option<Genesis>> {

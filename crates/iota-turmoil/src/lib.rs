@@ -25,7 +25,9 @@
 //! lives through one world, and [`live`] may be called once.
 //!
 //! ```no_run
-//! let lived = iota_turmoil::live(7, false)?;
+//! use iota_turmoil::{Which, live};
+//!
+//! let lived = live(Which::Troubled { seed: 7 }, false)?;
 //! println!("{} faults, {} virtual ms, trace {}", lived.faults.total(), lived.virtual_ms, lived.trace);
 //! # Ok::<(), iota_turmoil::Failed>(())
 //! ```
@@ -57,6 +59,7 @@ mod store;
 mod trace;
 mod world;
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -66,15 +69,53 @@ pub use fault::{Counts, Fault};
 /// Seeds of worlds that once showed a fault, one to a line, each with what it found. They are lived through first.
 const KEPT: &str = include_str!("../seeds.txt");
 
+/// Which world to live through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which {
+    /// Full of the trouble that follows from a seed.
+    Troubled {
+        /// The seed.
+        seed: u64,
+    },
+    /// Three epochs in which nothing goes wrong but that the orchestrator dies once, if that.
+    Calm {
+        /// When.
+        death: Option<Death>,
+    },
+}
+
+/// The orchestrator dies at a write of its journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Death {
+    /// At which one, counted from 0.
+    pub write: u64,
+    /// Whether the write is there afterwards.
+    pub kept: bool,
+}
+
+impl fmt::Display for Which {
+    /// As the program is told.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Troubled { seed } => write!(f, "--seed {seed}"),
+            Self::Calm { death: None } => f.write_str("--calm"),
+            Self::Calm { death: Some(death) } => {
+                let kept = if death.kept { " --kept" } else { "" };
+                write!(f, "--calm --dies-at {}{kept}", death.write)
+            }
+        }
+    }
+}
+
 /// A world that came to a good end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lived {
-    /// What it was made from.
-    pub seed: u64,
     /// What went wrong in it.
     pub faults: Counts,
     /// How long it took in its own time, in milliseconds.
     pub virtual_ms: u64,
+    /// Writes to its journal that were tried.
+    pub writes: u64,
     /// Entries of its journal: commands that changed something.
     pub entries: u64,
     /// Events in them.
@@ -85,6 +126,8 @@ pub struct Lived {
     pub lost: u64,
     /// Pieces of work that were leased again because a lease had ended in vain.
     pub re_leased: u64,
+    /// How often somebody joined, all peers together, and was told so.
+    pub joins: u64,
     /// Audits with a verdict.
     pub audits: u64,
     /// Cheaters that were found.
@@ -96,33 +139,33 @@ pub struct Lived {
 /// A world that showed a fault.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "seed {seed}, after {:.3} s of its time: {what}\nreplay it with: cargo run --release -p iota-turmoil -- --seed {seed} --trace",
+    "{which}, after {:.3} s of its time: {what}\nreplay it with: cargo run --release -p iota-turmoil -- {which} --trace",
     after.as_secs_f64()
 )]
 pub struct Failed {
-    /// What it was made from.
-    pub seed: u64,
+    /// Which it was.
+    pub which: Which,
     /// When, in its own time.
     pub after: Duration,
     /// What was found.
     pub what: String,
 }
 
-/// Makes the world of a seed and lives through it. `print`: everything that happens, on standard output.
+/// Makes a world and lives through it. `print`: everything that happens, on standard output.
 ///
 /// # Errors
 /// If a runtime fails or panics, the run does not come to its end, or the end is not as it has to be.
 ///
 /// # Panics
 /// If this process has lived through a world before.
-pub fn live(seed: u64, print: bool) -> Result<Lived, Failed> {
+pub fn live(which: Which, print: bool) -> Result<Lived, Failed> {
     panics::notice();
     // A thread of its own, that has not drawn anything yet.
     let thread = std::thread::Builder::new().name("world".to_owned());
     let lived = thread
-        .spawn(move || world::live(seed, print))
+        .spawn(move || world::live(which, print))
         .map(std::thread::JoinHandle::join);
-    let failed = |after, what| Failed { seed, after, what };
+    let failed = |after, what| Failed { which, after, what };
     match lived {
         Ok(Ok(lived)) => lived.map_err(|(after, what)| failed(after, what)),
         Ok(Err(_)) => {

@@ -7,13 +7,12 @@ use iota_orchestrator::{DeltaChoice, MergingOptions, OptimizerState, OuterName};
 
 use crate::chance::Chance;
 use crate::fault::Fault;
+use crate::{Death, Which};
 
 /// Stages of a world's model.
 pub(crate) const STAGES: u16 = 2;
 /// Miners of each stage.
 pub(crate) const MINERS_PER_STAGE: u32 = 2;
-/// Epochs of a world's run.
-pub(crate) const EPOCHS: u64 = 2;
 /// Samples of each epoch.
 pub(crate) const SAMPLES_PER_EPOCH: u64 = 16;
 
@@ -75,6 +74,8 @@ pub(crate) struct Trouble {
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) seed: u64,
+    /// Epochs of its run.
+    pub(crate) epochs: u64,
     /// The longest that a message takes.
     pub(crate) latency_max: Duration,
     /// The longest that a piece of work of a stage, or a write of the journal, usually takes.
@@ -88,10 +89,34 @@ pub(crate) struct Plan {
     pub(crate) cheater: Option<Host>,
     /// In the order in which it begins.
     pub(crate) troubles: Vec<Trouble>,
+    /// The write that the orchestrator dies of, if nothing else goes wrong.
+    pub(crate) death: Option<Death>,
 }
 
 impl Plan {
-    pub(crate) fn new(seed: u64) -> Self {
+    pub(crate) fn new(which: Which) -> Self {
+        match which {
+            Which::Troubled { seed } => Self::troubled(seed),
+            Which::Calm { death } => Self::calm(death),
+        }
+    }
+
+    fn calm(death: Option<Death>) -> Self {
+        Self {
+            seed: 0,
+            epochs: 3,
+            latency_max: Duration::from_millis(5),
+            work_max: Duration::from_millis(20),
+            clock_ahead_ms: BTreeMap::new(),
+            merging: MergingOptions::DEFAULT,
+            miners_to_start: MINERS_PER_STAGE,
+            cheater: None,
+            troubles: Vec::new(),
+            death,
+        }
+    }
+
+    fn troubled(seed: u64) -> Self {
         let mut chance = Chance::new(seed, "plan");
         let latency_max = chance.pick(&[5, 30, 100]);
         let work_max = chance.pick(&[20, 100, 400]);
@@ -104,6 +129,7 @@ impl Plan {
             .collect();
         Self {
             seed,
+            epochs: 2,
             latency_max: Duration::from_millis(latency_max),
             work_max: Duration::from_millis(work_max),
             clock_ahead_ms,
@@ -111,6 +137,7 @@ impl Plan {
             miners_to_start: chance.pick(&[1, MINERS_PER_STAGE]),
             cheater: chance.happens(20).then_some(Host::Miner(3)),
             troubles: troubles(&mut chance),
+            death: None,
         }
     }
 }

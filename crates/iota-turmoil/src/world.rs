@@ -6,13 +6,13 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use turmoil::Sim;
 
-use crate::Lived;
 use crate::chance::Chance;
 use crate::fault::Fault;
 use crate::hosts::Site;
 use crate::plan::{About, Host, Plan, Trouble};
 use crate::seeded;
 use crate::trace::Trace;
+use crate::{Lived, Which};
 
 /// In a step every machine does what it has to do in this time, one after the other.
 const STEP: Duration = Duration::from_millis(2);
@@ -21,14 +21,14 @@ const PATIENCE: Duration = Duration::from_secs(15 * 60);
 /// How long peers have to hear of the end.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Makes the world of a seed and lives through it.
+/// Makes a world and lives through it.
 ///
 /// # Errors
 /// When, and what was found.
-pub(crate) fn live(seed: u64, print: bool) -> Result<Lived, (Duration, String)> {
-    seeded::begin(seed);
+pub(crate) fn live(which: Which, print: bool) -> Result<Lived, (Duration, String)> {
+    let plan = Plan::new(which);
+    seeded::begin(plan.seed);
     let folder = tempfile::tempdir().map_err(|error| (Duration::ZERO, error.to_string()))?;
-    let plan = Plan::new(seed);
     work_takes_its_time(&plan);
     let site = Site::new(plan, folder.path(), Trace::new(print))
         .map_err(|error| (Duration::ZERO, error.to_string()))?;
