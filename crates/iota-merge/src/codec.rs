@@ -8,7 +8,7 @@
 //!   low-rank 4, 1024 wide       *8224   all but 4 directions              deltas of large matrices (* 1024 x 1024: 16384)
 //!   top-k 64                       84   all but 64 values, and those      deltas, with error feedback
 //!                                       to 2 bits
-//!   signs 496                     376   all but 496 signs                 deltas, with error feedback
+//!   signs 488                     371   all but 488 signs                 deltas, with error feedback
 //!   ternary                       854   a fifth of the energy             merged deltas of such uploads
 //!   sparse               516 to  2564   a fifth of a value, or a tiny one  merged deltas of top-k uploads
 //! ```
@@ -110,7 +110,7 @@ impl Codec {
     pub const TOP_64: Self = Self::TopK { keep: 64 };
     /// Signs of which uploads and merged cells together take a fiftieth of IOTA's bytes, if merged deltas are
     /// [`Codec::Ternary`].
-    pub const SIGNS: Self = Self::Signs { keep: 496 };
+    pub const SIGNS: Self = Self::Signs { keep: 488 };
 
     /// Whether its settings make sense.
     ///

@@ -142,7 +142,7 @@ impl Plan {
     }
 }
 
-/// Whole values by default; sometimes what was learned, with an outer step, and moments that miners keep to themselves.
+/// Whole values or the default; sometimes what was learned, with an outer step, and moments that miners keep to themselves.
 fn merging(chance: &mut Chance) -> MergingOptions {
     let kept = chance.pick(&[
         OptimizerState::Merged,
@@ -154,11 +154,12 @@ fn merging(chance: &mut Chance) -> MergingOptions {
         (OuterName::None, DeltaChoice::None),
         (OuterName::Nesterov, DeltaChoice::Int8),
     ]);
+    let ways = [MergingOptions::WHOLE, MergingOptions::DEFAULT];
     MergingOptions {
         outer,
         delta,
         optimizer_state: kept,
-        ..MergingOptions::DEFAULT
+        ..chance.pick(&ways)
     }
 }
 

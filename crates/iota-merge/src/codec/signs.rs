@@ -1,7 +1,7 @@
 //! Where the largest values of a chunk are, and their signs: all of them become one size, twice the smallest of them.
 //!
 //! ```text
-//!         size bf16 │ upper bits of the places, 1007 bits │ 496 x 4 bits                                376 bytes
+//!         size bf16 │ upper bits of the places, 999 bits │ 488 x 4 bits                                 371 bytes
 //!                                                           lower bits of the place 3 │ is negative 1
 //! ```
 //!

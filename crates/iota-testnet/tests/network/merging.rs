@@ -27,7 +27,7 @@ const SMALL: MergingOptions = MergingOptions {
     outer: OuterName::Nesterov,
     outer_warmup_merges: 2,
     optimizer_state: OptimizerState::Local,
-    ..MergingOptions::DEFAULT
+    ..MergingOptions::WHOLE
 };
 
 async fn merging(merging: MergingOptions) -> (Report, u64) {
@@ -75,13 +75,13 @@ async fn a_network_whose_miners_send_signs_and_install_ternary_deltas_trains_and
 
 #[tokio::test(flavor = "multi_thread")]
 async fn deltas_of_a_byte_without_moments_take_a_fraction_of_the_bytes() {
-    let (_, whole) = merging(MergingOptions::DEFAULT).await;
+    let (_, whole) = merging(MergingOptions::WHOLE).await;
     let (_, small) = merging(MergingOptions {
         upload: CodecName::Int8,
         delta: DeltaChoice::Int8,
         feedback: 0.0,
         optimizer_state: OptimizerState::Dropped,
-        ..MergingOptions::DEFAULT
+        ..MergingOptions::WHOLE
     })
     .await;
     assert!(small * 3 < whole, "{small} of {whole} bytes");
@@ -96,7 +96,7 @@ async fn a_robust_rule_on_deltas_with_merged_moments_trains() {
         outer_learning_rate: 1.0,
         upload: CodecName::Bf16,
         delta: DeltaChoice::Bf16,
-        ..MergingOptions::DEFAULT
+        ..MergingOptions::WHOLE
     })
     .await;
 }
@@ -257,7 +257,7 @@ async fn with_one_of_eight(behaviour: Behaviour, rule: RuleName) -> f32 {
         stages: 1,
         merging: MergingOptions {
             rule,
-            ..MergingOptions::DEFAULT
+            ..MergingOptions::WHOLE
         },
         ..small(folder.path())
     };
