@@ -84,7 +84,8 @@ pub enum ComparisonError {
     TooWide,
     /// Two honest uploads of this kind may differ in which values they send.
     #[error(
-        "uploads by {codec}, or that make up for what earlier ones left out, cannot be compared closely"
+        "uploads by {codec}, or that make up for what earlier ones left out, cannot be compared closely: \
+         merging.upload has to be f32, or bf16 with merging.feedback 0"
     )]
     Upload {
         /// As the run has it.
