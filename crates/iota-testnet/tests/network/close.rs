@@ -33,7 +33,7 @@ fn settings(folder: &std::path::Path) -> TestnetSettings {
     // The cheater knows how to spoil f32 so that nobody but an auditor sees it.
     settings.wire = Wire::default();
     // At a higher rate two machines come apart too soon.
-    settings.training.learning_rate = 2e-3;
+    settings.training.learning_rate = 1e-3;
     assert_eq!(settings.training.samples_per_epoch, STEPS);
     settings
 }
