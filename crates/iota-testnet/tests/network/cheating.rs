@@ -1,14 +1,11 @@
 //! Miners that do not do what they say.
 
-use iota_identity::Keypair;
-use iota_miner::{Behaviour, Miner};
+use iota_miner::Behaviour;
 use iota_node::Shutdown;
-use iota_orchestrator::{Orchestrator, Participants, Setup};
 use iota_protocol::event::BanReason;
 use iota_testnet::summary;
-use iota_validator::Validator;
 
-use crate::{run, small};
+use crate::{by_hand, run, small};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cheater_is_found_and_nobody_else() {
@@ -44,30 +41,15 @@ async fn a_cheater_is_found_and_nobody_else() {
 async fn a_miner_whose_tensors_are_no_numbers_is_found_and_poisons_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let settings = small(folder.path());
-    let validator = Keypair::from_seed([99; 32]);
-    let participants = Participants {
-        miners_to_start: 2,
-        validators: vec![validator.peer_id()],
-    };
-    let setup = Setup::new(&settings.run_options(), participants).unwrap();
-    std::fs::create_dir_all(&settings.out).unwrap();
-    let orchestrator = Orchestrator::builder(setup, &settings.out)
-        .start(&Shutdown::new())
-        .await
-        .unwrap();
-    let validator = Validator::builder(orchestrator.url()).with_keypair(validator);
-    tokio::spawn(validator.run(Shutdown::new()));
-    let poisoner = Keypair::from_seed([3; 32]).peer_id();
+    let orchestrator = by_hand::validated(&settings, 2).await;
+    let poisoner = by_hand::peer(3);
     for number in 0..4 {
         let behaviour = if number == 3 {
             Behaviour::NotFinite
         } else {
             Behaviour::Honest
         };
-        let miner = Miner::builder(orchestrator.url())
-            .with_keypair(Keypair::from_seed([number; 32]))
-            .with_behaviour(behaviour)
-            .with_threads(1);
+        let miner = by_hand::miner(orchestrator.url(), number).with_behaviour(behaviour);
         tokio::spawn(miner.run(Shutdown::new()));
     }
 

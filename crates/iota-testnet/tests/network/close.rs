@@ -2,22 +2,19 @@
 
 use std::sync::Arc;
 
-use iota_identity::Keypair;
 use iota_miner::{Behaviour, Error, Miner};
 use iota_model::Precision;
 use iota_node::Shutdown;
 use iota_orchestrator::{
-    AuditOptions, ComparisonName, MergingOptions, OptimizerState, Orchestrator, Participants,
-    Setup, SetupError,
+    AuditOptions, ComparisonName, MergingOptions, OptimizerState, Participants, Setup, SetupError,
 };
 use iota_peer::Device;
+use iota_protocol::State;
 use iota_protocol::event::BanReason;
-use iota_protocol::{PeerId, State};
 use iota_run::Wire;
 use iota_testnet::{Measurement, TestnetSettings, measure};
-use iota_validator::Validator;
 
-use crate::small;
+use crate::{by_hand, small};
 
 /// Steps that a miner may take in an epoch.
 const STEPS: u64 = 24;
@@ -40,29 +37,14 @@ fn settings(folder: &std::path::Path) -> TestnetSettings {
 
 /// Four miners, of which `rounds` computes in bf16 and `cheats` sends wrong tensors, and a validator in f32.
 async fn mined(settings: &TestnetSettings, rounds: u8, cheats: Option<u8>) -> Arc<State> {
-    let validator = Keypair::from_seed([99; 32]);
-    let participants = Participants {
-        miners_to_start: 2,
-        validators: vec![validator.peer_id()],
-    };
-    let setup = Setup::new(&settings.run_options(), participants).unwrap();
-    std::fs::create_dir_all(&settings.out).unwrap();
-    let orchestrator = Orchestrator::builder(setup, &settings.out)
-        .start(&Shutdown::new())
-        .await
-        .unwrap();
-    let validator = Validator::builder(orchestrator.url()).with_keypair(validator);
-    tokio::spawn(validator.run(Shutdown::new()));
+    let orchestrator = by_hand::validated(settings, 2).await;
     for number in 0..4 {
         let behaviour = if cheats == Some(number) {
             Behaviour::WrongTensors
         } else {
             Behaviour::Honest
         };
-        let mut miner = Miner::builder(orchestrator.url())
-            .with_keypair(Keypair::from_seed([number; 32]))
-            .with_behaviour(behaviour)
-            .with_threads(1);
+        let mut miner = by_hand::miner(orchestrator.url(), number).with_behaviour(behaviour);
         if number == rounds {
             miner = miner.with_precision(Precision::Bf16);
         }
@@ -70,10 +52,6 @@ async fn mined(settings: &TestnetSettings, rounds: u8, cheats: Option<u8>) -> Ar
     }
     let (last, _) = orchestrator.finish().await.unwrap();
     last
-}
-
-fn peer(number: u8) -> PeerId {
-    Keypair::from_seed([number; 32]).peer_id()
 }
 
 /// With tolerances that are measured for these settings.
@@ -95,14 +73,17 @@ async fn a_cheater_is_found_by_values_and_nobody_else(mut settings: TestnetSetti
     };
     let last = mined(&settings, 1, Some(3)).await;
     let cheaters: Vec<_> = last.cheaters().map(|(peer, _)| peer).collect();
-    assert_eq!(cheaters, [peer(3)]);
+    assert_eq!(cheaters, [by_hand::peer(3)]);
     let (_, why) = last.cheaters().next().unwrap();
     assert!(matches!(why, BanReason::Audit { .. }), "{why:?}");
     let (passed, failed) = last.audits_settled();
     assert_eq!(failed, 1, "the audit that found the cheater");
     // Three miners in each of three epochs.
     assert!(passed >= 9, "{passed} audits");
-    assert!(last.score(peer(1)) > 0.0, "what it did was verified");
+    assert!(
+        last.score(by_hand::peer(1)) > 0.0,
+        "what it did was verified"
+    );
     assert!(last.replicas_equal());
 }
 
@@ -127,16 +108,7 @@ async fn so_it_is_where_miners_keep_their_moments_for_themselves() {
 async fn where_bits_are_compared_a_miner_of_another_precision_does_not_take_part() {
     let folder = tempfile::tempdir().unwrap();
     let settings = settings(folder.path());
-    let participants = Participants {
-        miners_to_start: 1,
-        validators: Vec::new(),
-    };
-    let setup = Setup::new(&settings.run_options(), participants).unwrap();
-    std::fs::create_dir_all(&settings.out).unwrap();
-    let orchestrator = Orchestrator::builder(setup, &settings.out)
-        .start(&Shutdown::new())
-        .await
-        .unwrap();
+    let orchestrator = by_hand::orchestrator(&settings, 1).await;
     let miner = Miner::builder(orchestrator.url()).with_precision(Precision::Bf16);
     let refused = miner.run(Shutdown::new()).await.unwrap_err();
     assert!(matches!(refused, Error::Precision { .. }), "{refused}");

@@ -3,18 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use iota_identity::Keypair;
 use iota_ledger::{Moment, Subject};
-use iota_miner::Miner;
 use iota_node::Shutdown;
-use iota_orchestrator::{
-    Error, Finding, History, JOURNAL, LedgerAudit, Orchestrator, Participants, Setup,
-};
+use iota_orchestrator::{Error, Finding, History, JOURNAL, LedgerAudit};
 use iota_protocol::work::{Checkpoint, SegmentSource};
 use iota_protocol::{Epoch, Phase, SampleId, StageIndex, State};
 use iota_store::ObjectKey;
 
-use crate::small;
+use crate::{by_hand, small};
 
 async fn audit(folder: &Path) -> LedgerAudit {
     History::open(folder).unwrap().audit().await.unwrap()
@@ -25,20 +21,9 @@ async fn a_run_is_audited_while_it_goes_on_and_nothing_of_it_can_be_changed_unse
     let folder = tempfile::tempdir().unwrap();
     let settings = small(folder.path());
     let out = settings.out.clone();
-    std::fs::create_dir_all(&out).unwrap();
-    let participants = Participants {
-        miners_to_start: 2,
-        validators: vec![],
-    };
-    let setup = Setup::new(&settings.run_options(), participants).unwrap();
-    let orchestrator = Orchestrator::builder(setup, &out)
-        .start(&Shutdown::new())
-        .await
-        .unwrap();
+    let orchestrator = by_hand::orchestrator(&settings, 2).await;
     for number in 0..4 {
-        let miner = Miner::builder(orchestrator.url())
-            .with_keypair(Keypair::from_seed([number; 32]))
-            .with_threads(1);
+        let miner = by_hand::miner(orchestrator.url(), number);
         tokio::spawn(miner.run(Shutdown::new()));
     }
 

@@ -3,21 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use iota_identity::Keypair;
 use iota_journal::SqliteJournal;
-use iota_miner::{Behaviour, Miner};
+use iota_miner::Behaviour;
 use iota_node::Shutdown;
 use iota_orchestrator::{
-    CodecName, DeltaChoice, JOURNAL, MergingOptions, OptimizerState, Orchestrator, OuterName,
-    Participants, RuleName, Setup,
+    CodecName, DeltaChoice, JOURNAL, MergingOptions, OptimizerState, OuterName, RuleName,
 };
 use iota_protocol::event::BanReason;
 use iota_protocol::work::{Difference, Outcome, Seal, Work};
 use iota_protocol::{Epoch, Event, LeaseId, Session};
 use iota_testnet::{Report, TestnetSettings, summary};
-use iota_validator::Validator;
 
-use crate::{run, small};
+use crate::{by_hand, run, small};
 
 /// What learned in few bytes, the rest at home.
 const SMALL: MergingOptions = MergingOptions {
@@ -210,33 +207,18 @@ async fn whoever_hands_over_another_past_than_it_had_sealed_is_found_and_nobody_
     };
     settings.training.epochs = 3;
     settings.training.audit_every_epochs = 1;
-    let validator = Keypair::from_seed([99; 32]);
-    let participants = Participants {
-        miners_to_start: 3,
-        validators: vec![validator.peer_id()],
-    };
-    let setup = Setup::new(&settings.run_options(), participants).unwrap();
-    std::fs::create_dir_all(&settings.out).unwrap();
-    let orchestrator = Orchestrator::builder(setup, &settings.out)
-        .start(&Shutdown::new())
-        .await
-        .unwrap();
-    let validator = Validator::builder(orchestrator.url()).with_keypair(validator);
-    tokio::spawn(validator.run(Shutdown::new()));
+    let orchestrator = by_hand::validated(&settings, 3).await;
     for number in 0..3 {
         let behaviour = if number == 1 {
             Behaviour::OtherPast
         } else {
             Behaviour::Honest
         };
-        let miner = Miner::builder(orchestrator.url())
-            .with_keypair(Keypair::from_seed([number; 32]))
-            .with_behaviour(behaviour)
-            .with_threads(1);
+        let miner = by_hand::miner(orchestrator.url(), number).with_behaviour(behaviour);
         tokio::spawn(miner.run(Shutdown::new()));
     }
     let (last, _) = orchestrator.finish().await.unwrap();
-    let liar = Keypair::from_seed([1; 32]).peer_id();
+    let liar = by_hand::peer(1);
     let found: Vec<_> = last.cheaters().collect();
     assert_eq!(found.len(), 1, "{found:?}");
     let (peer, why) = found[0];
@@ -262,26 +244,14 @@ async fn with_one_of_eight(behaviour: Behaviour, rule: RuleName) -> f32 {
         ..small(folder.path())
     };
     settings.training.samples_per_epoch = 64;
-    let participants = Participants {
-        miners_to_start: 8,
-        validators: Vec::new(),
-    };
-    let setup = Setup::new(&settings.run_options(), participants).unwrap();
-    std::fs::create_dir_all(&settings.out).unwrap();
-    let orchestrator = Orchestrator::builder(setup, &settings.out)
-        .start(&Shutdown::new())
-        .await
-        .unwrap();
+    let orchestrator = by_hand::orchestrator(&settings, 8).await;
     for number in 0..8 {
         let behaviour = if number == 7 {
             behaviour
         } else {
             Behaviour::Honest
         };
-        let miner = Miner::builder(orchestrator.url())
-            .with_keypair(Keypair::from_seed([number; 32]))
-            .with_behaviour(behaviour)
-            .with_threads(1);
+        let miner = by_hand::miner(orchestrator.url(), number).with_behaviour(behaviour);
         tokio::spawn(miner.run(Shutdown::new()));
     }
     let (last, _) = orchestrator.finish().await.unwrap();

@@ -3,14 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use iota_identity::Keypair;
 use iota_journal::{Crash, MemoryDisk, SqliteJournal};
-use iota_miner::Miner;
 use iota_node::Shutdown;
 use iota_orchestrator::{JOURNAL, Orchestrator, Participants, Setup};
 use iota_testnet::{Error, Testnet};
 
-use crate::small;
+use crate::{by_hand, small};
 
 /// The runtime is the real one, and so are the miners; only the journal dies, again and again, at some write or other.
 #[tokio::test(flavor = "multi_thread")]
@@ -35,9 +33,7 @@ async fn miners_notice_no_more_than_repeated_calls_when_the_orchestrator_keeps_d
         .unwrap();
     let url = orchestrator.url().to_owned();
     for number in 0..4 {
-        let miner = Miner::builder(&url)
-            .with_keypair(Keypair::from_seed([number; 32]))
-            .with_threads(1);
+        let miner = by_hand::miner(&url, number);
         tokio::spawn(miner.run(Shutdown::new()));
     }
 

@@ -1,11 +1,8 @@
 //! Miners that are gone from one moment to the next.
 
-use iota_identity::Keypair;
-use iota_miner::Miner;
 use iota_node::Shutdown;
-use iota_orchestrator::{Orchestrator, Participants, Setup};
 
-use crate::small;
+use crate::{by_hand, small};
 
 /// As after `kill -9`: its connections break, it says nothing to anybody.
 #[tokio::test(flavor = "multi_thread")]
@@ -17,21 +14,10 @@ async fn a_miner_that_vanishes_in_the_middle_of_training_costs_no_sample_and_no_
     settings.timing.lease_initial_ms = 2_000;
     settings.timing.lease_min_ms = 500;
     settings.timing.affinity_ms = 500;
-    let participants = Participants {
-        miners_to_start: 2,
-        validators: vec![],
-    };
-    let setup = Setup::new(&settings.run_options(), participants).unwrap();
-    std::fs::create_dir_all(&settings.out).unwrap();
-    let orchestrator = Orchestrator::builder(setup, &settings.out)
-        .start(&Shutdown::new())
-        .await
-        .unwrap();
+    let orchestrator = by_hand::orchestrator(&settings, 2).await;
     let miners: Vec<_> = (0..4)
         .map(|number| {
-            let miner = Miner::builder(orchestrator.url())
-                .with_keypair(Keypair::from_seed([number; 32]))
-                .with_threads(1);
+            let miner = by_hand::miner(orchestrator.url(), number);
             tokio::spawn(miner.run(Shutdown::new()))
         })
         .collect();
