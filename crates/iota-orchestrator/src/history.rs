@@ -160,7 +160,8 @@ mod tests {
     use iota_node::Shutdown;
 
     use super::*;
-    use crate::{Orchestrator, Participants, RunOptions, Setup};
+    use crate::Orchestrator;
+    use crate::testing::setup;
 
     /// Every file of a folder, and its bytes.
     fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
@@ -180,17 +181,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn an_audit_finds_what_is_gone_and_writes_nothing() {
         let folder = tempfile::tempdir().unwrap();
-        let options = RunOptions {
-            preset: "tiny".to_owned(),
-            stages: 1,
-            ..RunOptions::default()
-        };
-        let participants = Participants {
-            miners_to_start: 1,
-            validators: vec![],
-        };
-        let setup = Setup::new(&options, participants).unwrap();
-        let orchestrator = Orchestrator::builder(setup, folder.path())
+        let orchestrator = Orchestrator::builder(setup(1), folder.path())
             .start(&Shutdown::new())
             .await
             .unwrap();

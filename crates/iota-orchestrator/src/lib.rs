@@ -67,6 +67,8 @@ mod setup;
 mod sockets;
 mod start;
 mod status;
+#[cfg(test)]
+mod testing;
 mod writer;
 
 use std::net::SocketAddr;

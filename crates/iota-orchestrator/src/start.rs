@@ -586,20 +586,7 @@ fn follow_status(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Participants, RunOptions};
-
-    fn setup() -> Setup {
-        let options = RunOptions {
-            preset: "tiny".to_owned(),
-            stages: 1,
-            ..RunOptions::default()
-        };
-        let participants = Participants {
-            miners_to_start: 1,
-            validators: vec![],
-        };
-        Setup::new(&options, participants).unwrap()
-    }
+    use crate::testing::setup;
 
     async fn started(builder: OrchestratorBuilder) -> Result<Orchestrator, Error> {
         builder.start(&Shutdown::new()).await
@@ -608,7 +595,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_run_goes_on_under_its_addresses_and_with_its_key_only() {
         let folder = tempfile::tempdir().unwrap();
-        let first = started(Orchestrator::builder(setup(), folder.path()))
+        let first = started(Orchestrator::builder(setup(1), folder.path()))
             .await
             .unwrap();
         let (url, run) = (first.url().to_owned(), first.run());
@@ -650,7 +637,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_journal_that_lost_its_end_is_not_gone_on_from() {
         let folder = tempfile::tempdir().unwrap();
-        let first = started(Orchestrator::builder(setup(), folder.path()))
+        let first = started(Orchestrator::builder(setup(1), folder.path()))
             .await
             .unwrap();
         first.stop().await;
@@ -666,7 +653,7 @@ mod tests {
         let mut older = SqliteJournal::create(&journal).unwrap();
         older
             .begin(&Genesis {
-                settings: setup().settings().clone(),
+                settings: setup(1).settings().clone(),
                 began: Timestamp::default(),
             })
             .unwrap();

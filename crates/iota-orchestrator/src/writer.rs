@@ -132,7 +132,7 @@ mod tests {
     use iota_protocol::{Event, SampleId, State, Timestamp};
 
     use super::*;
-    use crate::{Participants, RunOptions, Setup};
+    use crate::testing::setup;
 
     fn entry(sequence: u64) -> Arc<Entry> {
         Arc::new(Entry {
@@ -145,20 +145,8 @@ mod tests {
     }
 
     fn begun() -> (MemoryDisk, State) {
-        let options = RunOptions {
-            preset: "tiny".to_owned(),
-            stages: 1,
-            ..RunOptions::default()
-        };
-        let participants = Participants {
-            miners_to_start: 1,
-            validators: vec![],
-        };
         let genesis = Genesis {
-            settings: Setup::new(&options, participants)
-                .unwrap()
-                .settings()
-                .clone(),
+            settings: setup(1).settings().clone(),
             began: Timestamp::default(),
         };
         let disk = MemoryDisk::default();

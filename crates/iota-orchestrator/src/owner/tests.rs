@@ -5,7 +5,8 @@ use iota_node::clock::ManualClock;
 use iota_protocol::{PeerId, Role};
 
 use super::*;
-use crate::{Orchestrator, Participants, RunOptions, Setup};
+use crate::Orchestrator;
+use crate::testing::setup;
 
 /// A disk that takes as long as a test wants: every append says that it has begun, and waits for a permit.
 #[derive(Debug)]
@@ -55,15 +56,6 @@ impl Journal for Slow {
 /// J1: what has been decided is told to nobody while the disk is at it.
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_is_told_before_the_disk_has_it() {
-    let options = RunOptions {
-        preset: "tiny".to_owned(),
-        stages: 1,
-        ..RunOptions::default()
-    };
-    let participants = Participants {
-        miners_to_start: 9,
-        validators: vec![],
-    };
     let (begun, has_begun) = mpsc::channel();
     let (permit, permits) = mpsc::channel();
     let journal = Slow {
@@ -72,8 +64,7 @@ async fn nobody_is_told_before_the_disk_has_it() {
         permits,
     };
     let folder = tempfile::tempdir().unwrap();
-    let setup = Setup::new(&options, participants).unwrap();
-    let orchestrator = Orchestrator::builder(setup, folder.path())
+    let orchestrator = Orchestrator::builder(setup(9), folder.path())
         .with_journal(journal)
         .start(&Shutdown::new())
         .await
@@ -121,19 +112,9 @@ async fn nobody_is_told_before_the_disk_has_it() {
 /// J4, of a machine that slept or a clock that leapt: the first who calls afterwards finds everybody where they were.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leap_of_the_clock_ends_nobodys_session() {
-    let options = RunOptions {
-        preset: "tiny".to_owned(),
-        stages: 1,
-        ..RunOptions::default()
-    };
-    let participants = Participants {
-        miners_to_start: 9,
-        validators: vec![],
-    };
     let folder = tempfile::tempdir().unwrap();
     let clock = Arc::new(ManualClock::new(Timestamp::from_millis(1_000_000_000)));
-    let setup = Setup::new(&options, participants).unwrap();
-    let orchestrator = Orchestrator::builder(setup, folder.path())
+    let orchestrator = Orchestrator::builder(setup(9), folder.path())
         .with_clock(Arc::clone(&clock) as Arc<dyn Clock>)
         .start(&Shutdown::new())
         .await

@@ -2,20 +2,8 @@ use iota_node::{Clock as _, Shutdown, SystemClock};
 use iota_protocol::{PeerId, Role};
 
 use super::*;
-use crate::{OrchestratorBuilder, Participants, RunOptions, Setup};
-
-fn setup() -> Setup {
-    let options = RunOptions {
-        preset: "tiny".to_owned(),
-        stages: 1,
-        ..RunOptions::default()
-    };
-    let participants = Participants {
-        miners_to_start: 9,
-        validators: vec![],
-    };
-    Setup::new(&options, participants).unwrap()
-}
+use crate::OrchestratorBuilder;
+use crate::testing::setup;
 
 async fn started(builder: OrchestratorBuilder) -> Orchestrator {
     builder.start(&Shutdown::new()).await.unwrap()
@@ -66,7 +54,7 @@ async fn restored(options: &RestoreOptions, folder: &Path) -> Result<Restored, E
 
 /// A run that was suspended three times, with one more peer each time, so that it has three backups at least.
 async fn with_three_backups(folder: &Path) {
-    let mut orchestrator = started(Orchestrator::builder(setup(), folder)).await;
+    let mut orchestrator = started(Orchestrator::builder(setup(9), folder)).await;
     for name in 1..=3 {
         join(&orchestrator, name).await;
         suspended(orchestrator).await;
@@ -83,7 +71,7 @@ fn known(state: &State) -> Vec<PeerId> {
 async fn a_run_goes_on_from_its_store_alone() {
     let parent = tempfile::tempdir().unwrap();
     let [first, left, second] = ["first", "left", "second"].map(|name| parent.path().join(name));
-    let orchestrator = started(Orchestrator::builder(setup(), &first)).await;
+    let orchestrator = started(Orchestrator::builder(setup(9), &first)).await;
     let (url, run) = (orchestrator.url().to_owned(), orchestrator.run());
     std::fs::write(first.join("memo.json"), "a memo").unwrap();
     join(&orchestrator, 1).await;
@@ -134,7 +122,7 @@ async fn a_run_goes_on_from_a_bucket_alone() {
 
     let parent = tempfile::tempdir().unwrap();
     let [first, left, second] = ["first", "left", "second"].map(|name| parent.path().join(name));
-    let orchestrator = started(Orchestrator::builder(setup(), &first)).await;
+    let orchestrator = started(Orchestrator::builder(setup(9), &first)).await;
     let (url, run) = (orchestrator.url().to_owned(), orchestrator.run());
     join(&orchestrator, 1).await;
     suspended(orchestrator).await;
@@ -276,7 +264,7 @@ async fn what_cannot_be_restored_is_named_and_nothing_is_written() {
     assert!(runs.iter().all(|run| several.contains(&run.to_string())));
 
     let folder = path("run");
-    let orchestrator = started(Orchestrator::builder(setup(), &folder)).await;
+    let orchestrator = started(Orchestrator::builder(setup(9), &folder)).await;
     suspended(orchestrator).await;
     let options = copy_store(&folder, &path("left"));
     let occupied = restored(&options, &folder).await;
@@ -287,7 +275,7 @@ async fn what_cannot_be_restored_is_named_and_nothing_is_written() {
 async fn a_backup_that_cannot_be_made_stops_nothing_and_is_made_later() {
     let parent = tempfile::tempdir().unwrap();
     let [first, left, second] = ["first", "left", "second"].map(|name| parent.path().join(name));
-    let orchestrator = started(Orchestrator::builder(setup(), &first)).await;
+    let orchestrator = started(Orchestrator::builder(setup(9), &first)).await;
     // Where pages would be there is a file, so none can be written.
     let store = first.join(run_file::STORE);
     let pages = store.join(orchestrator.run().to_string()).join("journal");
@@ -311,7 +299,7 @@ async fn a_key_that_lies_elsewhere_is_not_in_the_store() {
     let parent = tempfile::tempdir().unwrap();
     let [first, left, second, key] =
         ["first", "left", "second", "key.json"].map(|name| parent.path().join(name));
-    let builder = Orchestrator::builder(setup(), &first).with_key_file(&key);
+    let builder = Orchestrator::builder(setup(9), &first).with_key_file(&key);
     suspended(started(builder).await).await;
     let mut options = copy_store(&first, &left);
     std::fs::remove_dir_all(&first).unwrap();
@@ -330,7 +318,7 @@ async fn nobody_else_can_look_into_the_store() {
     use std::os::unix::fs::PermissionsExt as _;
 
     let folder = tempfile::tempdir().unwrap();
-    let orchestrator = started(Orchestrator::builder(setup(), folder.path())).await;
+    let orchestrator = started(Orchestrator::builder(setup(9), folder.path())).await;
     suspended(orchestrator).await;
     let store = std::fs::metadata(folder.path().join(run_file::STORE)).unwrap();
     assert_eq!(store.permissions().mode() & 0o777, 0o700);
