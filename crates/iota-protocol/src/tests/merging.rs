@@ -25,6 +25,21 @@ pub(super) fn at(phase: Phase, miners: u8, settings: RunSettings) -> (World, Vec
     (world, sessions)
 }
 
+/// Two miners that came to different results, the second by a lie, and a validator that has not looked at it yet.
+pub(super) fn a_lie_before_a_validator() -> (World, Vec<Session>, Session) {
+    let validated = RunSettings {
+        validators: vec![peer(9)],
+        ..settings(1)
+    };
+    let (mut world, sessions) = at(Phase::Merging, 2, validated);
+    let validator = world.join_as(9, Role::Validator, 4);
+    let wrong = merge(&mut world, sessions[1]);
+    let outcome = lie(&wrong);
+    world.complete(sessions[1], wrong.id, outcome).unwrap();
+    merge_all(&mut world, sessions[0]);
+    (world, sessions, validator)
+}
+
 /// The merge that a session is leased, once it has room.
 pub(super) fn merge(world: &mut World, session: Session) -> Lease {
     world.offer(session, 2);
@@ -225,16 +240,7 @@ fn a_third_owner_decides_between_two_and_the_liar_is_banned() {
 
 #[test]
 fn a_validator_decides_where_no_third_owner_is() {
-    let validated = RunSettings {
-        validators: vec![peer(9)],
-        ..settings(1)
-    };
-    let (mut world, sessions) = at(Phase::Merging, 2, validated);
-    let validator = world.join_as(9, Role::Validator, 4);
-    let wrong = merge(&mut world, sessions[1]);
-    let outcome = lie(&wrong);
-    world.complete(sessions[1], wrong.id, outcome).unwrap();
-    merge_all(&mut world, sessions[0]);
+    let (mut world, sessions, validator) = a_lie_before_a_validator();
     assert_eq!(settled(&world), []);
     merge_all(&mut world, validator);
     assert_eq!(

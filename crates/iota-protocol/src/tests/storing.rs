@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::merging::{at, grid, lie, merge, merge_all, settled};
+use super::merging::{a_lie_before_a_validator, at, grid, lie, merge, merge_all, settled};
 use super::world::{World, peer, settings};
-use crate::command::{Command, Role};
+use crate::command::Command;
 use crate::event::{CellResult, Event, Phase, Unmergeable};
 use crate::id::Session;
 use crate::settings::RunSettings;
@@ -245,16 +245,7 @@ fn a_cell_that_nobody_can_merge_is_not_waited_for_where_no_verdict_can_change_th
 
 #[test]
 fn a_validator_stores_what_it_decides() {
-    let validated = RunSettings {
-        validators: vec![peer(9)],
-        ..settings(1)
-    };
-    let (mut world, sessions) = at(Phase::Merging, 2, validated);
-    let validator = world.join_as(9, Role::Validator, 4);
-    let wrong = merge(&mut world, sessions[1]);
-    let outcome = lie(&wrong);
-    world.complete(sessions[1], wrong.id, outcome).unwrap();
-    merge_all(&mut world, sessions[0]);
+    let (mut world, _, validator) = a_lie_before_a_validator();
     let decides = merge(&mut world, validator);
     assert!(stores(&decides), "{decides:?}");
 }
