@@ -24,6 +24,12 @@ pub trait Backend: Clone + Debug + Send + Sync {
     type View<'a>;
     /// A part of a buffer, to write.
     type ViewMut<'a>;
+    /// A buffer whose numbers are on their way to the host.
+    type Download: Debug + Send + Sync;
+
+    /// Whether a [`Download`](Self::Download) may still be on its way, or its numbers not even computed, when it has been
+    /// begun: then it pays to begin the next pass before it is waited for.
+    const OVERLAPS: bool = false;
 
     /// Runs the work of one pass, on the threads (or the stream) that the operations use.
     fn scope<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
@@ -59,7 +65,19 @@ pub trait Backend: Clone + Debug + Send + Sync {
     /// Copies to the host, and waits for what is still being computed.
     fn download(&self, from: Self::View<'_>) -> Result<Vec<f32>>;
 
-    /// Copies tokens from the host.
+    /// Copies from the host like [`upload`](Self::upload), but what is still being computed need not be over before it
+    /// begins. For what every pass is given: a device may hold room of its own for as much.
+    fn upload_beside(&self, into: Self::ViewMut<'_>, values: &[f32]) -> Result<()> {
+        self.upload(into, values)
+    }
+
+    /// Begins to copy to the host what has been asked for so far, beside what is computed from now on.
+    fn begin_download(&self, buffer: Self::Buffer) -> Result<Self::Download>;
+
+    /// Waits for the numbers. Gives the buffer back.
+    fn finish_download(&self, download: Self::Download) -> Result<(Vec<f32>, Self::Buffer)>;
+
+    /// Copies tokens from the host, as [`upload_beside`](Self::upload_beside) does.
     fn upload_indices(&self, indices: &[u32]) -> Result<Self::Indices>;
 
     /// Sets every element.

@@ -87,6 +87,7 @@ impl Backend for Cpu {
     type Indices = Vec<u32>;
     type View<'a> = &'a [f32];
     type ViewMut<'a> = &'a mut [f32];
+    type Download = Vec<f32>;
 
     fn scope<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.threads.scope(work)
@@ -115,6 +116,14 @@ impl Backend for Cpu {
 
     fn download(&self, from: &[f32]) -> Result<Vec<f32>> {
         Ok(from.to_vec())
+    }
+
+    fn begin_download(&self, buffer: Vec<f32>) -> Result<Vec<f32>> {
+        Ok(buffer)
+    }
+
+    fn finish_download(&self, download: Vec<f32>) -> Result<(Vec<f32>, Vec<f32>)> {
+        Ok((download.clone(), download))
     }
 
     fn upload_indices(&self, indices: &[u32]) -> Result<Vec<u32>> {

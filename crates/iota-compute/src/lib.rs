@@ -82,5 +82,5 @@ pub use memory::MemoryPlan;
 pub use optimizer::{
     AdamW, Beta1, Muon, NAdam, OptimizerSettings, StepSummary, UpdateRule, UpdateScale,
 };
-pub use stage::{Input, Recompute, Saved, Stage, StageOptions};
+pub use stage::{Input, Outgoing, Recompute, Saved, Stage, StageOptions};
 pub use state::{State, StateMut};

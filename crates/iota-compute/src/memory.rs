@@ -147,6 +147,8 @@ impl MemoryPlan {
 }
 
 /// A forward pass, a backward pass and a step. Returns what was saved in between, in bytes.
+///
+/// Where passes overlap, what one of them gives is still on its way while the next one is under way.
 fn one_pass<B: Backend>(stage: &mut Stage<B>, sample_tokens: usize) -> Result<u64> {
     let tokens = vec![0; sample_tokens];
     let activation = vec![0.0; sample_tokens * stage.plan().boundary_width()];
@@ -154,12 +156,23 @@ fn one_pass<B: Backend>(stage: &mut Stage<B>, sample_tokens: usize) -> Result<u6
     let plan = stage.plan().clone();
     let input = Input::of(&plan, &tokens, activation);
     let saved_bytes = if stage.role().computes_loss() {
-        stage.forward_backward_loss(input, &vec![0; sample_tokens])?;
+        let targets = vec![0; sample_tokens];
+        let (_, before) = stage.begin_forward_backward_loss(input, &targets)?;
+        if B::OVERLAPS {
+            stage.forward_backward_loss(input, &targets)?;
+        }
+        before.map(|before| stage.arrive(before)).transpose()?;
         stage.saved_bytes(sample_tokens)
     } else {
-        let (output, saved) = stage.forward(input)?;
+        let (output, saved) = stage.begin_forward(input)?;
         let saved_bytes = saved.bytes(stage);
-        stage.backward(saved, &output)?;
+        let mut before = Some(output);
+        if !B::OVERLAPS {
+            before.take().map(|it| stage.arrive(it)).transpose()?;
+        }
+        let gradient = vec![0.0; sample_tokens * stage.plan().boundary_width()];
+        stage.backward(saved, &gradient)?;
+        before.map(|it| stage.arrive(it)).transpose()?;
         saved_bytes
     };
     stage.step(0.0, 1)?;

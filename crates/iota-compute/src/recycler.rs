@@ -47,6 +47,13 @@ impl<B: Backend> Recycler<B> {
             .push(buffer);
     }
 
+    /// The same for a buffer of a pass that began a while ago: kept only if samples still have so many tokens.
+    pub(crate) fn give_late(&mut self, backend: &B, rows: usize, buffer: B::Buffer) {
+        if rows == self.rows {
+            self.give(backend, buffer);
+        }
+    }
+
     /// Frees what is not in use.
     pub(crate) fn clear(&mut self) {
         self.free.clear();
@@ -73,5 +80,18 @@ mod tests {
             recycler.give(&device, again);
             assert_eq!(device.held_bytes(), 4 * 10 * rows as u64);
         }
+    }
+
+    #[test]
+    fn a_buffer_that_comes_back_late_is_kept_if_it_still_fits() {
+        let device = Counting::new(1, Precision::F32);
+        let mut recycler = Recycler::new();
+        recycler.serve(3);
+        let [fits, late] = [(); 2].map(|()| recycler.take(&device, 30).unwrap());
+        recycler.give_late(&device, 3, fits);
+        assert_eq!(device.held_bytes(), 4 * 60);
+        recycler.serve(4);
+        recycler.give_late(&device, 3, late);
+        assert_eq!(device.held_bytes(), 0);
     }
 }

@@ -14,7 +14,7 @@ use iota_model::{Precision, StageLayout, StagePlan, StageRole, TensorId};
 
 use self::block::{Block, SavedBlock};
 use self::checks::{check_finite, check_length};
-use self::run::Weight;
+use self::run::{Run, Weight};
 use crate::backend::{AttentionShape, Backend};
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
@@ -122,6 +122,16 @@ impl<B: Backend> Saved<B> {
             .sum();
         (elements * size_of::<f32>()) as u64
     }
+}
+
+/// What a pass gives for another stage, on its way to the host: [`Stage::arrive`] waits for it.
+///
+/// Until then it holds a buffer, which no later pass touches.
+#[derive(Debug)]
+pub struct Outgoing<B: Backend = Cpu> {
+    download: B::Download,
+    /// Tokens of the sample.
+    rows: usize,
 }
 
 /// A stage with its parameters, gradients and optimizer state on one device.
@@ -306,6 +316,36 @@ impl<B: Backend> Stage<B> {
     /// # Errors
     /// [`Error::Unsupported`] on the last stage, whose only output is a loss; what is wrong with the input.
     pub fn forward(&mut self, input: Input<'_>) -> Result<(Vec<f32>, Saved<B>)> {
+        let (output, saved) = self.begin_forward(input)?;
+        Ok((self.arrive(output)?, saved))
+    }
+
+    /// Begins what [`forward`](Self::forward) does. Where a device works on its own, this returns before it is done, and
+    /// other passes can be begun; they are done in this order.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn begin_forward(&mut self, input: Input<'_>) -> Result<(Outgoing<B>, Saved<B>)> {
+        self.forward_then(input, |run, output| run.leave(output))
+    }
+
+    /// What [`forward`](Self::forward) leaves for a backward pass, without the output.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward).
+    pub fn forward_again(&mut self, input: Input<'_>) -> Result<Saved<B>> {
+        let done = |run: &mut Run<'_, B>, output| {
+            run.give(output);
+            Ok(())
+        };
+        Ok(self.forward_then(input, done)?.1)
+    }
+
+    fn forward_then<R: Send>(
+        &mut self,
+        input: Input<'_>,
+        leave: impl FnOnce(&mut Run<'_, B>, B::Buffer) -> Result<R> + Send,
+    ) -> Result<(R, Saved<B>)> {
         self.must_pass_on("output an activation")?;
         let attention = self.check_input(input)?;
         let optimizer_steps = self.optimizer_steps;
@@ -315,7 +355,7 @@ impl<B: Backend> Stage<B> {
             let x = parts.enter(input)?;
             let (output, blocks) = parts.forward(x)?;
             Ok((
-                parts.run.leave(output)?,
+                leave(&mut parts.run, output)?,
                 Saved {
                     tokens: parts.run.tokens,
                     attention,
@@ -324,6 +364,17 @@ impl<B: Backend> Stage<B> {
                 },
             ))
         })
+    }
+
+    /// Waits for what a pass of this stage gives. Passes that were begun since then go on meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::Device`].
+    pub fn arrive(&mut self, outgoing: Outgoing<B>) -> Result<Vec<f32>> {
+        let (values, buffer) = self.backend.finish_download(outgoing.download)?;
+        self.recycler
+            .give_late(&self.backend, outgoing.rows, buffer);
+        Ok(values)
     }
 
     /// Runs the stage without keeping anything: the output of [`forward`](Self::forward).
@@ -338,7 +389,9 @@ impl<B: Backend> Stage<B> {
             let mut parts = self.parts(attention);
             let x = parts.enter(input)?;
             let output = parts.forward_only(x)?;
-            parts.run.leave(output)
+            let values = backend.download(backend.all(&output))?;
+            parts.run.give(output);
+            Ok(values)
         })
     }
 
@@ -352,6 +405,19 @@ impl<B: Backend> Stage<B> {
         saved: Saved<B>,
         output_gradient: &[f32],
     ) -> Result<Option<Vec<f32>>> {
+        let gradient = self.begin_backward(saved, output_gradient)?;
+        gradient.map(|gradient| self.arrive(gradient)).transpose()
+    }
+
+    /// Begins what [`backward`](Self::backward) does, as [`begin_forward`](Self::begin_forward) does of a forward pass.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward).
+    pub fn begin_backward(
+        &mut self,
+        saved: Saved<B>,
+        output_gradient: &[f32],
+    ) -> Result<Option<Outgoing<B>>> {
         self.must_pass_on("take an output gradient")?;
         self.check_saved(&saved)?;
         let expected = saved.attention.rows() * self.plan.boundary_width();
@@ -380,6 +446,20 @@ impl<B: Backend> Stage<B> {
         input: Input<'_>,
         targets: &[u32],
     ) -> Result<(f32, Option<Vec<f32>>)> {
+        let (loss, gradient) = self.begin_forward_backward_loss(input, targets)?;
+        let gradient = gradient.map(|gradient| self.arrive(gradient)).transpose()?;
+        Ok((loss, gradient))
+    }
+
+    /// Does the forward pass of [`forward_backward_loss`](Self::forward_backward_loss), and begins the rest.
+    ///
+    /// # Errors
+    /// As [`forward_backward_loss`](Self::forward_backward_loss).
+    pub fn begin_forward_backward_loss(
+        &mut self,
+        input: Input<'_>,
+        targets: &[u32],
+    ) -> Result<(f32, Option<Outgoing<B>>)> {
         let attention = self.check_loss(input, targets)?;
         let backend = self.backend.clone();
         backend.scope(|| {

@@ -20,7 +20,7 @@ use crate::error::Result;
 /// A device that passes every operation on to another, and adds up the time until it returns.
 ///
 /// For a device whose operations return before they are done, that is the time to submit them, and what is waited for
-/// shows in `download`.
+/// shows in `download` and `finish_download`.
 #[derive(Debug, Clone)]
 pub struct Timed<B> {
     inner: B,
@@ -140,6 +140,9 @@ impl<B: Backend> Backend for Timed<B> {
     type Indices = B::Indices;
     type View<'a> = Part<B::View<'a>>;
     type ViewMut<'a> = Part<B::ViewMut<'a>>;
+    type Download = B::Download;
+
+    const OVERLAPS: bool = B::OVERLAPS;
 
     fn scope<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         self.inner.scope(work)
@@ -187,6 +190,25 @@ impl<B: Backend> Backend for Timed<B> {
     fn download(&self, from: Self::View<'_>) -> Result<Vec<f32>> {
         self.note("download", moves(2 * from.elements), |inner| {
             inner.download(from.view)
+        })
+    }
+
+    fn upload_beside(&self, into: Self::ViewMut<'_>, values: &[f32]) -> Result<()> {
+        self.note("upload_beside", moves(2 * into.elements), |inner| {
+            inner.upload_beside(into.view, values)
+        })
+    }
+
+    fn begin_download(&self, buffer: Self::Buffer) -> Result<Self::Download> {
+        let elements = self.elements(&buffer);
+        self.note("begin_download", moves(2 * elements), |inner| {
+            inner.begin_download(buffer)
+        })
+    }
+
+    fn finish_download(&self, download: Self::Download) -> Result<(Vec<f32>, Self::Buffer)> {
+        self.note("finish_download", Work::default(), |inner| {
+            inner.finish_download(download)
         })
     }
 

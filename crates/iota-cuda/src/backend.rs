@@ -1,16 +1,20 @@
 //! The operations of a stage, each as one kernel or a few, and products.
 
-#![expect(unsafe_code, reason = "scratch space is copied to the host")]
+#![expect(
+    unsafe_code,
+    reason = "places on the card are copied from and to the host"
+)]
 
 use std::ops::Range;
 
 use iota_compute::Backend;
 use iota_compute::backend::{AdamUpdate, AttentionShape, MomentumUpdate, Product, Turn, Write};
 
+use crate::copies::{Download, Indices};
 use crate::device::{Cuda, element_blocks, to_u32};
 use crate::kernels::THREADS;
 use crate::loss::assert_tokens;
-use crate::memory::{Buffer, Indices, View, ViewMut};
+use crate::memory::{Buffer, View, ViewMut};
 
 type Result<T> = iota_compute::Result<T>;
 
@@ -25,6 +29,9 @@ impl Backend for Cuda {
     type Indices = Indices;
     type View<'a> = View<'a>;
     type ViewMut<'a> = ViewMut<'a>;
+    type Download = Download;
+
+    const OVERLAPS: bool = true;
 
     fn allocate(&self, elements: usize) -> Result<Buffer> {
         Ok(Buffer::zeros(&self.driver, elements)?)
@@ -50,8 +57,22 @@ impl Backend for Cuda {
         Ok(from.download(&*self.driver)?)
     }
 
+    fn upload_beside(&self, into: ViewMut<'_>, values: &[f32]) -> Result<()> {
+        assert_eq!(values.len(), into.len(), "length of what is uploaded");
+        // SAFETY: as many bytes are of a buffer that is borrowed alone.
+        Ok(unsafe { self.copies.upload(into.address(), values)? })
+    }
+
+    fn begin_download(&self, buffer: Buffer) -> Result<Download> {
+        Ok(Download::begin(&*self.driver, buffer)?)
+    }
+
+    fn finish_download(&self, download: Download) -> Result<(Vec<f32>, Buffer)> {
+        Ok(download.finish(&*self.driver)?)
+    }
+
     fn upload_indices(&self, indices: &[u32]) -> Result<Indices> {
-        Ok(Indices::new(&self.driver, indices.to_vec())?)
+        Ok(self.copies.upload_indices(indices.to_vec())?)
     }
 
     fn fill(&self, out: ViewMut<'_>, value: f32) -> Result<()> {

@@ -1,4 +1,4 @@
-//! A real card: the driver, cuBLAS and one stream.
+//! A real card: the driver, cuBLAS, one stream of work, and one of copies each way.
 //!
 //! NVIDIA's libraries are loaded when a card is opened, by name: `libcuda` (the driver), `libcublas`, and `libnvrtc` unless
 //! compiled kernels are given. Nothing else of CUDA is used, so a program with this in it starts anywhere.
@@ -9,6 +9,7 @@
 
 mod kernels;
 mod staging;
+mod tickets;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
@@ -23,23 +24,35 @@ use cudarc::driver::{DriverError, result as driver, sys as driver_sys};
 use iota_compute::backend::Form;
 
 use self::staging::Staging;
-use crate::driver::{Address, Argument, Driver, Factors, Launch, Multiplication};
+use self::tickets::Tickets;
+use crate::driver::{Address, Argument, Driver, Factors, Launch, Multiplication, Ticket};
 use crate::error::{Error, Result};
 use crate::kernels::{NAMES, THREADS};
 
-/// A card's memory, kernels and stream. Dropped, it gives everything back.
+/// A card's memory, kernels and streams. Dropped, it gives everything back.
 pub struct Card {
     info: CardInfo,
     context: driver_sys::CUcontext,
     device: driver_sys::CUdevice,
     module: driver_sys::CUmodule,
     kernels: HashMap<&'static str, driver_sys::CUfunction>,
+    /// All work, and the copies that are part of it.
     stream: driver_sys::CUstream,
+    /// Copies that were begun, beside the work. Two streams, because one that waits for its turn holds up what is behind it,
+    /// and because a card has an engine for each direction.
+    uploads: driver_sys::CUstream,
+    downloads: driver_sys::CUstream,
     cublas: cublas_sys::cublasHandle_t,
     /// What cuBLAS works in: with memory of its own it would not be deterministic.
     workspace: driver_sys::CUdeviceptr,
-    /// Whoever holds it may use the stream and cuBLAS.
-    staging: Mutex<Staging>,
+    /// Whoever holds it may use the streams and cuBLAS.
+    desk: Mutex<Desk>,
+}
+
+/// What only one caller at a time may use.
+struct Desk {
+    staging: Staging,
+    tickets: Tickets,
 }
 
 /// What the driver says of a card.
@@ -147,7 +160,8 @@ impl Card {
                     driver::module::get_function(module, c_name).call("cuModuleGetFunction")?;
                 kernels.insert(*name, kernel);
             }
-            let stream = driver::stream::create(StreamKind::NonBlocking).call("cuStreamCreate")?;
+            let stream = || driver::stream::create(StreamKind::NonBlocking).call("cuStreamCreate");
+            let (stream, uploads, downloads) = (stream()?, stream()?, stream()?);
             let workspace = allocate(WORKSPACE_BYTES)?;
             let handle = cublas::create_handle().call("cublasCreate")?;
             cublas::set_stream(handle, stream.cast()).call("cublasSetStream")?;
@@ -161,9 +175,14 @@ impl Card {
                 module,
                 kernels,
                 stream,
+                uploads,
+                downloads,
                 cublas: handle,
                 workspace,
-                staging: Mutex::new(Staging::new(stream)?),
+                desk: Mutex::new(Desk {
+                    staging: Staging::new()?,
+                    tickets: Tickets::default(),
+                }),
             }))
         }
     }
@@ -178,7 +197,7 @@ impl Card {
     /// # Errors
     /// [`Error::Call`].
     pub fn free_bytes(&self) -> Result<u64> {
-        let _staging = self.enter()?;
+        let _desk = self.enter()?;
         let (free, _) = driver::mem_get_info().call("cuMemGetInfo")?;
         Ok(free as u64)
     }
@@ -188,39 +207,52 @@ impl Card {
     /// # Errors
     /// [`Error::Call`]: errors of kernels show here, or in the next download.
     pub fn synchronize(&self) -> Result<()> {
-        let _staging = self.enter()?;
-        // SAFETY: the stream is there as long as the card is.
-        unsafe { driver::stream::synchronize(self.stream) }.call("cuStreamSynchronize")
+        let _desk = self.enter()?;
+        // SAFETY: the streams are there as long as the card is.
+        unsafe { self.synchronize_streams() }
+    }
+
+    /// # Safety
+    /// The context is current.
+    unsafe fn synchronize_streams(&self) -> Result<()> {
+        for stream in [self.stream, self.uploads, self.downloads] {
+            // SAFETY: the streams are there as long as the card is.
+            unsafe { driver::stream::synchronize(stream) }.call("cuStreamSynchronize")?;
+        }
+        Ok(())
     }
 
     /// Makes the card current on this thread, for as long as the lock is held.
-    fn enter(&self) -> Result<MutexGuard<'_, Staging>> {
-        let staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+    fn enter(&self) -> Result<MutexGuard<'_, Desk>> {
+        let desk = self.desk.lock().unwrap_or_else(PoisonError::into_inner);
         // SAFETY: the context is retained as long as the card is there.
         unsafe { driver::ctx::set_current(self.context) }.call("cuCtxSetCurrent")?;
-        Ok(staging)
+        Ok(desk)
     }
 }
 
 // SAFETY: every call names only the memory that its caller names.
 unsafe impl Driver for Card {
     fn allocate(&self, bytes: usize) -> Result<Address> {
-        let _staging = self.enter()?;
+        let _desk = self.enter()?;
         // SAFETY: the context is current.
         unsafe { allocate(bytes) }.map(Address)
     }
 
     unsafe fn release(&self, address: Address, _: usize) {
-        let Ok(_staging) = self.enter() else {
+        let Ok(_desk) = self.enter() else {
             return;
         };
         // An error here is one of an earlier call, which the next one reports.
-        // SAFETY: it came from `allocate`. The driver waits for the work under way before it takes the memory back.
-        let _ = unsafe { driver::free_sync(address.0) };
+        // SAFETY: it came from `allocate`, and nothing is under way any more that has it.
+        unsafe {
+            let _ = self.synchronize_streams();
+            let _ = driver::free_sync(address.0);
+        }
     }
 
     unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()> {
-        let _staging = self.enter()?;
+        let _desk = self.enter()?;
         if bytes == 0 {
             return Ok(());
         }
@@ -230,16 +262,74 @@ unsafe impl Driver for Card {
 
     unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
         // SAFETY: the caller's.
-        unsafe { self.enter()?.upload(to.0, from) }
+        unsafe { self.enter()?.staging.upload(self.stream, to.0, from) }
     }
 
     unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<()> {
         // SAFETY: the caller's.
-        unsafe { self.enter()?.download(to, from.0) }
+        unsafe { self.enter()?.staging.download(self.stream, to, from.0) }
+    }
+
+    fn mark(&self) -> Result<Ticket> {
+        // SAFETY: the stream is there as long as the card is.
+        unsafe { self.enter()?.tickets.mark(self.stream) }
+    }
+
+    unsafe fn begin_upload(
+        &self,
+        to: Address,
+        from: &[u8],
+        after: Option<Ticket>,
+    ) -> Result<Ticket> {
+        let mut desk = self.enter()?;
+        // SAFETY: the caller's; the stream is there as long as the card is.
+        unsafe {
+            if let Some(after) = after {
+                desk.tickets.wait(self.uploads, after)?;
+            }
+            desk.staging.upload(self.uploads, to.0, from)?;
+            desk.tickets.mark(self.uploads)
+        }
+    }
+
+    fn wait(&self, upload: Ticket) -> Result<()> {
+        // SAFETY: the stream is there as long as the card is.
+        unsafe { self.enter()?.tickets.wait(self.stream, upload) }
+    }
+
+    unsafe fn begin_download(&self, from: Address, bytes: usize) -> Result<Ticket> {
+        let mut desk = self.enter()?;
+        // SAFETY: the caller's; the pinned memory has room for as many, and is nobody else's until its ticket is back and the
+        // copy over.
+        unsafe {
+            let pinned = desk.tickets.pinned(bytes)?;
+            desk.tickets.join(self.downloads, self.stream)?;
+            let to: &mut [u8] = std::slice::from_raw_parts_mut(pinned.memory.cast(), bytes);
+            driver::memcpy_dtoh_async(to, from.0, self.downloads).call("cuMemcpyDtoHAsync")?;
+            desk.tickets.mark_download(self.downloads, pinned)
+        }
+    }
+
+    fn finish_download(&self, to: &mut [u8], download: Ticket) -> Result<()> {
+        let given = self.enter()?.tickets.take(download);
+        let pinned = given.pinned.as_ref();
+        let pinned = pinned.expect("the ticket is one of a download");
+        assert!(to.len() <= pinned.bytes, "more than was asked for");
+        // Without the lock: what is waited for may take long, and others may ask for more meanwhile.
+        // SAFETY: event and memory are nobody else's until they are put back; the copy is over once its event has come.
+        let done = unsafe { driver::event::synchronize(given.event) }.call("cuEventSynchronize");
+        if done.is_ok() {
+            // SAFETY: as above.
+            let arrived =
+                unsafe { std::slice::from_raw_parts(pinned.memory.cast_const().cast(), to.len()) };
+            to.copy_from_slice(arrived);
+        }
+        self.enter()?.tickets.put_back(given);
+        done
     }
 
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
-        let _staging = self.enter()?;
+        let _desk = self.enter()?;
         if bytes == 0 {
             return Ok(());
         }
@@ -249,7 +339,7 @@ unsafe impl Driver for Card {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
-        let _staging = self.enter()?;
+        let _desk = self.enter()?;
         let kernel = self.kernels[launch.kernel];
         let mut arguments = launch.arguments.to_vec();
         let mut pointers: Vec<*mut c_void> = arguments.iter_mut().map(pointer).collect();
@@ -281,7 +371,7 @@ unsafe impl Driver for Card {
         if product.rows * product.columns * batch == 0 {
             return Ok(());
         }
-        let _staging = self.enter()?;
+        let _desk = self.enter()?;
         // cuBLAS's matrices are column-major: read so, each of ours is its transpose, and out^T = b^T a^T.
         use cublas_sys::cublasOperation_t::{CUBLAS_OP_N, CUBLAS_OP_T};
         let (of_b, of_a) = match product.form {
@@ -328,19 +418,20 @@ unsafe impl Driver for Card {
 
 impl Drop for Card {
     fn drop(&mut self) {
-        let staging = self
-            .staging
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
         // Errors would be those of earlier calls, and nobody is left to hear of them.
         // SAFETY: buffers and operations hold the card, so nothing of it is in use any more.
         unsafe {
             let _ = driver::ctx::set_current(self.context);
-            let _ = driver::stream::synchronize(self.stream);
-            staging.release();
+            let _ = self.synchronize_streams();
+            let desk = self.desk.get_mut();
+            let desk = desk.unwrap_or_else(PoisonError::into_inner);
+            desk.staging.release();
+            desk.tickets.release();
             let _ = cublas::destroy_handle(self.cublas);
             let _ = driver::free_sync(self.workspace);
-            let _ = driver::stream::destroy(self.stream);
+            for stream in [self.stream, self.uploads, self.downloads] {
+                let _ = driver::stream::destroy(stream);
+            }
             let _ = driver::module::unload(self.module);
             let _ = driver::primary_ctx::release(self.device);
         }

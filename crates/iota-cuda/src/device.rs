@@ -6,6 +6,7 @@ use std::sync::Arc;
 use iota_compute::backend::Product;
 use iota_model::Precision;
 
+use crate::copies::Copies;
 use crate::driver::{
     Address, Argument, Driver, Factors, Launch, Matrix, Multiplication, factor_columns,
 };
@@ -21,6 +22,7 @@ use crate::memory::Scratch;
 pub struct Cuda {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) scratch: Arc<Scratch>,
+    pub(crate) copies: Arc<Copies>,
     pub(crate) precision: Precision,
     pub(crate) pieces: Pieces,
 }
@@ -55,6 +57,7 @@ impl Cuda {
     pub fn on(driver: Arc<dyn Driver>, precision: Precision) -> Self {
         Self {
             scratch: Arc::new(Scratch::new(Arc::clone(&driver))),
+            copies: Arc::new(Copies::new(Arc::clone(&driver))),
             driver,
             precision,
             pieces: Pieces::default(),

@@ -13,6 +13,17 @@ use crate::error::Result;
 /// A card, or something that does as if. Work is done in the order in which it is asked for; all but
 /// [`download`](Self::download) may return before it is done.
 ///
+/// Two kinds of copies go their own ways beside that work, in an order of their own each, and only tickets hold the three
+/// together:
+///
+/// ```text
+///   uploads      --[begin_upload]------------.                        .--[begin_upload(after mark)]-->
+///                                            v wait                   |
+///   work         --multiply--launch-------------copy--[mark]----------'---launch--multiply--launch-->
+///                                 |                                               ^
+///   downloads                     '--[begin_download]--> finish_download          '-- may write there only from then on
+/// ```
+///
 /// Implemented by `Card`, by [`Planner`](crate::Planner), which only counts, and in the tests by one that runs the kernels
 /// on the CPU.
 ///
@@ -25,7 +36,7 @@ pub unsafe trait Driver: Debug + Send + Sync {
     /// [`crate::Error::OutOfMemory`].
     fn allocate(&self, bytes: usize) -> Result<Address>;
 
-    /// Gives back what [`allocate`](Self::allocate) gave, once the work that was asked for is done.
+    /// Gives back what [`allocate`](Self::allocate) gave, once the work and the copies that were asked for are done.
     ///
     /// # Safety
     /// `address` came from `allocate(bytes)` of this driver, and nothing asked for later touches it.
@@ -49,6 +60,39 @@ pub unsafe trait Driver: Debug + Send + Sync {
     /// As many bytes are allocated at `from`.
     unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<()>;
 
+    /// Stands for all the work that was asked for so far.
+    ///
+    /// # Errors
+    /// [`crate::Error::Call`], here and below.
+    fn mark(&self) -> Result<Ticket>;
+
+    /// Begins to copy from the host, which may use `from` again at once: after the uploads that were begun before and the
+    /// work that `after` stands for, and beside all other work. The ticket stands for the end of it.
+    ///
+    /// # Safety
+    /// As many bytes are allocated at `to`. Of the work, only what `after` stands for and what is asked for after a
+    /// [`wait`](Self::wait) for the ticket touches them.
+    unsafe fn begin_upload(
+        &self,
+        to: Address,
+        from: &[u8],
+        after: Option<Ticket>,
+    ) -> Result<Ticket>;
+
+    /// What is asked for from now on begins after this upload.
+    fn wait(&self, upload: Ticket) -> Result<()>;
+
+    /// Begins to copy to the host, after the downloads that were begun before and the work that was asked for so far, and
+    /// beside what is asked for from now on.
+    ///
+    /// # Safety
+    /// As many bytes are allocated at `from`, and no work that is asked for before
+    /// [`finish_download`](Self::finish_download) writes to them.
+    unsafe fn begin_download(&self, from: Address, bytes: usize) -> Result<Ticket>;
+
+    /// Waits for a download on the host, and takes as much of it as there is room for.
+    fn finish_download(&self, to: &mut [u8], download: Ticket) -> Result<()>;
+
     /// Copies on the card.
     ///
     /// # Safety
@@ -68,6 +112,12 @@ pub unsafe trait Driver: Debug + Send + Sync {
     /// All elements of all matrices are allocated, and `out` overlaps neither factor.
     unsafe fn multiply(&self, multiplication: &Multiplication) -> Result<()>;
 }
+
+/// Something that will be over. Whoever is given one gives it back once, to [`Driver::wait`], [`Driver::begin_upload`] or
+/// [`Driver::finish_download`].
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a driver remembers it until it is given back"]
+pub struct Ticket(pub u64);
 
 /// A place in a card's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

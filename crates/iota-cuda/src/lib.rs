@@ -30,6 +30,7 @@
 //! | `device` | [`Cuda`]: what operations have at hand |
 //! | `backend`, `attention`, `loss` | the operations |
 //! | `memory` | buffers, views, scratch space |
+//! | `copies` | what goes to and from the host beside the passes |
 //! | [`driver`] | [`Driver`]: what is asked of a card |
 //! | [`kernels`] | the kernels' sources and names |
 //! | `planner` | [`memory_plan`]: what a stage needs, before it is there |
@@ -44,6 +45,7 @@ mod backend;
 #[cfg(feature = "cuda")]
 mod card;
 pub mod conformance;
+mod copies;
 mod device;
 pub mod driver;
 mod error;
@@ -54,8 +56,9 @@ mod planner;
 
 #[cfg(feature = "cuda")]
 pub use card::{Card, CardInfo};
+pub use copies::{Download, Indices};
 pub use device::{Cuda, Pieces};
 pub use driver::Driver;
 pub use error::{Error, Result};
-pub use memory::{Buffer, Indices, View, ViewMut};
+pub use memory::{Buffer, View, ViewMut};
 pub use planner::{Planner, memory_plan};

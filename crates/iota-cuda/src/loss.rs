@@ -6,10 +6,11 @@ use std::ops::Range;
 
 use iota_compute::backend::{Form, Product};
 
+use crate::copies::Indices;
 use crate::device::{Cuda, to_u32};
 use crate::driver::Address;
 use crate::error::Result;
-use crate::memory::{Indices, View, ViewMut};
+use crate::memory::{View, ViewMut};
 
 /// Rows of a piece of the embedding's gradient: what one thread adds up one after the other.
 const PIECE: usize = 64;
@@ -52,6 +53,15 @@ impl Readers {
         readers
     }
 
+    /// All four, one after the other.
+    fn lists(&self) -> Vec<u32> {
+        [&self.order, &self.pieces, &self.tokens, &self.token_pieces]
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect()
+    }
+
     /// Pieces of so many rows of so many possible tokens, at most.
     fn pieces_max(rows: usize, vocabulary: usize) -> usize {
         rows.min(rows / PIECE + vocabulary)
@@ -85,25 +95,17 @@ impl Cuda {
         let readers = Readers::of(tokens.host());
         // Room for any tokens, so that the memory plan holds whatever the text is.
         let pieces_max = Readers::pieces_max(rows, vocabulary);
-        let lists = [rows, rows + 1, rows, rows + 1].map(|entries| entries * size_of::<u32>());
         let room = self.scratch.take([
-            lists[0],
-            lists[1],
-            lists[2],
-            lists[3],
+            (4 * rows + 2) * size_of::<u32>(),
             pieces_max * width * size_of::<f32>(),
         ])?;
-        let values = [
-            &readers.order,
-            &readers.pieces,
-            &readers.tokens,
-            &readers.token_pieces,
-        ];
-        for (part, values) in values.into_iter().enumerate() {
-            // SAFETY: there are at most as many pieces and distinct tokens as rows, and one more entry for their ends.
-            unsafe { room.upload(part, values)? };
-        }
-        let [order, pieces, distinct, token_pieces, partial] = room.parts;
+        let [lists, partial] = room.parts;
+        // SAFETY: there are at most as many pieces and distinct tokens as rows, and one more entry for their ends.
+        unsafe { self.copies.upload(lists, &readers.lists())? };
+        let order = lists;
+        let pieces = order.offset(size_of_val(&*readers.order));
+        let distinct = pieces.offset(size_of_val(&*readers.pieces));
+        let token_pieces = distinct.offset(size_of_val(&*readers.tokens));
         self.launch(
             "embedding_partial",
             [readers.pieces.len() - 1, 1],

@@ -13,14 +13,14 @@ use crate::error::Result;
 
 /// Memory that is given back when it is dropped.
 #[derive(Debug)]
-struct Allocation {
-    driver: Arc<dyn Driver>,
-    address: Address,
-    bytes: usize,
+pub(crate) struct Allocation {
+    pub(crate) driver: Arc<dyn Driver>,
+    pub(crate) address: Address,
+    pub(crate) bytes: usize,
 }
 
 impl Allocation {
-    fn new(driver: &Arc<dyn Driver>, bytes: usize) -> Result<Self> {
+    pub(crate) fn new(driver: &Arc<dyn Driver>, bytes: usize) -> Result<Self> {
         Ok(Self {
             driver: Arc::clone(driver),
             address: driver.allocate(bytes)?,
@@ -31,8 +31,8 @@ impl Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // SAFETY: it came from there, and nothing that outlives it has its address: views borrow it, and scratch space is
-        // handed out under a lock.
+        // SAFETY: it came from there, and nothing that outlives it has its address: views borrow it, scratch space is handed
+        // out under a lock, and copies under way own it.
         unsafe { self.driver.release(self.address, self.bytes) }
     }
 }
@@ -55,6 +55,10 @@ impl Buffer {
 
     pub(crate) const fn elements(&self) -> usize {
         self.elements
+    }
+
+    pub(crate) fn driver(&self) -> &dyn Driver {
+        &*self.memory.driver
     }
 
     /// # Panics
@@ -157,30 +161,6 @@ impl From<&ViewMut<'_>> for Argument {
     }
 }
 
-/// u32 numbers, on a card and on the host.
-#[derive(Debug)]
-pub struct Indices {
-    memory: Allocation,
-    host: Vec<u32>,
-}
-
-impl Indices {
-    pub(crate) fn new(driver: &Arc<dyn Driver>, host: Vec<u32>) -> Result<Self> {
-        let memory = Allocation::new(driver, host.len() * size_of::<u32>())?;
-        // SAFETY: the allocation has as many bytes.
-        unsafe { driver.upload(memory.address, bytes_of(&host))? };
-        Ok(Self { memory, host })
-    }
-
-    pub(crate) fn host(&self) -> &[u32] {
-        &self.host
-    }
-
-    pub(crate) const fn address(&self) -> Address {
-        self.memory.address
-    }
-}
-
 /// Room that one operation uses after the other, as large as the most that one of them has needed.
 ///
 /// Work on a card is done in order, so an operation may write there while those before it still wait to be done.
@@ -247,15 +227,6 @@ impl<const PARTS: usize> InUse<'_, PARTS> {
         }
         Ok(values)
     }
-
-    /// Copies numbers to the start of a part.
-    ///
-    /// # Safety
-    /// The part has room for as many.
-    pub(crate) unsafe fn upload<T: Number>(&self, part: usize, values: &[T]) -> Result<()> {
-        // SAFETY: the caller says that the part has as many bytes.
-        unsafe { self.driver.upload(self.parts[part], bytes_of(values)) }
-    }
 }
 
 /// What allocations are aligned to.
@@ -272,12 +243,12 @@ impl Number for f32 {}
 impl Number for f64 {}
 impl Number for u32 {}
 
-fn bytes_of<T: Number>(values: &[T]) -> &[u8] {
+pub(crate) fn bytes_of<T: Number>(values: &[T]) -> &[u8] {
     // SAFETY: numbers have no padding, and bytes no alignment.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 
-fn bytes_of_mut<T: Number>(values: &mut [T]) -> &mut [u8] {
+pub(crate) fn bytes_of_mut<T: Number>(values: &mut [T]) -> &mut [u8] {
     // SAFETY: numbers have no padding, bytes no alignment, and any bytes that are written are numbers.
     unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values)) }
 }

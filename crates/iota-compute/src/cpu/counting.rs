@@ -103,6 +103,7 @@ impl Backend for Counting {
     type Indices = usize;
     type View<'a> = usize;
     type ViewMut<'a> = usize;
+    type Download = Counted;
 
     fn allocate(&self, elements: usize) -> Result<Counted> {
         let bytes = bytes(elements);
@@ -134,6 +135,14 @@ impl Backend for Counting {
     fn download(&self, from: usize) -> Result<Vec<f32>> {
         self.pass(from)?;
         Ok(vec![0.0; from])
+    }
+
+    fn begin_download(&self, buffer: Counted) -> Result<Counted> {
+        Ok(buffer)
+    }
+
+    fn finish_download(&self, download: Counted) -> Result<(Vec<f32>, Counted)> {
+        Ok((self.download(download.elements)?, download))
     }
 
     fn upload_indices(&self, indices: &[u32]) -> Result<usize> {

@@ -2,7 +2,7 @@
 
 use super::block::{Block, SavedBlock};
 use super::run::{Run, Weight};
-use super::{Input, Output, Recompute, Stage};
+use super::{Input, Outgoing, Output, Recompute, Stage};
 use crate::backend::{AttentionShape, Backend, Write};
 use crate::error::Result;
 
@@ -87,7 +87,7 @@ impl<B: Backend> Parts<'_, B> {
     }
 
     /// The gradient of the input for the stage before, or of the embedding.
-    pub(super) fn exit(&mut self, gradient: B::Buffer) -> Result<Option<Vec<f32>>> {
+    pub(super) fn exit(&mut self, gradient: B::Buffer) -> Result<Option<Outgoing<B>>> {
         let Some(embedding) = self.embedding else {
             return self.run.leave(gradient).map(Some);
         };

@@ -7,6 +7,7 @@ use iota_model::TensorLayout;
 use crate::backend::{AttentionShape, Backend, Form, Product, Turn, Write};
 use crate::error::Result;
 use crate::recycler::Recycler;
+use crate::stage::Outgoing;
 
 /// A matrix `[outputs, inputs]` within the flat parameters.
 #[derive(Debug, Clone)]
@@ -69,15 +70,16 @@ impl<B: Backend> Run<'_, B> {
     pub(super) fn upload(&mut self, values: &[f32]) -> Result<B::Buffer> {
         let mut buffer = self.recycler.take(self.backend, values.len())?;
         self.backend
-            .upload(self.backend.all_mut(&mut buffer), values)?;
+            .upload_beside(self.backend.all_mut(&mut buffer), values)?;
         Ok(buffer)
     }
 
     /// An output or a gradient for the host.
-    pub(super) fn leave(&mut self, buffer: B::Buffer) -> Result<Vec<f32>> {
-        let values = self.backend.download(self.backend.all(&buffer))?;
-        self.give(buffer);
-        Ok(values)
+    pub(super) fn leave(&self, buffer: B::Buffer) -> Result<Outgoing<B>> {
+        Ok(Outgoing {
+            download: self.backend.begin_download(buffer)?,
+            rows: self.attention.rows(),
+        })
     }
 
     pub(super) fn copy(&mut self, source: &B::Buffer) -> Result<B::Buffer> {

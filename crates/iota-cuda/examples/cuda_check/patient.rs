@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use iota_cuda::driver::{Address, Driver, Launch, Multiplication};
+use iota_cuda::driver::{Address, Driver, Launch, Multiplication, Ticket};
 use iota_cuda::{Card, Result};
 
 #[derive(Debug)]
@@ -58,6 +58,35 @@ unsafe impl Driver for Patient {
     unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<()> {
         // SAFETY: see above.
         unsafe { self.card.download(to, from) }
+    }
+
+    fn mark(&self) -> Result<Ticket> {
+        self.card.mark()
+    }
+
+    unsafe fn begin_upload(
+        &self,
+        to: Address,
+        from: &[u8],
+        after: Option<Ticket>,
+    ) -> Result<Ticket> {
+        // SAFETY: see above.
+        let ticket = unsafe { self.card.begin_upload(to, from, after)? };
+        self.after(Ok(()))?;
+        Ok(ticket)
+    }
+
+    fn wait(&self, upload: Ticket) -> Result<()> {
+        self.card.wait(upload)
+    }
+
+    unsafe fn begin_download(&self, from: Address, bytes: usize) -> Result<Ticket> {
+        // SAFETY: see above.
+        unsafe { self.card.begin_download(from, bytes) }
+    }
+
+    fn finish_download(&self, to: &mut [u8], download: Ticket) -> Result<()> {
+        self.card.finish_download(to, download)
     }
 
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {

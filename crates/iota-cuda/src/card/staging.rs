@@ -6,7 +6,8 @@
 //! ```
 //!
 //! From memory that is not pinned the driver would copy at a quarter of the speed or less, and wait for each copy. An upload
-//! returns when the last piece is filled; what was asked for earlier may still be computing.
+//! returns when the last piece is filled; what was asked for earlier may still be computing. Downloads that a pass has begun
+//! arrive in memory of their own, see `tickets`: the host may be slow to take them.
 
 use std::ffi::c_void;
 use std::ptr::null_mut;
@@ -20,10 +21,11 @@ use crate::error::Result;
 /// At 50 GB/s on the bus 80 microseconds, far more than it takes to ask for the copy.
 const PIECE_BYTES: usize = 4 << 20;
 
-/// Two pieces of pinned memory, and the stream of all copies.
+/// Two pieces of pinned memory, in turn.
 pub(super) struct Staging {
-    stream: CUstream,
     pieces: [Piece; 2],
+    /// The one that was used longest ago.
+    next: usize,
 }
 
 struct Piece {
@@ -34,10 +36,10 @@ struct Piece {
 
 impl Staging {
     /// # Safety
-    /// The stream's context is current, and the stream stays until [`release`](Self::release).
-    pub(super) unsafe fn new(stream: CUstream) -> Result<Self> {
+    /// A context is current.
+    pub(super) unsafe fn new() -> Result<Self> {
         let mut staging = Self {
-            stream,
+            next: 0,
             pieces: [(); 2].map(|()| Piece {
                 memory: null_mut(),
                 copied: null_mut(),
@@ -52,11 +54,19 @@ impl Staging {
         Ok(staging)
     }
 
+    /// On a stream. It returns when the last piece is filled.
+    ///
     /// # Safety
     /// The context is current, and as many bytes are allocated at `to`.
-    pub(super) unsafe fn upload(&mut self, to: CUdeviceptr, from: &[u8]) -> Result<()> {
+    pub(super) unsafe fn upload(
+        &mut self,
+        stream: CUstream,
+        to: CUdeviceptr,
+        from: &[u8],
+    ) -> Result<()> {
         for (index, bytes) in from.chunks(PIECE_BYTES).enumerate() {
-            let piece = &self.pieces[index % 2];
+            let piece = &self.pieces[self.next];
+            self.next = 1 - self.next;
             // SAFETY: nobody reads the piece any more once its event has come; it has room for a chunk, and it is pinned
             // memory of this context.
             unsafe {
@@ -64,27 +74,38 @@ impl Staging {
                 let pinned = std::slice::from_raw_parts_mut(piece.memory.cast(), bytes.len());
                 pinned.copy_from_slice(bytes);
                 let at = to + (index * PIECE_BYTES) as u64;
-                driver::memcpy_htod_async(at, &*pinned, self.stream).call("cuMemcpyHtoDAsync")?;
-                driver::event::record(piece.copied, self.stream).call("cuEventRecord")?;
+                driver::memcpy_htod_async(at, &*pinned, stream).call("cuMemcpyHtoDAsync")?;
+                driver::event::record(piece.copied, stream).call("cuEventRecord")?;
             }
         }
         Ok(())
     }
 
+    /// On a stream, to its end.
+    ///
     /// # Safety
     /// The context is current, and as many bytes are allocated at `from`.
-    pub(super) unsafe fn download(&mut self, to: &mut [u8], from: CUdeviceptr) -> Result<()> {
+    pub(super) unsafe fn download(
+        &mut self,
+        stream: CUstream,
+        to: &mut [u8],
+        from: CUdeviceptr,
+    ) -> Result<()> {
+        for piece in &self.pieces {
+            // SAFETY: the events are there. An upload that another stream still has to do may be reading a piece.
+            unsafe { driver::event::synchronize(piece.copied) }.call("cuEventSynchronize")?;
+        }
         let mut chunks: Vec<&mut [u8]> = to.chunks_mut(PIECE_BYTES).collect();
         for index in 0..=chunks.len() {
             if let Some(bytes) = chunks.get(index) {
                 let piece = &self.pieces[index % 2];
-                // SAFETY: the piece was emptied two rounds ago, or its last copy is ahead in the stream.
+                // SAFETY: the piece was emptied two rounds ago, or nothing was on its way from or to it.
                 unsafe {
                     let pinned: &mut [u8] =
                         std::slice::from_raw_parts_mut(piece.memory.cast(), bytes.len());
                     let at = from + (index * PIECE_BYTES) as u64;
-                    driver::memcpy_dtoh_async(pinned, at, self.stream).call("cuMemcpyDtoHAsync")?;
-                    driver::event::record(piece.copied, self.stream).call("cuEventRecord")?;
+                    driver::memcpy_dtoh_async(pinned, at, stream).call("cuMemcpyDtoHAsync")?;
+                    driver::event::record(piece.copied, stream).call("cuEventRecord")?;
                 }
             }
             // The one before, while this one is on its way.

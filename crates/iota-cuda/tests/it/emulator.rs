@@ -8,10 +8,12 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use iota_compute::backend::Form;
-use iota_cuda::driver::{Address, Argument, Driver, Factors, Launch, Matrix, Multiplication};
+use iota_cuda::driver::{
+    Address, Argument, Driver, Factors, Launch, Matrix, Multiplication, Ticket,
+};
 use iota_cuda::{Error, Result, kernels};
 
 /// A card that is not there.
@@ -25,12 +27,69 @@ pub(crate) struct Emulator {
     memory: Mutex<Memory>,
 }
 
-/// Allocations by their addresses. Each has a guard before and after it, which nobody may write to; it and its guards
-/// start out as NaN, so that what is read and was never written, or does not belong to it, is seen in the results.
+/// Allocations by their addresses, and what is on its way.
+///
+/// Work is done when it is asked for. A card may do it much later, while copies go on beside it, so these are shown in the
+/// worst light: an upload turns what it will overwrite into NaN at once and becomes visible when it is waited for, if no
+/// work may still need what it overwrites; a download takes its bytes when it is waited for.
 #[derive(Debug, Default)]
 struct Memory {
-    allocations: BTreeMap<u64, Box<[u128]>>,
+    allocations: BTreeMap<u64, Allocation>,
     held_bytes: usize,
+    /// Pieces of work that were asked for.
+    asked: u64,
+    /// As many of these the host knows to be done.
+    done: u64,
+    tickets: BTreeMap<u64, OnItsWay>,
+    tickets_given: u64,
+}
+
+/// It has a guard before and after it, which nobody may write to; it and its guards start out as NaN, so that what is read
+/// and was never written, or does not belong to it, is seen in the results.
+#[derive(Debug)]
+struct Allocation {
+    numbers: Box<[u128]>,
+    /// The last piece of work that was given an address in it.
+    touched: u64,
+}
+
+/// What a ticket stands for.
+#[derive(Debug)]
+enum OnItsWay {
+    /// So many pieces of work.
+    Work(u64),
+    Upload(Address, Vec<u8>),
+    /// From there, so many bytes, behind so many pieces of work.
+    Download(Address, usize, u64),
+}
+
+impl Memory {
+    /// The allocation that an address lies in.
+    fn around(&mut self, at: Address) -> &mut Allocation {
+        let found = self.allocations.range_mut(..=at.0).next_back();
+        found.unwrap_or_else(|| panic!("{at:?} is not allocated")).1
+    }
+
+    /// A piece of work that may touch what lies around these addresses.
+    fn ask(&mut self, addresses: impl IntoIterator<Item = Address>) {
+        self.asked += 1;
+        let asked = self.asked;
+        for at in addresses {
+            self.around(at).touched = asked;
+        }
+    }
+
+    fn ticket(&mut self, of: OnItsWay) -> Ticket {
+        self.tickets_given += 1;
+        self.tickets.insert(self.tickets_given, of);
+        Ticket(self.tickets_given)
+    }
+
+    fn hand_back(&mut self, ticket: Ticket) -> OnItsWay {
+        let Ticket(number) = ticket;
+        let found = self.tickets.remove(&number);
+        found.unwrap_or_else(|| panic!("{number} is no ticket that anybody has"))
+    }
 }
 
 /// Numbers of 16 bytes on each side of an allocation.
@@ -55,23 +114,35 @@ impl Emulator {
         }))
     }
 
+    /// A test that panics gives back what it holds.
+    fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// # Panics
     /// If the bytes are not all of one allocation.
     fn check(&self, what: &str, at: Address, bytes: usize) {
         if bytes == 0 {
             return;
         }
-        let memory = self.memory.lock().unwrap();
-        let (start, numbers) = memory
+        let memory = self.memory();
+        let (start, allocation) = memory
             .allocations
             .range(..=at.0)
             .next_back()
             .unwrap_or_else(|| panic!("{what}: {at:?} is not allocated"));
-        let end = start + 16 * (numbers.len() - 2 * GUARD) as u64;
+        let end = start + 16 * (allocation.numbers.len() - 2 * GUARD) as u64;
         assert!(
             at.0 + bytes as u64 <= end,
             "{what}: {bytes} bytes at {at:?} leave their allocation"
         );
+    }
+
+    /// Notes a piece of work on so much, if it is on anything.
+    fn ask(&self, amount: usize, addresses: impl IntoIterator<Item = Address>) {
+        if amount > 0 {
+            self.memory().ask(addresses);
+        }
     }
 
     fn check_matrix(
@@ -92,7 +163,7 @@ impl Emulator {
 // SAFETY: kernels and products run within memory that their callers vouch for, which `check` looks after where it can.
 unsafe impl Driver for Emulator {
     fn allocate(&self, bytes: usize) -> Result<Address> {
-        let mut memory = self.memory.lock().unwrap();
+        let mut memory = self.memory();
         if memory.held_bytes + bytes > self.room_bytes {
             return Err(Error::OutOfMemory {
                 bytes: bytes as u64,
@@ -102,14 +173,18 @@ unsafe impl Driver for Emulator {
         memory.held_bytes += bytes;
         let numbers = vec![POISON; bytes.div_ceil(16) + 2 * GUARD].into_boxed_slice();
         let address = numbers.as_ptr() as u64 + 16 * GUARD as u64;
-        memory.allocations.insert(address, numbers);
+        let touched = memory.done;
+        memory
+            .allocations
+            .insert(address, Allocation { numbers, touched });
         Ok(Address(address))
     }
 
     unsafe fn release(&self, address: Address, bytes: usize) {
-        let mut memory = self.memory.lock().unwrap();
-        let numbers = memory.allocations.remove(&address.0).unwrap();
+        let mut memory = self.memory();
+        let numbers = memory.allocations.remove(&address.0).unwrap().numbers;
         memory.held_bytes -= bytes;
+        memory.done = memory.asked;
         let (before, rest) = numbers.split_at(GUARD);
         let after = &rest[rest.len() - GUARD..];
         let untouched = before.iter().chain(after).all(|number| *number == POISON);
@@ -121,6 +196,7 @@ unsafe impl Driver for Emulator {
 
     unsafe fn zero(&self, at: Address, bytes: usize) -> Result<()> {
         self.check("zero", at, bytes);
+        self.ask(bytes, [at]);
         // SAFETY: the caller's, and checked.
         unsafe { std::ptr::write_bytes(at.0 as *mut u8, 0, bytes) };
         Ok(())
@@ -128,13 +204,76 @@ unsafe impl Driver for Emulator {
 
     unsafe fn upload(&self, to: Address, from: &[u8]) -> Result<()> {
         self.check("upload", to, from.len());
+        self.ask(from.len(), [to]);
         // SAFETY: the caller's, and checked.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), to.0 as *mut u8, from.len()) };
         Ok(())
     }
 
+    fn mark(&self) -> Result<Ticket> {
+        let mut memory = self.memory();
+        let asked = memory.asked;
+        Ok(memory.ticket(OnItsWay::Work(asked)))
+    }
+
+    unsafe fn begin_upload(
+        &self,
+        to: Address,
+        from: &[u8],
+        after: Option<Ticket>,
+    ) -> Result<Ticket> {
+        self.check("begun upload", to, from.len());
+        let mut memory = self.memory();
+        let after = match after.map(|ticket| memory.hand_back(ticket)) {
+            None => memory.done,
+            Some(OnItsWay::Work(asked)) => asked.max(memory.done),
+            Some(other) => panic!("an upload after {other:?}"),
+        };
+        let touched = memory.around(to).touched;
+        assert!(
+            touched <= after,
+            "an upload overwrites what work {touched} may still need: it begins after {after}"
+        );
+        // SAFETY: the caller's, and checked.
+        unsafe { std::ptr::write_bytes(to.0 as *mut u8, POISON as u8, from.len()) };
+        Ok(memory.ticket(OnItsWay::Upload(to, from.to_vec())))
+    }
+
+    fn wait(&self, upload: Ticket) -> Result<()> {
+        let given_back = self.memory().hand_back(upload);
+        match given_back {
+            OnItsWay::Work(_) => Ok(()),
+            // SAFETY: whoever began it has said that the bytes are allocated.
+            OnItsWay::Upload(to, bytes) => unsafe { self.upload(to, &bytes) },
+            OnItsWay::Download(..) => panic!("nobody waits for a download on the card"),
+        }
+    }
+
+    unsafe fn begin_download(&self, from: Address, bytes: usize) -> Result<Ticket> {
+        self.check("begun download", from, bytes);
+        let mut memory = self.memory();
+        let asked = memory.asked;
+        Ok(memory.ticket(OnItsWay::Download(from, bytes, asked)))
+    }
+
+    fn finish_download(&self, to: &mut [u8], download: Ticket) -> Result<()> {
+        let given_back = self.memory().hand_back(download);
+        let OnItsWay::Download(from, bytes, asked) = given_back else {
+            panic!("{given_back:?} is no download");
+        };
+        assert!(to.len() <= bytes, "so many were not asked for");
+        self.check("download", from, to.len());
+        let mut memory = self.memory();
+        memory.done = memory.done.max(asked);
+        // SAFETY: whoever began it has said that the bytes are allocated.
+        unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, to.as_mut_ptr(), to.len()) };
+        Ok(())
+    }
+
     unsafe fn download(&self, to: &mut [u8], from: Address) -> Result<()> {
         self.check("download", from, to.len());
+        let mut memory = self.memory();
+        memory.done = memory.asked;
         // SAFETY: the caller's, and checked.
         unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, to.as_mut_ptr(), to.len()) };
         Ok(())
@@ -143,12 +282,14 @@ unsafe impl Driver for Emulator {
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()> {
         self.check("copy to", to, bytes);
         self.check("copy from", from, bytes);
+        self.ask(bytes, [to, from]);
         // SAFETY: the caller's, and checked.
         unsafe { std::ptr::copy_nonoverlapping(from.0 as *const u8, to.0 as *mut u8, bytes) };
         Ok(())
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        self.ask(1, launch.arguments.iter().filter_map(address));
         // SAFETY: the caller vouches for the arguments; their kinds are compared with the kernel's.
         unsafe { self.kernels.launch(launch, self.seed) };
         Ok(())
@@ -174,6 +315,8 @@ unsafe impl Driver for Emulator {
         self.check_matrix("result", out, [rows, columns], *batch, 4);
         self.check_matrix("left factor", a, a_shape, *batch, bytes);
         self.check_matrix("right factor", b, b_shape, *batch, bytes);
+        let elements = rows * columns * inner * batch;
+        self.ask(elements, [out.address, a.address, b.address]);
         for index in 0..*batch {
             // SAFETY: the caller's, and checked.
             let element = |matrix: &Matrix, row: usize, column: usize| unsafe {
@@ -219,10 +362,11 @@ unsafe impl Driver for Emulator {
 
 impl Drop for Emulator {
     fn drop(&mut self) {
-        let memory = self.memory.get_mut().unwrap();
+        let memory = self.memory();
+        let is_clean = memory.allocations.is_empty() && memory.tickets.is_empty();
         assert!(
-            memory.allocations.is_empty() || std::thread::panicking(),
-            "allocations are left over"
+            is_clean || std::thread::panicking(),
+            "allocations or tickets are left over"
         );
     }
 }
@@ -293,6 +437,14 @@ impl Kernels {
             let reason = unsafe { CStr::from_ptr(message.as_ptr()) };
             panic!("{}: {}", launch.kernel, reason.to_string_lossy());
         }
+    }
+}
+
+/// Null is where a kernel has nothing to do.
+fn address(argument: &Argument) -> Option<Address> {
+    match argument {
+        Argument::Address(address) if address.0 != 0 => Some(*address),
+        _ => None,
     }
 }
 

@@ -1,5 +1,16 @@
 // As much of NVIDIA's driver, of NVRTC and of cuBLAS as src/card calls, over the emulator, as their documentation has it. So
-// that code runs too, with arguments in the order in which C takes them. What is asked for is done at once.
+// that code runs too, with arguments in the order in which C takes them.
+//
+// A stream does what it is asked for in order, and not before somebody waits for it. The stream of cuBLAS's handle is the one
+// of the work; copies on another stream show in the worst light what may happen when nothing orders the two:
+//
+//   - they begin as soon as what their stream waits for is done: from then on their target is NaN;
+//   - they end when an event behind them is waited for, after all of the work that may come first;
+//   - if what they copy has changed in between, they copy nothing.
+
+#include <deque>
+#include <functional>
+#include <mutex>
 
 typedef int Status;
 typedef unsigned long long DevicePointer;
@@ -34,6 +45,76 @@ float element(const void* matrix, int type, std::size_t index) {
 
 } // namespace
 
+// One for all the libraries that are made of this file: the stream is told to one, and used by another.
+namespace shared {
+
+struct Stream {
+    std::deque<std::function<void()>> asked;
+};
+
+// A place in a stream: what an event has captured.
+struct Place {
+    Stream* stream;
+    bool reached;
+};
+
+struct Event {
+    std::shared_ptr<Place> captured;
+};
+
+inline std::recursive_mutex turn;
+inline Stream* work = nullptr;
+// What went wrong in a stream: whoever waits is told, from then on.
+inline Status trouble = 0;
+
+} // namespace shared
+
+namespace {
+
+using namespace shared;
+typedef std::lock_guard<std::recursive_mutex> Turn;
+
+void ask(void* stream, std::function<void()> item) {
+    static_cast<Stream*>(stream)->asked.push_back(std::move(item));
+}
+
+void go_on(Stream* stream) {
+    const auto item = std::move(stream->asked.front());
+    stream->asked.pop_front();
+    item();
+}
+
+void finish(Stream* stream) {
+    while (stream != nullptr && !stream->asked.empty()) {
+        go_on(stream);
+    }
+}
+
+void reach(const std::shared_ptr<Place>& place) {
+    while (!place->reached) {
+        go_on(place->stream);
+    }
+}
+
+Status copy(void* to, const void* from, std::size_t bytes, void* stream) {
+    const Turn mine(turn);
+    if (stream == work) {
+        ask(stream, [=] { std::memcpy(to, from, bytes); });
+        return trouble;
+    }
+    const auto begins = static_cast<const char*>(from);
+    const std::vector<char> copied(begins, begins + bytes);
+    std::memset(to, 0xff, bytes);
+    ask(stream, [=] {
+        if (std::memcmp(from, copied.data(), bytes) == 0) {
+            std::memcpy(to, from, bytes);
+        }
+    });
+    return trouble;
+}
+
+} // namespace
+
 extern "C" {
 
 Status cuInit(unsigned) { return 0; }
@@ -64,22 +145,76 @@ Status cuModuleGetFunction(void** function, void*, const char* name) {
     return 500;
 }
 Status cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned block_x, unsigned block_y,
-                      unsigned block_z, unsigned shared_bytes, void*, void** arguments, void** extra) {
+                      unsigned block_z, unsigned shared_bytes, void* stream, void** arguments, void** extra) {
     if (z != 1 || block_y != 1 || block_z != 1 || shared_bytes != 0 || extra != nullptr) {
         return 1;
     }
-    const unsigned grid[2] = {x, y};
-    char message[256];
-    return emulate(static_cast<char*>(function), grid, block_x, arguments, nullptr, 1, message, sizeof message) ? 719 : 0;
+    const char* const name = static_cast<char*>(function);
+    std::vector<std::uint64_t> values;
+#define X(kernel)                                                                                                          \
+    if (std::strcmp(name, #kernel) == 0) {                                                                                 \
+        values = emulator::values(kernel, arguments);                                                                      \
+    }
+    KERNELS(X)
+#undef X
+    const Turn mine(turn);
+    ask(stream, [=]() mutable {
+        const unsigned grid[2] = {x, y};
+        std::vector<void*> pointers;
+        for (std::uint64_t& value : values) {
+            pointers.push_back(&value);
+        }
+        char message[256];
+        if (emulate(name, grid, block_x, pointers.data(), nullptr, 1, message, sizeof message)) {
+            trouble = 719;
+        }
+    });
+    return trouble;
 }
 
-Status cuStreamCreate(void** stream, unsigned) { return *stream = &taken_bytes, 0; }
-Status cuStreamSynchronize(void*) { return 0; }
-Status cuStreamDestroy_v2(void*) { return 0; }
-Status cuEventCreate(void** event, unsigned) { return *event = &taken_bytes, 0; }
-Status cuEventRecord(void*, void*) { return 0; }
-Status cuEventSynchronize(void*) { return 0; }
-Status cuEventDestroy_v2(void*) { return 0; }
+Status cuStreamCreate(void** stream, unsigned) { return *stream = new Stream, 0; }
+Status cuStreamSynchronize(void* stream) {
+    const Turn mine(turn);
+    finish(work);
+    finish(static_cast<Stream*>(stream));
+    return trouble;
+}
+Status cuStreamDestroy_v2(void* stream) {
+    work = stream == work ? nullptr : work;
+    delete static_cast<Stream*>(stream);
+    return 0;
+}
+Status cuStreamWaitEvent(void* stream, void* event, unsigned) {
+    const Turn mine(turn);
+    const auto place = static_cast<Event*>(event)->captured;
+    if (place == nullptr) {
+        return 0;
+    }
+    if (stream == work) {
+        ask(stream, [=] { reach(place); });
+    } else {
+        reach(place);
+    }
+    return trouble;
+}
+Status cuEventCreate(void** event, unsigned) { return *event = new Event, 0; }
+Status cuEventRecord(void* event, void* stream) {
+    const Turn mine(turn);
+    const auto place = std::make_shared<Place>(Place{static_cast<Stream*>(stream), false});
+    static_cast<Event*>(event)->captured = place;
+    ask(stream, [=] { place->reached = true; });
+    return trouble;
+}
+Status cuEventSynchronize(void* event) {
+    const Turn mine(turn);
+    const auto place = static_cast<Event*>(event)->captured;
+    if (place != nullptr) {
+        finish(work);
+        reach(place);
+    }
+    return trouble;
+}
+Status cuEventDestroy_v2(void* event) { return delete static_cast<Event*>(event), 0; }
 
 Status cuMemGetInfo_v2(std::size_t* free, std::size_t* total) {
     *free = MEMORY_BYTES - taken_bytes;
@@ -103,21 +238,19 @@ Status cuMemFree_v2(DevicePointer address) {
 }
 Status cuMemHostAlloc(void** address, std::size_t bytes, unsigned) { return *address = take(bytes), 0; }
 Status cuMemFreeHost(void* address) { return give(address), 0; }
-Status cuMemsetD8Async(DevicePointer at, unsigned char value, std::size_t bytes, void*) {
-    std::memset(reinterpret_cast<void*>(at), value, bytes);
-    return 0;
+Status cuMemsetD8Async(DevicePointer at, unsigned char value, std::size_t bytes, void* stream) {
+    const Turn mine(turn);
+    ask(stream, [=] { std::memset(reinterpret_cast<void*>(at), value, bytes); });
+    return trouble;
 }
-Status cuMemcpyHtoDAsync_v2(DevicePointer to, const void* from, std::size_t bytes, void*) {
-    std::memcpy(reinterpret_cast<void*>(to), from, bytes);
-    return 0;
+Status cuMemcpyHtoDAsync_v2(DevicePointer to, const void* from, std::size_t bytes, void* stream) {
+    return copy(reinterpret_cast<void*>(to), from, bytes, stream);
 }
-Status cuMemcpyDtoHAsync_v2(void* to, DevicePointer from, std::size_t bytes, void*) {
-    std::memcpy(to, reinterpret_cast<void*>(from), bytes);
-    return 0;
+Status cuMemcpyDtoHAsync_v2(void* to, DevicePointer from, std::size_t bytes, void* stream) {
+    return copy(to, reinterpret_cast<void*>(from), bytes, stream);
 }
-Status cuMemcpyDtoDAsync_v2(DevicePointer to, DevicePointer from, std::size_t bytes, void*) {
-    std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes);
-    return 0;
+Status cuMemcpyDtoDAsync_v2(DevicePointer to, DevicePointer from, std::size_t bytes, void* stream) {
+    return copy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), bytes, stream);
 }
 
 Status nvrtcCreateProgram(void** program, const char*, const char*, int, const char* const*, const char* const*) {
@@ -130,7 +263,7 @@ Status nvrtcDestroyProgram(void**) { return 0; }
 
 Status cublasCreate_v2(void** handle) { return *handle = &taken_bytes, 0; }
 Status cublasDestroy_v2(void*) { return 0; }
-Status cublasSetStream_v2(void*, void*) { return 0; }
+Status cublasSetStream_v2(void*, void* stream) { return work = static_cast<Stream*>(stream), 0; }
 Status cublasSetWorkspace_v2(void*, void*, std::size_t) { return 0; }
 
 // C = alpha op(A) op(B) + beta C for each of a batch, column-major: C is [m, n], op(A) is [m, k], op(B) is [k, n].
@@ -145,20 +278,23 @@ Status cublasGemmStridedBatchedEx(void*, int turn_a, int turn_b, int m, int n, i
     }
     const float scale = *static_cast<const float*>(alpha);
     const float keep = *static_cast<const float*>(beta);
-    for (long long index = 0; index < batch; index++) {
-        for (long long column = 0; column < n; column++) {
-            for (long long row = 0; row < m; row++) {
-                float sum = 0.0f;
-                for (long long term = 0; term < k; term++) {
-                    const long long at_a = turn_a ? row * lda + term : term * lda + row;
-                    const long long at_b = turn_b ? term * ldb + column : column * ldb + term;
-                    sum += element(a, a_type, index * stride_a + at_a) * element(b, b_type, index * stride_b + at_b);
+    const Turn mine(turn);
+    ask(work, [=] {
+        for (long long index = 0; index < batch; index++) {
+            for (long long column = 0; column < n; column++) {
+                for (long long row = 0; row < m; row++) {
+                    float sum = 0.0f;
+                    for (long long term = 0; term < k; term++) {
+                        const long long at_a = turn_a ? row * lda + term : term * lda + row;
+                        const long long at_b = turn_b ? term * ldb + column : column * ldb + term;
+                        sum += element(a, a_type, index * stride_a + at_a) * element(b, b_type, index * stride_b + at_b);
+                    }
+                    float& out = static_cast<float*>(c)[index * stride_c + column * ldc + row];
+                    out = scale * sum + (keep == 0.0f ? 0.0f : keep * out);
                 }
-                float& out = static_cast<float*>(c)[index * stride_c + column * ldc + row];
-                out = scale * sum + (keep == 0.0f ? 0.0f : keep * out);
             }
         }
-    }
-    return 0;
+    });
+    return trouble;
 }
 }

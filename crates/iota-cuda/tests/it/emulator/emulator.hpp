@@ -228,6 +228,19 @@ void run(void (*kernel)(Parameters...), void** arguments, const char* kinds, Cha
     }
 }
 
+// What lies where the arguments point, for a launch that comes later.
+template <typename... Parameters, std::size_t... Places>
+std::vector<std::uint64_t> values(void (*)(Parameters...), void** arguments, std::index_sequence<Places...>) {
+    std::vector<std::uint64_t> copies(sizeof...(Parameters));
+    (std::memcpy(&copies[Places], arguments[Places], sizeof(Parameters)), ...);
+    return copies;
+}
+
+template <typename... Parameters>
+std::vector<std::uint64_t> values(void (*kernel)(Parameters...), void** arguments) {
+    return values(kernel, arguments, std::index_sequence_for<Parameters...>{});
+}
+
 template <typename... Parameters>
 void launch(void (*kernel)(Parameters...), void** arguments, const char* kinds, Chance& chance, Index grid,
             unsigned count) {
