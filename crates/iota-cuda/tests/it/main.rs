@@ -15,5 +15,7 @@ mod emulator;
 mod memory;
 /// Every operation is what its definition says, in f32 and in bf16.
 mod operations;
+/// Passes that overlap give the same bits.
+mod overlap;
 /// A whole stage learns as it does on the CPU.
 mod stage;
