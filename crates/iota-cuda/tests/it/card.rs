@@ -56,6 +56,34 @@ fn copies_of_many_pieces_arrive_whole_and_in_order() {
     }
 }
 
+/// Pinned pieces are two, and whoever takes one must wait for the copy that was to read it.
+#[test]
+#[expect(unsafe_code, reason = "a driver is given addresses")]
+fn copies_in_between_leave_an_upload_alone_that_nobody_has_waited_for() {
+    let Some(card) = card() else {
+        return;
+    };
+    let [there, here] = [(); 2].map(|()| card.allocate(8).unwrap());
+    let mut back = [0; 8];
+    // SAFETY: as many bytes are allocated, and are given back when they are done with.
+    unsafe {
+        card.upload(here, &[7; 8]).unwrap();
+        let read = card.mark().unwrap();
+        let landed = card.begin_upload(there, &[1; 8], Some(read)).unwrap();
+        for _ in 0..3 {
+            card.download(&mut back, here).unwrap();
+            assert_eq!(back, [7; 8]);
+        }
+        card.wait(landed).unwrap();
+        let leaving = card.begin_download(there, 8).unwrap();
+        card.finish_download(&mut back, leaving).unwrap();
+        for place in [there, here] {
+            card.release(place, 8);
+        }
+    }
+    assert_eq!(back, [1; 8]);
+}
+
 #[expect(unsafe_code, reason = "a driver is given addresses")]
 fn copy_there_and_back(card: &Card, at: Address, values: &[u8], back: &mut [u8]) {
     // SAFETY: as many bytes are allocated, and are given back when they are done with.

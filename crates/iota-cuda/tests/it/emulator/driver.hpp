@@ -5,7 +5,7 @@
 // of the work; copies on another stream show in the worst light what may happen when nothing orders the two:
 //
 //   - they begin as soon as what their stream waits for is done: from then on their target is NaN;
-//   - they end when an event behind them is waited for, after all of the work that may come first;
+//   - they end when somebody waits for an event behind them, after all of the work that may come first;
 //   - if what they copy has changed in between, they copy nothing.
 
 #include <deque>
@@ -48,14 +48,20 @@ float element(const void* matrix, int type, std::size_t index) {
 // One for all the libraries that are made of this file: the stream is told to one, and used by another.
 namespace shared {
 
-struct Stream {
-    std::deque<std::function<void()>> asked;
-};
+struct Stream;
 
 // A place in a stream: what an event has captured.
 struct Place {
     Stream* stream;
     bool reached;
+    // Copies on other streams that may begin now.
+    std::vector<std::function<void()>> begin;
+};
+
+struct Stream {
+    std::deque<std::function<void()>> asked;
+    // What was waited for last.
+    std::shared_ptr<Place> after;
 };
 
 struct Event {
@@ -102,11 +108,20 @@ Status copy(void* to, const void* from, std::size_t bytes, void* stream) {
         ask(stream, [=] { std::memcpy(to, from, bytes); });
         return trouble;
     }
-    const auto begins = static_cast<const char*>(from);
-    const std::vector<char> copied(begins, begins + bytes);
-    std::memset(to, 0xff, bytes);
+    const auto begun = std::make_shared<std::vector<char>>();
+    const auto begin = [=] {
+        const auto start = static_cast<const char*>(from);
+        begun->assign(start, start + bytes);
+        std::memset(to, 0xff, bytes);
+    };
+    const auto after = static_cast<Stream*>(stream)->after;
+    if (after == nullptr || after->reached) {
+        begin();
+    } else {
+        after->begin.push_back(begin);
+    }
     ask(stream, [=] {
-        if (std::memcmp(from, copied.data(), bytes) == 0) {
+        if (std::memcmp(from, begun->data(), bytes) == 0) {
             std::memcpy(to, from, bytes);
         }
     });
@@ -190,19 +205,21 @@ Status cuStreamWaitEvent(void* stream, void* event, unsigned) {
     if (place == nullptr) {
         return 0;
     }
-    if (stream == work) {
-        ask(stream, [=] { reach(place); });
-    } else {
-        reach(place);
-    }
+    static_cast<Stream*>(stream)->after = place;
+    ask(stream, [=] { reach(place); });
     return trouble;
 }
 Status cuEventCreate(void** event, unsigned) { return *event = new Event, 0; }
 Status cuEventRecord(void* event, void* stream) {
     const Turn mine(turn);
-    const auto place = std::make_shared<Place>(Place{static_cast<Stream*>(stream), false});
+    const auto place = std::make_shared<Place>(Place{static_cast<Stream*>(stream), false, {}});
     static_cast<Event*>(event)->captured = place;
-    ask(stream, [=] { place->reached = true; });
+    ask(stream, [=] {
+        place->reached = true;
+        for (const auto& begin : place->begin) {
+            begin();
+        }
+    });
     return trouble;
 }
 Status cuEventSynchronize(void* event) {
