@@ -56,32 +56,58 @@ fn copies_of_many_pieces_arrive_whole_and_in_order() {
     }
 }
 
-/// Pinned pieces are two, and whoever takes one must wait for the copy that was to read it.
 #[test]
 #[expect(unsafe_code, reason = "a driver is given addresses")]
-fn copies_in_between_leave_an_upload_alone_that_nobody_has_waited_for() {
+fn an_upload_comes_after_the_work_that_it_was_told_to_wait_for() {
     let Some(card) = card() else {
         return;
     };
-    let [there, here] = [(); 2].map(|()| card.allocate(8).unwrap());
+    let [at, reader] = [(); 2].map(|()| card.allocate(8).unwrap());
+    let mut read = [0; 8];
+    // SAFETY: as many bytes are allocated, and are given back when they are done with.
+    unsafe {
+        card.upload(at, &[1; 8]).unwrap();
+        card.synchronize().unwrap();
+        card.copy(reader, at, 8).unwrap();
+        let work = card.mark().unwrap();
+        let landed = card.begin_upload(at, &[2; 8], Some(work)).unwrap();
+        card.wait(landed).unwrap();
+        card.download(&mut read, reader).unwrap();
+        assert_eq!(read, [1; 8]);
+        card.download(&mut read, at).unwrap();
+        assert_eq!(read, [2; 8]);
+        card.release(at, 8);
+        card.release(reader, 8);
+    }
+}
+
+/// Pinned pieces are two, and whoever takes one must wait for the copy that is to read it.
+#[test]
+#[expect(unsafe_code, reason = "a driver is given addresses")]
+fn a_copy_in_between_leaves_uploads_alone_that_nobody_has_waited_for() {
+    let Some(card) = card() else {
+        return;
+    };
+    let places @ [first, second, other] = [(); 3].map(|()| card.allocate(8).unwrap());
     let mut back = [0; 8];
     // SAFETY: as many bytes are allocated, and are given back when they are done with.
     unsafe {
-        card.upload(here, &[7; 8]).unwrap();
-        let read = card.mark().unwrap();
-        let landed = card.begin_upload(there, &[1; 8], Some(read)).unwrap();
-        for _ in 0..3 {
-            card.download(&mut back, here).unwrap();
-            assert_eq!(back, [7; 8]);
+        card.upload(other, &[7; 8]).unwrap();
+        let uploads = [(first, [1; 8]), (second, [2; 8])];
+        let landed = uploads.map(|(at, values)| {
+            let work = card.mark().unwrap();
+            card.begin_upload(at, &values, Some(work)).unwrap()
+        });
+        card.download(&mut back, other).unwrap();
+        assert_eq!(back, [7; 8]);
+        landed.map(|upload| card.wait(upload).unwrap());
+        for (at, values) in uploads {
+            let leaving = card.begin_download(at, 8).unwrap();
+            card.finish_download(&mut back, leaving).unwrap();
+            assert_eq!(back, values);
         }
-        card.wait(landed).unwrap();
-        let leaving = card.begin_download(there, 8).unwrap();
-        card.finish_download(&mut back, leaving).unwrap();
-        for place in [there, here] {
-            card.release(place, 8);
-        }
+        places.map(|place| card.release(place, 8));
     }
-    assert_eq!(back, [1; 8]);
 }
 
 #[expect(unsafe_code, reason = "a driver is given addresses")]

@@ -5,7 +5,8 @@
 // of the work; copies on another stream show in the worst light what may happen when nothing orders the two:
 //
 //   - they begin as soon as what their stream waits for is done: from then on their target is NaN;
-//   - they end when somebody waits for an event behind them, after all of the work that may come first;
+//   - they end when somebody waits for an event behind them: by turns after all of the work that may come first, and after
+//     none that need not;
 //   - if what they copy has changed in between, they copy nothing.
 
 #include <deque>
@@ -225,8 +226,12 @@ Status cuEventRecord(void* event, void* stream) {
 Status cuEventSynchronize(void* event) {
     const Turn mine(turn);
     const auto place = static_cast<Event*>(event)->captured;
-    if (place != nullptr) {
-        finish(work);
+    static bool work_comes_first = false;
+    if (place != nullptr && !place->reached) {
+        work_comes_first = !work_comes_first;
+        if (work_comes_first) {
+            finish(work);
+        }
         reach(place);
     }
     return trouble;
