@@ -1,6 +1,10 @@
 //! The thread that owns the stage. Operations reach it through a bounded queue, one after the other.
 //!
 //! Tensors arrive decoded and leave encoded, so that downloads and uploads of other samples go on meanwhile.
+//!
+//! On a device that works on its own the thread keeps it supplied: if another pass waits in the queue it is begun before
+//! the last one is finished, so that its input is copied while the last one is computed, and the last one's result is copied
+//! and encoded while it is computed itself. The order of passes, and with it every bit, stays that of the queue.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,7 +12,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use iota_node::blocking;
-use iota_peer::{BackwardResult, Base, CellPlanes, Engine, Error, Gate, OperationInput, Start};
+use iota_peer::{
+    BackwardResult, Base, BegunBackward, BegunForward, CellPlanes, Engine, Error, Gate,
+    OperationInput, Start,
+};
 use iota_protocol::work::{CellUpload, Checkpoint, ObjectName};
 use iota_protocol::{Digest, SampleId, Session};
 use tokio::sync::{mpsc, oneshot};
@@ -90,7 +97,9 @@ impl StageThread {
     pub(crate) fn start(queue: usize, gate: Gate) -> std::io::Result<Self> {
         let (jobs, queued) = mpsc::channel::<Job>(queue.max(1));
         let mut owner = Owner::default();
-        blocking::spawn_thread("stage", queued, move |job| gate.pass(|| owner.run(job)))?;
+        blocking::spawn_thread("stage", queued, move |job, waiting| {
+            gate.pass(|| owner.run(job, waiting));
+        })?;
         Ok(Self { jobs })
     }
 
@@ -186,10 +195,31 @@ struct Owner {
     /// Whether the weights have been uploaded: what is trained from then on would be in the log and not in the upload.
     uploaded: bool,
     installs: u64,
+    /// Whether the stage's device works on its own.
+    overlaps: bool,
+    /// The pass that was begun last, if nobody has been told of it yet. Another one comes right behind it.
+    begun: Option<Begun>,
+}
+
+/// A pass that has been begun, and where its answer goes.
+#[derive(Debug)]
+enum Begun {
+    Forward(BegunForward, Reply<(u32, Bytes)>),
+    Backward(BegunBackward, Reply<BackwardResult>),
 }
 
 impl Owner {
-    fn run(&mut self, job: Job) {
+    /// `waiting`: jobs that come right behind this one.
+    fn run(&mut self, job: Job, waiting: usize) {
+        // Passes follow each other; anything else comes after the answer to the last one.
+        let before = self.begun.take();
+        let before = match job {
+            Job::Forward(..) | Job::Backward(..) => before,
+            _ => {
+                self.answer(before);
+                None
+            }
+        };
         // A receiver that is gone has been told of in the comment of `Job`.
         match job {
             Job::Vacate(reply) => {
@@ -198,6 +228,7 @@ impl Owner {
                 drop(reply.send(Ok(())));
             }
             Job::Reset(session, engine) => {
+                self.overlaps = engine.overlaps();
                 self.stage = Some((session, engine));
                 self.weights = None;
             }
@@ -215,14 +246,17 @@ impl Owner {
                 drop(reply.send(stepped));
             }
             Job::Forward(weights, sample, input, reply) => {
-                let done = self
+                let begun = self
                     .training(weights)
-                    .and_then(|engine| engine.forward(sample, &input));
-                drop(reply.send(done));
+                    .and_then(|engine| engine.begin_forward(sample, &input));
+                match begun {
+                    Ok(begun) => self.begun = Some(Begun::Forward(begun, reply)),
+                    Err(error) => drop(reply.send(Err(error))),
+                }
             }
             Job::Backward(weights, sample, input, job, reply) => {
-                let done = self.training(weights).and_then(|engine| {
-                    engine.backward(
+                let begun = self.training(weights).and_then(|engine| {
+                    engine.begin_backward(
                         sample,
                         &input,
                         job.output_gradient.as_deref(),
@@ -230,7 +264,10 @@ impl Owner {
                         job.recompute,
                     )
                 });
-                drop(reply.send(done));
+                match begun {
+                    Ok(begun) => self.begun = Some(Begun::Backward(begun, reply)),
+                    Err(error) => drop(reply.send(Err(error))),
+                }
             }
             Job::Upload(weights, job, reply) => {
                 drop(reply.send(self.upload(weights, &job)));
@@ -240,6 +277,24 @@ impl Owner {
                     engine.discard(sample);
                 }
             }
+        }
+        self.answer(before);
+        if waiting == 0 || !self.overlaps {
+            let last = self.begun.take();
+            self.answer(last);
+        }
+    }
+
+    /// Waits for what a pass gives, and says what it is.
+    fn answer(&mut self, begun: Option<Begun>) {
+        // Whatever takes the stage away answers first.
+        let Some((_, engine)) = &mut self.stage else {
+            return;
+        };
+        match begun {
+            Some(Begun::Forward(begun, reply)) => drop(reply.send(engine.finish_forward(begun))),
+            Some(Begun::Backward(begun, reply)) => drop(reply.send(engine.finish_backward(begun))),
+            None => {}
         }
     }
 
@@ -350,7 +405,7 @@ mod tests {
     /// An owner in session 1 with the weights of genesis.
     fn owner() -> (Owner, Weights) {
         let mut owner = Owner::default();
-        owner.run(Job::Reset(session(1), engine()));
+        owner.run(Job::Reset(session(1), engine()), 0);
         let weights = install(&mut owner, session(1)).unwrap();
         (owner, weights)
     }
@@ -372,7 +427,7 @@ mod tests {
 
     fn forward(owner: &mut Owner, weights: Weights) -> Result<u32, Error> {
         let (reply, mut answer) = oneshot::channel();
-        owner.run(Job::Forward(weights, SAMPLE, input(), reply));
+        owner.run(Job::Forward(weights, SAMPLE, input(), reply), 0);
         Ok(answer.try_recv().expect("every operation is answered")?.0)
     }
 
@@ -383,7 +438,7 @@ mod tests {
             learning_rate: 0.01,
             recompute: false,
         };
-        owner.run(Job::Backward(weights, SAMPLE, input(), job, reply));
+        owner.run(Job::Backward(weights, SAMPLE, input(), job, reply), 0);
         let result = answer.try_recv().expect("every operation is answered")?;
         Ok(result.ordinal)
     }
@@ -426,14 +481,59 @@ mod tests {
         assert!(matches!(forward(&mut owner, old), Err(Error::Outdated)));
         assert!(matches!(backward(&mut owner, old), Err(Error::Outdated)));
         assert_eq!(forward(&mut owner, new).unwrap(), 0);
-        owner.run(Job::Discard(old, SAMPLE));
+        owner.run(Job::Discard(old, SAMPLE), 0);
         assert_eq!(backward(&mut owner, new).unwrap(), 1);
+    }
+
+    /// Four passes and something else, all of them in the queue: what the passes are answered, how many were when each job
+    /// had been done, and what is uploaded then.
+    fn passes(overlaps: bool) -> (Vec<(u32, Bytes)>, Vec<usize>, Vec<Bytes>) {
+        type Answer = Box<dyn FnMut() -> Option<(u32, Bytes)>>;
+        let (mut owner, weights) = owner();
+        owner.overlaps = overlaps;
+        let mut jobs = Vec::new();
+        let mut answers: Vec<Answer> = Vec::new();
+        for sample in (0..2).map(SampleId::new) {
+            let (reply, mut forwarded) = oneshot::channel();
+            jobs.push(Job::Forward(weights, sample, input(), reply));
+            answers.push(Box::new(move || Some(forwarded.try_recv().ok()?.unwrap())));
+            let (reply, mut went_back) = oneshot::channel();
+            let job = BackwardJob {
+                output_gradient: Some(values()),
+                learning_rate: 0.01,
+                recompute: false,
+            };
+            jobs.push(Job::Backward(weights, sample, input(), job, reply));
+            answers.push(Box::new(move || {
+                let result = went_back.try_recv().ok()?.unwrap();
+                Some((result.ordinal, result.gradient.unwrap()))
+            }));
+        }
+        jobs.push(Job::Discard(weights, SAMPLE));
+        let (mut heard, mut answered) = (Vec::new(), Vec::new());
+        for waiting in (0..jobs.len()).rev() {
+            owner.run(jobs.remove(0), waiting);
+            let open = &mut answers[heard.len()..];
+            heard.extend(open.iter_mut().map_while(|answer| answer()));
+            answered.push(heard.len());
+        }
+        let cells = upload(&mut owner, weights).unwrap().cells;
+        (heard, answered, cells)
+    }
+
+    #[test]
+    fn a_device_that_works_on_its_own_has_the_next_pass_before_the_last_is_answered() {
+        let (at_once, one_by_one, cells) = passes(false);
+        assert_eq!(one_by_one, [1, 2, 3, 4, 4]);
+        let (late, one_behind, late_cells) = passes(true);
+        assert_eq!(one_behind, [0, 1, 2, 3, 4]);
+        assert!(late == at_once && late_cells == cells, "the same bits");
     }
 
     #[test]
     fn an_ended_session_installs_nothing_and_its_work_is_refused() {
         let (mut owner, old) = owner();
-        owner.run(Job::Reset(session(2), engine()));
+        owner.run(Job::Reset(session(2), engine()), 0);
         assert!(matches!(forward(&mut owner, old), Err(Error::Outdated)));
         let late = install(&mut owner, session(1));
         assert!(matches!(late, Err(Error::Outdated)));

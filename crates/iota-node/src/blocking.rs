@@ -47,20 +47,21 @@ pub fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Jo
 }
 
 /// Does one job after the other in a thread of their own, for as long as somebody can send some. `name` is the thread's.
+/// `work` is told how many jobs wait behind the one that it is given.
 ///
 /// # Errors
 /// If the system gives no thread.
 pub fn spawn_thread<Job: Send + 'static>(
     name: &str,
     mut jobs: mpsc::Receiver<Job>,
-    mut work: impl FnMut(Job) + Send + 'static,
+    mut work: impl FnMut(Job, usize) + Send + 'static,
 ) -> std::io::Result<()> {
     match SIMULATED.get() {
         None => {
             let thread = std::thread::Builder::new().name(name.to_owned());
             thread.spawn(move || {
                 while let Some(job) = jobs.blocking_recv() {
-                    work(job);
+                    work(job, jobs.len());
                 }
             })?;
         }
@@ -68,7 +69,7 @@ pub fn spawn_thread<Job: Send + 'static>(
             tokio::spawn(async move {
                 while let Some(job) = jobs.recv().await {
                     tokio::time::sleep(pause()).await;
-                    work(job);
+                    work(job, jobs.len());
                 }
             });
         }
@@ -84,7 +85,7 @@ mod tests {
     async fn jobs_are_done_in_order_until_nobody_can_send_any() {
         let (send, jobs) = mpsc::channel(4);
         let (done, mut heard) = mpsc::unbounded_channel();
-        spawn_thread("jobs", jobs, move |job: u32| {
+        spawn_thread("jobs", jobs, move |job: u32, _| {
             done.send(job).expect("the test listens");
         })
         .expect("there is a thread");
@@ -96,6 +97,22 @@ mod tests {
             assert_eq!(heard.recv().await, Some(job));
         }
         assert_eq!(heard.recv().await, None);
+    }
+
+    #[tokio::test]
+    async fn whoever_works_is_told_how_many_jobs_wait() {
+        let (send, jobs) = mpsc::channel(4);
+        let (done, mut heard) = mpsc::unbounded_channel();
+        for job in 0..3 {
+            send.try_send(job).expect("there is room");
+        }
+        spawn_thread("jobs", jobs, move |job: u32, waiting| {
+            done.send((job, waiting)).expect("the test listens");
+        })
+        .expect("there is a thread");
+        for expected in [(0, 2), (1, 1), (2, 0)] {
+            assert_eq!(heard.recv().await, Some(expected));
+        }
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use std::str::FromStr;
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 
-use iota_compute::{Cpu, Input, Result, Saved, Stage, StageOptions};
+use iota_compute::{Cpu, Input, Outgoing, Result, Saved, Stage, StageOptions};
 #[cfg(feature = "cuda")]
 use iota_cuda::{Card, Cuda};
 use iota_model::StagePlan;
@@ -121,6 +121,14 @@ pub(crate) enum DeviceSaved {
     Cuda(Saved<Cuda>),
 }
 
+/// What one of its passes gives, on its way to the host.
+#[derive(Debug)]
+pub(crate) enum DeviceOutgoing {
+    Cpu(Outgoing<Cpu>),
+    #[cfg(feature = "cuda")]
+    Cuda(Outgoing<Cuda>),
+}
+
 impl DeviceStage {
     pub(crate) fn new(
         device: &Device,
@@ -195,40 +203,87 @@ impl DeviceStage {
         }
     }
 
-    pub(crate) fn forward(&mut self, input: Input<'_>) -> Result<(Vec<f32>, DeviceSaved)> {
+    /// Whether the device works on its own, so that it pays to begin a pass before what the last one gives is waited for.
+    pub(crate) const fn overlaps(&self) -> bool {
+        match self {
+            Self::Cpu(_) => false,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => true,
+        }
+    }
+
+    pub(crate) fn begin_forward(
+        &mut self,
+        input: Input<'_>,
+    ) -> Result<(DeviceOutgoing, DeviceSaved)> {
         match self {
             Self::Cpu(stage) => {
-                let (output, saved) = stage.forward(input)?;
-                Ok((output, DeviceSaved::Cpu(saved)))
+                let (output, saved) = stage.begin_forward(input)?;
+                Ok((DeviceOutgoing::Cpu(output), DeviceSaved::Cpu(saved)))
             }
             #[cfg(feature = "cuda")]
             Self::Cuda(stage) => {
-                let (output, saved) = stage.forward(input)?;
-                Ok((output, DeviceSaved::Cuda(saved)))
+                let (output, saved) = stage.begin_forward(input)?;
+                Ok((DeviceOutgoing::Cuda(output), DeviceSaved::Cuda(saved)))
             }
         }
     }
 
-    pub(crate) fn backward(
+    pub(crate) fn forward_again(&mut self, input: Input<'_>) -> Result<DeviceSaved> {
+        match self {
+            Self::Cpu(stage) => stage.forward_again(input).map(DeviceSaved::Cpu),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(stage) => stage.forward_again(input).map(DeviceSaved::Cuda),
+        }
+    }
+
+    pub(crate) fn begin_backward(
         &mut self,
         saved: DeviceSaved,
         output_gradient: &[f32],
-    ) -> Result<Option<Vec<f32>>> {
+    ) -> Result<Option<DeviceOutgoing>> {
         match (self, saved) {
-            (Self::Cpu(stage), DeviceSaved::Cpu(saved)) => stage.backward(saved, output_gradient),
+            (Self::Cpu(stage), DeviceSaved::Cpu(saved)) => {
+                let gradient = stage.begin_backward(saved, output_gradient)?;
+                Ok(gradient.map(DeviceOutgoing::Cpu))
+            }
             #[cfg(feature = "cuda")]
-            (Self::Cuda(stage), DeviceSaved::Cuda(saved)) => stage.backward(saved, output_gradient),
+            (Self::Cuda(stage), DeviceSaved::Cuda(saved)) => {
+                let gradient = stage.begin_backward(saved, output_gradient)?;
+                Ok(gradient.map(DeviceOutgoing::Cuda))
+            }
             #[cfg(feature = "cuda")]
             _ => Err(iota_compute::Error::ForeignSaved),
         }
     }
 
-    pub(crate) fn forward_backward_loss(
+    pub(crate) fn begin_forward_backward_loss(
         &mut self,
         input: Input<'_>,
         targets: &[u32],
-    ) -> Result<(f32, Option<Vec<f32>>)> {
-        on_any!(self, stage => stage.forward_backward_loss(input, targets))
+    ) -> Result<(f32, Option<DeviceOutgoing>)> {
+        match self {
+            Self::Cpu(stage) => {
+                let (loss, gradient) = stage.begin_forward_backward_loss(input, targets)?;
+                Ok((loss, gradient.map(DeviceOutgoing::Cpu)))
+            }
+            #[cfg(feature = "cuda")]
+            Self::Cuda(stage) => {
+                let (loss, gradient) = stage.begin_forward_backward_loss(input, targets)?;
+                Ok((loss, gradient.map(DeviceOutgoing::Cuda)))
+            }
+        }
+    }
+
+    /// Waits for what a pass gives.
+    pub(crate) fn arrive(&mut self, outgoing: DeviceOutgoing) -> Result<Vec<f32>> {
+        match (self, outgoing) {
+            (Self::Cpu(stage), DeviceOutgoing::Cpu(outgoing)) => stage.arrive(outgoing),
+            #[cfg(feature = "cuda")]
+            (Self::Cuda(stage), DeviceOutgoing::Cuda(outgoing)) => stage.arrive(outgoing),
+            #[cfg(feature = "cuda")]
+            _ => Err(iota_compute::Error::ForeignSaved),
+        }
     }
 
     pub(crate) fn step(&mut self, learning_rate: f32, backwards: u32) -> Result<()> {

@@ -6,6 +6,7 @@
 //!
 //! A result that is not finite is no result: it is refused here, before anybody can be blamed for having uploaded it.
 
+mod begun;
 mod merging;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,7 @@ use iota_protocol::work::{Checkpoint, ObjectName, Segment, SegmentSource};
 use iota_protocol::{Digest, Epoch, SampleId, StageIndex};
 use iota_run::{Description, Tokens};
 
+pub use self::begun::{BegunBackward, BegunForward};
 use self::merging::Holdings;
 pub(crate) use self::merging::merging_bytes;
 pub use self::merging::{LearnedDistance, Start};
@@ -301,22 +303,31 @@ impl Engine {
     /// At most [`KEPT_MAX`] forwards are kept, or as many as [`with_kept_max`](Self::with_kept_max) allows.
     ///
     /// # Errors
-    /// If the input does not fit the stage, or the output is not finite. The operation has then not happened: it takes
-    /// no ordinal, and what an earlier forward of the sample has left is still there.
+    /// If the input does not fit the stage: the operation has then not happened, and takes no ordinal. If the output is not
+    /// finite: nothing is left of it, nor of an earlier forward of the sample, and its ordinal is nobody's.
     pub fn forward(
         &mut self,
         sample: SampleId,
         input: &OperationInput,
     ) -> Result<(u32, Bytes), Error> {
+        let begun = self.begin_forward(sample, input)?;
+        self.finish_forward(begun)
+    }
+
+    /// Begins what [`forward`](Self::forward) does. Other operations may be begun before it is
+    /// [finished](Self::finish_forward): what they come to is the same.
+    ///
+    /// # Errors
+    /// If the input does not fit the stage, or its device fails.
+    pub fn begin_forward(
+        &mut self,
+        sample: SampleId,
+        input: &OperationInput,
+    ) -> Result<BegunForward, Error> {
         let plan = self.stage.plan().clone();
-        let (output, saved) = self.stage.forward(stage_input(&plan, self.index, input)?)?;
-        let encoded = match self.encode(sample, Direction::Forward, &output) {
-            Ok(encoded) => encoded,
-            Err(error) => {
-                self.stage.discard(saved);
-                return Err(error);
-            }
-        };
+        let (output, saved) = self
+            .stage
+            .begin_forward(stage_input(&plan, self.index, input)?)?;
         let ordinal = self.next_ordinal();
         let input = input.activation.as_ref().map(|(digest, _)| *digest);
         self.discard(sample);
@@ -333,7 +344,11 @@ impl Engine {
             let oldest = *oldest.expect("there are more than none").0;
             self.discard(oldest);
         }
-        Ok((ordinal, encoded))
+        Ok(BegunForward {
+            sample,
+            ordinal,
+            output,
+        })
     }
 
     /// Carries a sample's gradient back, adds to the stage's gradients, and steps the optimizer if it is time. At the
@@ -351,6 +366,24 @@ impl Engine {
         learning_rate: f32,
         recompute: bool,
     ) -> Result<BackwardResult, Error> {
+        let begun =
+            self.begin_backward(sample, input, output_gradient, learning_rate, recompute)?;
+        self.finish_backward(begun)
+    }
+
+    /// Begins what [`backward`](Self::backward) does, with the optimizer's step. Other operations may be begun before it is
+    /// [finished](Self::finish_backward): what they come to is the same.
+    ///
+    /// # Errors
+    /// As [`backward`](Self::backward), but for a gradient that is not finite.
+    pub fn begin_backward(
+        &mut self,
+        sample: SampleId,
+        input: &OperationInput,
+        output_gradient: Option<&[f32]>,
+        learning_rate: f32,
+        recompute: bool,
+    ) -> Result<BegunBackward, Error> {
         let plan = self.stage.plan().clone();
         let digest = input.activation.as_ref().map(|(digest, _)| *digest);
         let kept = match self.kept.remove(&sample) {
@@ -367,7 +400,7 @@ impl Engine {
                     .tokens
                     .as_ref()
                     .ok_or(Error::Input("the tail needs the sample's tokens"))?;
-                let (loss, gradient) = self.stage.forward_backward_loss(
+                let (loss, gradient) = self.stage.begin_forward_backward_loss(
                     stage_input(&plan, self.index, input)?,
                     &tokens.targets,
                 )?;
@@ -376,13 +409,11 @@ impl Engine {
             Some(output_gradient) if !self.is_tail() => {
                 let saved = match kept {
                     Some(kept) => kept.saved,
-                    None => {
-                        self.stage
-                            .forward(stage_input(&plan, self.index, input)?)?
-                            .1
-                    }
+                    None => self
+                        .stage
+                        .forward_again(stage_input(&plan, self.index, input)?)?,
                 };
-                (None, self.stage.backward(saved, output_gradient)?)
+                (None, self.stage.begin_backward(saved, output_gradient)?)
             }
             _ => {
                 return Err(Error::Input(
@@ -391,17 +422,15 @@ impl Engine {
             }
         };
         self.pending += 1;
-        let gradient = gradient
-            .map(|gradient| self.encode(sample, Direction::Backward, &gradient))
-            .transpose()?;
         if self.pending >= self.description.backwards_per_step {
             self.step(learning_rate)?;
         }
-        Ok(BackwardResult {
+        Ok(BegunBackward {
+            sample,
             ordinal: self.next_ordinal(),
             recomputed,
-            gradient,
             loss,
+            gradient,
         })
     }
 
