@@ -10,13 +10,15 @@
 //! 3. 200 steps of a small model on the CPU and on the card.
 //! 4. How far card and CPU come apart while one redoes what the other does: what audits of a card have to tolerate.
 //! 5. Steps of body stages of the 8B and 15B models: tokens per second, MFU, and each operation beside its floor.
+//! 6. Steps of a body stage whose copies go beside its passes, and of one whose passes wait for them.
 //!
 //! Fails if an operation is wrong, bits differ between two runs, or the losses part. What a part has found is in the file as
 //! soon as the part has ended, and each stage of 5 when it has been timed; a part that fails is a failure and costs no other
-//! part. Ends within the budget, leaving out what is left of 5: exit code 0 if all holds, 1 if something does not, 2 if there
+//! part. Ends within the budget, leaving out what is left of 5 and 6: exit code 0 if all holds, 1 if something does not, 2 if there
 //! is no card to work on. With `--small` everything is tiny: that is how it is tried where there is no card.
 
 mod ceilings;
+mod copies;
 mod drifting;
 mod learning;
 mod operations;
@@ -170,6 +172,14 @@ fn run() -> Result<usize> {
             stages::time_case(&card, ceilings, case, small, findings)
         }));
         report.save("stages", entries.clone().into(), &findings)?;
+    }
+    if start.elapsed() > arguments.budget {
+        findings.line("copies left out: no time".to_owned());
+    } else {
+        let found = part("copies", &mut findings, |findings| {
+            copies::measure(&card, small, findings)
+        });
+        report.save("copies", found.into(), &findings)?;
     }
     report.save("finished", true.into(), &findings)?;
     let elapsed_s = start.elapsed().as_secs_f64();

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use iota_compute::timed::{Entry, Timed};
-use iota_compute::{Input, MemoryPlan, Recompute, Stage, StageOptions};
+use iota_compute::{Backend, Input, MemoryPlan, Recompute, Stage, StageOptions};
 use iota_cuda::{Card, Cuda, memory_plan};
-use iota_model::{ModelConfig, Precision, StagePlan, preset, published_cuts};
+use iota_model::{Boundary, ModelConfig, Precision, StagePlan, preset, published_cuts};
 use serde_json::{Value, json};
 
 use crate::ceilings::Ceilings;
@@ -18,7 +18,7 @@ use crate::{Findings, Result, gib, median, noise};
 pub(crate) struct Case {
     pub(crate) model: &'static str,
     pub(crate) tokens: usize,
-    recompute: Recompute,
+    pub(crate) recompute: Recompute,
 }
 
 pub(crate) const CASES: [Case; 4] = [
@@ -54,15 +54,18 @@ const WARM_UP: usize = 2;
 /// Left free, for what the driver takes while it works.
 const RESERVE_BYTES: u64 = 1 << 30;
 
-/// The cut, and the stage that is timed: a fourth of the 8B model, the published second stage of the 15B.
-fn plan(case: Case, small: bool) -> Result<StagePlan> {
-    if small {
-        return Ok(StagePlan::new(&preset("testnet")?, 3)?);
-    }
+/// The cut, and the stage that is timed: a fourth of the 8B model, the published second stage of the 15B. `boundary`: another
+/// than the model's.
+pub(crate) fn plan(case: Case, small: bool, boundary: Option<Boundary>) -> Result<StagePlan> {
+    let preset = preset(if small { "testnet" } else { case.model })?;
     let config = ModelConfig {
-        context: case.tokens,
-        ..preset(case.model)?
+        context: if small { preset.context } else { case.tokens },
+        boundary: boundary.unwrap_or(preset.boundary),
+        ..preset
     };
+    if small {
+        return Ok(StagePlan::new(&config, 3)?);
+    }
     Ok(match published_cuts(case.model) {
         Some(cuts) => StagePlan::with_cuts(&config, cuts.to_vec(), cuts)?,
         None => StagePlan::new(&config, 4)?,
@@ -96,7 +99,7 @@ pub(crate) fn time_case(
     small: bool,
     findings: &mut Findings,
 ) -> Result<Value> {
-    let plan = plan(case, small)?;
+    let plan = plan(case, small, None)?;
     let options = StageOptions {
         precision: Precision::Bf16,
         recompute: case.recompute,
@@ -170,7 +173,7 @@ pub(crate) fn time_case(
 }
 
 /// Random weights of a trained model's size, which `initialise` would take minutes to make, and norm scales of 1.
-fn fill(stage: &mut Stage<Timed<Cuda>>) -> Result<()> {
+pub(crate) fn fill<B: Backend>(stage: &mut Stage<B>) -> Result<()> {
     let weights: Vec<f32> = noise(1 << 22, 5).iter().map(|x| 0.02 * x).collect();
     let (zeros, ones) = (vec![0.0; weights.len()], vec![1.0; weights.len()]);
     for tensor in stage.layout().clone().tensors() {
