@@ -60,7 +60,8 @@ impl Backend for Cuda {
     fn upload_beside(&self, into: ViewMut<'_>, values: &[f32]) -> Result<()> {
         assert_eq!(values.len(), into.len(), "length of what is uploaded");
         // SAFETY: as many bytes are of a buffer that is borrowed alone.
-        Ok(unsafe { self.copies.upload(into.address(), values)? })
+        unsafe { self.copies.upload(into.address(), values)? };
+        Ok(())
     }
 
     fn begin_download(&self, buffer: Buffer) -> Result<Download> {

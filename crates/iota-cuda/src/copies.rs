@@ -9,8 +9,8 @@
 //! ```
 //!
 //! A pass's buffers are used again while work on them may still be waiting to be done, which is right for whatever waits in
-//! the same line, and wrong for an upload that does not. So uploads land in memory of their own, and a copy on the card, 40
-//! times as fast as the one from the host, takes them where the pass wants them.
+//! the same line, and wrong for an upload that does not. So uploads land in memory of their own, and a copy on the card, some
+//! 30 times as fast as the one from the host, takes them where the pass wants them.
 #![expect(unsafe_code, reason = "a driver is given addresses")]
 
 use std::collections::VecDeque;

@@ -3,8 +3,8 @@
 //! ```text
 //!   Stage<Cuda> ---- operations, shapes ----> Cuda ---- kernels, products, copies ----> dyn Driver
 //!   (iota-compute)                             |                                          |
-//!                               scratch space, buffers, views            Card: driver, cuBLAS, NVRTC, one stream
-//!                                                                        Planner: counts memory, for a plan
+//!                               scratch space, buffers, views,           Card: driver, cuBLAS, NVRTC, three streams
+//!                               landings for what passes are given       Planner: counts memory, for a plan
 //!                                                                        the tests' emulator: the kernels on the CPU
 //! ```
 //!

@@ -100,13 +100,17 @@ fn a_copy_in_between_leaves_uploads_alone_that_nobody_has_waited_for() {
         });
         card.download(&mut back, other).unwrap();
         assert_eq!(back, [7; 8]);
-        landed.map(|upload| card.wait(upload).unwrap());
+        for upload in landed {
+            card.wait(upload).unwrap();
+        }
         for (at, values) in uploads {
             let leaving = card.begin_download(at, 8).unwrap();
             card.finish_download(&mut back, leaving).unwrap();
             assert_eq!(back, values);
         }
-        places.map(|place| card.release(place, 8));
+        for place in places {
+            card.release(place, 8);
+        }
     }
 }
 
