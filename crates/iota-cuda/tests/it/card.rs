@@ -81,6 +81,35 @@ fn an_upload_comes_after_the_work_that_it_was_told_to_wait_for() {
     }
 }
 
+/// The stand-in hands out first what it was given back.
+#[test]
+#[expect(unsafe_code, reason = "a driver is given addresses")]
+fn memory_is_given_back_when_the_copies_that_were_begun_are_done_with_it() {
+    let Some(card) = card() else {
+        return;
+    };
+    let mut arrived = [0; 8];
+    // SAFETY: as many bytes are allocated whenever something is asked for, and are given back when they are done with.
+    unsafe {
+        let first = card.allocate(8).unwrap();
+        card.upload(first, &[1; 8]).unwrap();
+        let leaving = card.begin_download(first, 8).unwrap();
+        card.release(first, 8);
+        let second = card.allocate(8).unwrap();
+        let work = card.mark().unwrap();
+        let landed = card.begin_upload(second, &[2; 8], Some(work)).unwrap();
+        card.release(second, 8);
+        let third = card.allocate(8).unwrap();
+        card.upload(third, &[3; 8]).unwrap();
+        card.wait(landed).unwrap();
+        card.finish_download(&mut arrived, leaving).unwrap();
+        assert_eq!(arrived, [1; 8]);
+        card.download(&mut arrived, third).unwrap();
+        assert_eq!(arrived, [3; 8]);
+        card.release(third, 8);
+    }
+}
+
 /// Pinned pieces are two, and whoever takes one must wait for the copy that is to read it.
 #[test]
 #[expect(unsafe_code, reason = "a driver is given addresses")]
