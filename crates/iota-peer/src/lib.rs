@@ -44,7 +44,9 @@ pub use cells::{
 };
 pub use device::{Device, DeviceName};
 pub use drift::{is_within, measure_drift, tolerances};
-pub use engine::{BackwardResult, Engine, KEPT_MAX, LearnedDistance, OperationInput, Start};
+pub use engine::{
+    BackwardResult, Engine, Installed, KEPT_MAX, LearnedDistance, OperationInput, Start,
+};
 pub use gate::Gate;
 pub use iota_compute::Distance;
 pub use learned::{Base, CellPlanes};
