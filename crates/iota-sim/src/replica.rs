@@ -79,7 +79,7 @@ impl Replica {
         self.state = merged(checkpoint);
         let learned = Mix::new("on top").digest(self.state).digest(self.weights);
         self.weights = learned.end();
-        self.steps = checkpoint.optimizer_steps + self.steps;
+        self.steps += checkpoint.optimizer_steps;
     }
 
     /// Operations so far.

@@ -90,7 +90,7 @@ fn whoever_has_uploaded_trains_for_the_next_epoch_and_nobody_else_does() {
     assert_eq!(world.epoch(), Epoch::new(0));
     for session in sessions {
         let own = world.state.session(session).unwrap();
-        assert_eq!(own.backwards > 0, true);
+        assert!(own.backwards > 0);
         let names = own.log().iter().filter_map(|entry| match entry.work {
             Work::Forward { output, .. } => Some(output),
             Work::Backward { gradient, .. } => gradient,
@@ -186,7 +186,7 @@ fn a_replay_begins_where_its_subject_had_uploaded_and_says_what_came_before_the_
     world.work_until(Phase::Training, &[]);
     // What each of them said when it installed.
     let said = |session: &Session| {
-        let operations = world.events.iter().filter_map(|event| match event {
+        let mut operations = world.events.iter().filter_map(|event| match event {
             Event::Completed {
                 session: of,
                 outcome: Outcome::Install { operations, .. },
@@ -194,7 +194,7 @@ fn a_replay_begins_where_its_subject_had_uploaded_and_says_what_came_before_the_
             } => (of == session).then_some(*operations),
             _ => None,
         });
-        operations.last().unwrap()
+        operations.next_back().unwrap()
     };
     let ahead: Vec<u32> = sessions.iter().map(said).collect();
     assert!(ahead.iter().any(|count| *count > 0), "{ahead:?}");
