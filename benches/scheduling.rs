@@ -229,7 +229,10 @@ impl Network {
             }
             Work::HandOver { .. } => Outcome::HandedOver,
             Work::Fetch { .. } => Outcome::Fetched,
-            Work::Install { .. } => Outcome::Install { state: self.object },
+            Work::Install { .. } => Outcome::Install {
+                state: self.object,
+                operations: 0,
+            },
             Work::Upload { cells, .. } => Outcome::Upload {
                 cells: cells.iter().map(|cell| self.cell(&cell.range)).collect(),
                 optimizer_steps: 1,

@@ -54,12 +54,15 @@ pub struct Contribution {
     pub(crate) stint: usize,
 }
 
-/// A session's work from one installation to what becomes of it: an upload, or nothing.
+/// A session's work for one epoch, from the installation on, or from the upload before, if it trained on while that was
+/// merged, to what becomes of it: an upload, or nothing.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Stint {
     pub(crate) session: Session,
     pub(crate) stage: StageIndex,
     pub(crate) epoch: Epoch,
+    /// Whether it has what its stage starts the epoch from.
+    pub(crate) is_installed: bool,
     /// Credited backward passes.
     pub(crate) backwards: u64,
     pub(crate) fate: Fate,
@@ -126,6 +129,8 @@ pub enum Loss {
     Odd,
     /// What it had started from was repaired under it.
     CheckpointRepaired,
+    /// It trained on while its stage merged, and did not install what came of that before the epoch was over.
+    NotInstalled,
     /// It did not upload in time.
     NotUploaded,
     /// Its upload was left out because its author was banned.

@@ -58,6 +58,8 @@ pub struct Ledger {
     leaps: bool,
     /// The sample that was next when the epoch began to train, and those that it took over.
     epoch_found: (SampleId, BTreeSet<SampleId>),
+    /// The same of the next epoch, if some train for it already.
+    found_ahead: Option<(SampleId, BTreeSet<SampleId>)>,
     pub(crate) restarted: u64,
     /// What was undone only of samples that are forgotten; the others' accounts have the rest.
     pub(crate) work: WorkCounts,
@@ -86,6 +88,7 @@ impl Ledger {
             next_lease: LeaseId::default(),
             leaps: false,
             epoch_found: (SampleId::default(), BTreeSet::new()),
+            found_ahead: None,
             restarted: 0,
             work: WorkCounts::default(),
             discrepancies: Vec::new(),
@@ -148,8 +151,13 @@ impl Ledger {
                 }
             }
             Fate::Open => {
-                let may_upload = stint.epoch == self.epoch
-                    && matches!(self.phase, Phase::Training | Phase::Uploading);
+                let may_upload = match self.phase {
+                    Phase::Training | Phase::Uploading => stint.epoch >= self.epoch,
+                    // Only what is done for the epoch after the one that is being merged.
+                    Phase::Merging => stint.epoch > self.epoch,
+                    Phase::Installing => stint.epoch == self.epoch,
+                    Phase::Gathering | Phase::Settling | Phase::Over => false,
+                };
                 may_upload.then_some(Inclusion::Pending)
             }
         }
@@ -368,8 +376,14 @@ impl Ledger {
                     self.discrepancies.extend(found);
                 }
             }
-            (Work::Install { checkpoint, .. }, Outcome::Install { .. }) if credited => {
-                self.installed(&lease, checkpoint);
+            (
+                Work::Install {
+                    checkpoint,
+                    goes_on,
+                },
+                Outcome::Install { .. },
+            ) if credited => {
+                self.installed(&lease, checkpoint, *goes_on);
             }
             _ => {}
         }
@@ -384,10 +398,16 @@ impl Ledger {
             self.phase,
             Phase::Training | Phase::Uploading | Phase::Merging
         );
-        if !is_learning {
-            return;
-        }
-        let (next, carried) = self.epoch_found.clone();
+        let found_ahead = self.found_ahead.take();
+        let (next, carried) = match found_ahead {
+            _ if is_learning => self.epoch_found.clone(),
+            // What was done ahead of the checkpoints that are being installed is in none of them.
+            Some(found) => {
+                self.found_ahead = Some(found.clone());
+                found
+            }
+            None => return,
+        };
         for account in self.samples.split_off(&next).into_values() {
             let passes = account.forwards.len() + account.backwards.len();
             self.work.undone += account.undone + passes as u64;
@@ -399,8 +419,8 @@ impl Ledger {
             }
         }
         self.flying = carried;
-        self.completed.remove(&self.epoch);
         let epoch = self.epoch;
+        self.completed.retain(|of, _| *of < epoch);
         self.merges.retain(|(merged, _), _| *merged != epoch);
     }
 
@@ -454,9 +474,10 @@ impl Ledger {
                 .present
                 .iter()
                 .filter(|(session, stint)| {
-                    let stage = self.stints[**stint].stage;
-                    let merge = merges.get(&(epoch, stage));
-                    merge.is_some_and(|merge| merge.roster.contains(session))
+                    let stint = &self.stints[**stint];
+                    let merge = merges.get(&(epoch, stint.stage));
+                    stint.epoch == epoch
+                        && merge.is_some_and(|merge| merge.roster.contains(session))
                 })
                 .map(|(_, stint)| *stint)
                 .collect();
@@ -465,10 +486,19 @@ impl Ledger {
             }
         }
         (self.phase, self.epoch) = (phase, epoch);
+        let last = self.samples.keys().next_back();
+        let next = last.map_or_else(SampleId::default, |last| last.next());
         if phase == Phase::Training {
-            let last = self.samples.keys().next_back();
-            let next = last.map_or_else(SampleId::default, |last| last.next());
-            self.epoch_found = (next, self.flying.clone());
+            let ahead = self.found_ahead.take();
+            self.epoch_found = ahead.unwrap_or_else(|| (next, self.flying.clone()));
+        }
+        if phase == Phase::Uploading {
+            // Whoever trained for this epoch, and has nothing of what the others trained on, is asked for nothing.
+            let is_late = |stint: &Stint| stint.epoch == epoch && !stint.is_installed;
+            self.lose_where(Loss::NotInstalled, is_late);
+            if self.trains_for() != epoch {
+                self.found_ahead = Some((next, self.flying.clone()));
+            }
         }
         if phase == Phase::Installing {
             // What could still have been handed in is worth nothing now; a late verdict always is worth something.
@@ -477,6 +507,17 @@ impl Ledger {
             });
             let closed: Vec<Lease> = closed.map(|(_, lease)| lease).collect();
             closed.iter().for_each(|lease| self.give_up(lease));
+        }
+    }
+
+    /// The epoch that passes are for: while stages merge, the next one, if the run trains meanwhile and has one.
+    pub(crate) fn trains_for(&self) -> Epoch {
+        let is_merging = matches!(self.phase, Phase::Uploading | Phase::Merging);
+        let next = self.epoch.next();
+        if is_merging && self.settings.merging.overlaps && next.get() < self.settings.epochs {
+            next
+        } else {
+            self.epoch
         }
     }
 

@@ -1,5 +1,6 @@
 //! A sample's way through the stages: each pass follows those before it, and reads what they made.
 
+use iota_protocol::event::Phase;
 use iota_protocol::work::{Lease, ObjectRef, Outcome, Work};
 use iota_protocol::{SampleId, Session, StageIndex};
 
@@ -16,7 +17,7 @@ impl Ledger {
         }
         if !self.samples.contains_key(&sample) {
             self.samples
-                .insert(sample, SampleAccount::opened(self.epoch));
+                .insert(sample, SampleAccount::opened(self.trains_for()));
             self.flying.insert(sample);
         }
     }
@@ -28,13 +29,16 @@ impl Ledger {
         let peer = self.peers.entry(session.peer).or_default();
         peer.forwards += u64::from(!is_backward);
         peer.backwards += u64::from(is_backward);
+        self.go_ahead(lease);
+        let trains_for = self.trains_for();
         let Some(&stint) = self.present.get(&session) else {
             self.discrepancies
                 .push(Discrepancy::WithoutWeights { lease: id, session });
             return;
         };
         let (held, of) = (&mut self.stints[stint], lease.stage);
-        if !held.is_of(of, lease.epoch) || lease.epoch != self.epoch {
+        let has_what_others_have = held.is_installed || self.phase != Phase::Training;
+        if !held.is_of(of, lease.epoch) || lease.epoch != trains_for || !has_what_others_have {
             self.discrepancies.push(Discrepancy::WithOtherWeights {
                 lease: id,
                 session,
@@ -57,7 +61,7 @@ impl Ledger {
     }
 
     pub(crate) fn sample_completed(&mut self, sample: SampleId, loss: f32, path: &[Session]) {
-        let (epoch, tail) = (self.epoch, self.tail());
+        let (epoch, tail) = (self.trains_for(), self.tail());
         let Some(account) = self.on_its_way(sample, "it is complete") else {
             return;
         };

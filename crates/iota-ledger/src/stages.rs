@@ -1,7 +1,7 @@
 //! What happens to a stage: installations, rosters, exclusions, checkpoints and their repairs.
 
 use iota_protocol::checkpoint::covers;
-use iota_protocol::event::{BanReason, ExclusionReason};
+use iota_protocol::event::{BanReason, ExclusionReason, Phase};
 use iota_protocol::work::{Checkpoint, Lease, ObjectName};
 use iota_protocol::{Epoch, PeerId, Session, StageIndex};
 
@@ -11,8 +11,9 @@ use crate::merging::StageMerge;
 use crate::{Discrepancy, Ledger};
 
 impl Ledger {
-    /// A session's weights are what it says it installed; that has to be what its stage starts the epoch from.
-    pub(crate) fn installed(&mut self, lease: &Lease, checkpoint: &Checkpoint) {
+    /// A session's weights are what it says it installed, with what it has learned for this epoch already on top, if it goes on;
+    /// that has to be what its stage starts the epoch from.
+    pub(crate) fn installed(&mut self, lease: &Lease, checkpoint: &Checkpoint, goes_on: bool) {
         let (session, stage) = (lease.session, lease.stage);
         let is_seed = |checkpoint: &Checkpoint| {
             let mut all = holdings(Some(checkpoint), self.stage_elements(stage)).into_iter();
@@ -31,6 +32,15 @@ impl Ledger {
                     stage,
                 });
         }
+        let present = self
+            .present
+            .get(&session)
+            .map(|stint| &mut self.stints[*stint]);
+        let ahead = present.filter(|it| it.is_of(stage, checkpoint.epoch) && !it.is_installed);
+        if let Some(ahead) = ahead.filter(|it| goes_on && it.fate == Fate::Open) {
+            ahead.is_installed = true;
+            return;
+        }
         if let Some(earlier) = self.present.insert(session, self.stints.len()) {
             self.lose(earlier, Loss::BeganAnew);
         }
@@ -38,9 +48,37 @@ impl Ledger {
             session,
             stage,
             epoch: checkpoint.epoch,
+            is_installed: true,
             backwards: 0,
             fate: Fate::Open,
         });
+    }
+
+    /// Whoever has uploaded may train on for the next epoch: that is a stint of its own from its first pass on.
+    pub(crate) fn go_ahead(&mut self, lease: &Lease) {
+        let (session, stage, epoch) = (lease.session, lease.stage, lease.epoch);
+        let is_between = matches!(
+            self.phase,
+            Phase::Uploading | Phase::Merging | Phase::Installing
+        );
+        if !self.settings.merging.overlaps || !is_between || epoch.get() >= self.settings.epochs {
+            return;
+        }
+        let Some(present) = self.present.get_mut(&session) else {
+            return;
+        };
+        let before = &self.stints[*present];
+        if before.fate == Fate::Uploaded && before.stage == stage && before.epoch.next() == epoch {
+            *present = self.stints.len();
+            self.stints.push(Stint {
+                session,
+                stage,
+                epoch,
+                is_installed: false,
+                backwards: 0,
+                fate: Fate::Open,
+            });
+        }
     }
 
     /// Whoever is to upload has learned something since the epoch began, from what its stage started it with.
@@ -48,7 +86,9 @@ impl Ledger {
         let (epoch, elements) = (self.epoch, self.stage_elements(stage));
         let has_learned = |session: &Session| {
             let stint = self.present.get(session).map(|stint| &self.stints[*stint]);
-            stint.is_some_and(|stint| stint.is_of(stage, epoch) && stint.backwards > 0)
+            stint.is_some_and(|stint| {
+                stint.is_of(stage, epoch) && stint.is_installed && stint.backwards > 0
+            })
         };
         let named_before = |place: usize| roster[..place].contains(&roster[place]);
         let idle = (0..roster.len())

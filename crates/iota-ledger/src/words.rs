@@ -280,7 +280,7 @@ pub(crate) fn lease_end(end: &LeaseEnd) -> String {
         LeaseEnd::EpochClosed => "its phase or epoch closed".to_owned(),
         LeaseEnd::Superseded => "another's late result came first".to_owned(),
         LeaseEnd::Withdrawn => {
-            "what it was to read is bad, so its result would be worth nothing".to_owned()
+            "what it was to read is bad, or its holder's weights are not those of its stage, so its result would be worth nothing".to_owned()
         }
     }
 }
@@ -462,6 +462,9 @@ pub(crate) const fn loss(loss: Loss) -> &'static str {
         Loss::BeganAnew => "the miner installed the epoch's checkpoint a second time",
         Loss::Odd => "the miner held other bits than its stage's other replicas",
         Loss::CheckpointRepaired => "what the miner had started from was repaired",
+        Loss::NotInstalled => {
+            "the miner trained on while its stage merged, and did not install what came of that in time"
+        }
         Loss::NotUploaded => "the miner did not upload in time",
         Loss::ExcludedBanned => "the miner was banned before its upload was merged",
         Loss::ExcludedUnreadable => "owners could not read the upload",

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use iota_node::blocking;
 use iota_peer::{
-    BackwardResult, Base, BegunBackward, BegunForward, CellPlanes, Engine, Error, Gate,
+    BackwardResult, Base, BegunBackward, BegunForward, CellPlanes, Engine, Error, Gate, Installed,
     OperationInput, Start,
 };
 use iota_protocol::work::{CellUpload, Checkpoint, ObjectName};
@@ -28,9 +28,9 @@ pub(crate) struct StageThread {
     jobs: mpsc::Sender<Job>,
 }
 
-/// Which weights an operation is meant for: those of one installation, of whichever session and epoch. An operation
-/// that is still in the queue when its weights are replaced must not touch the next ones, even if they belong to the
-/// same epoch.
+/// Which weights an operation is meant for: those of one installation, of whichever session and epoch, or those on which a
+/// stage trains on after an upload. An operation that is still in the queue when its weights are replaced must not touch
+/// the next ones, even if they belong to the same epoch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Weights(u64);
 
@@ -44,7 +44,7 @@ enum Job {
         Checkpoint,
         BTreeMap<ObjectName, CellPlanes>,
         bool,
-        Reply<(Weights, Digest)>,
+        Reply<(Weights, Installed)>,
     ),
     Base(Weights, Range<u64>, Reply<Option<Base>>),
     Stepped(Weights, Range<u64>, Bytes, Reply<(CellPlanes, Digest)>),
@@ -90,6 +90,8 @@ pub(crate) struct Uploaded {
     /// What the stage keeps for itself, if it was asked for and is anything.
     pub(crate) kept: Option<Kept>,
     pub(crate) optimizer_steps: u64,
+    /// What the stage trains on, if the run trains while it merges: for what is leased from now on.
+    pub(crate) ahead: Option<Weights>,
 }
 
 impl StageThread {
@@ -113,14 +115,15 @@ impl StageThread {
         self.send(Job::Reset(session, Box::new(engine))).await
     }
 
-    /// Installs a checkpoint: which weights these are from now on, and the digest of their state.
+    /// Installs a checkpoint: which weights these are from now on. Whoever goes on with what it trained on meanwhile does that
+    /// under the name that those weights had.
     pub(crate) async fn install(
         &self,
         session: Session,
         checkpoint: Checkpoint,
         cells: BTreeMap<ObjectName, CellPlanes>,
         goes_on: bool,
-    ) -> Result<(Weights, Digest), Error> {
+    ) -> Result<(Weights, Installed), Error> {
         self.ask(|reply| Job::Install(session, checkpoint, cells, goes_on, reply))
             .await
     }
@@ -166,7 +169,7 @@ impl StageThread {
             .await
     }
 
-    /// Ends the training of these weights: what comes later is [`Error::Outdated`], but for another upload.
+    /// Ends the training of these weights: a pass that comes later is [`Error::Outdated`].
     pub(crate) async fn upload(&self, weights: Weights, job: UploadJob) -> Result<Uploaded, Error> {
         self.ask(|reply| Job::Upload(weights, job, reply)).await
     }
@@ -191,12 +194,14 @@ impl StageThread {
 #[derive(Debug, Default)]
 struct Owner {
     stage: Option<(Session, Box<Engine>)>,
+    /// What is installed.
     weights: Option<Weights>,
-    /// Whether the weights have been uploaded: what is trained from then on would be in the log and not in the upload.
-    uploaded: bool,
-    installs: u64,
+    /// What is trained. None once the weights have been uploaded, unless they are trained on: what an older pass did then
+    /// would be in the log of an epoch whose upload does not have it.
+    trained: Option<Weights>,
+    names: u64,
     /// Whether the stage's device works on its own.
-    overlaps: bool,
+    passes_overlap: bool,
     /// The pass that was begun last, if nobody has been told of it yet. Another one comes right behind it.
     begun: Option<Begun>,
 }
@@ -225,12 +230,14 @@ impl Owner {
             Job::Vacate(reply) => {
                 self.stage = None;
                 self.weights = None;
+                self.trained = None;
                 drop(reply.send(Ok(())));
             }
             Job::Reset(session, engine) => {
-                self.overlaps = engine.overlaps();
+                self.passes_overlap = engine.passes_overlap();
                 self.stage = Some((session, engine));
                 self.weights = None;
+                self.trained = None;
             }
             Job::Install(session, checkpoint, cells, goes_on, reply) => {
                 drop(reply.send(self.install(session, &checkpoint, &cells, goes_on)));
@@ -273,13 +280,13 @@ impl Owner {
                 drop(reply.send(self.upload(weights, &job)));
             }
             Job::Discard(weights, sample) => {
-                if let Ok(engine) = self.engine(weights) {
+                if let Ok(engine) = self.training(weights) {
                     engine.discard(sample);
                 }
             }
         }
         self.answer(before);
-        if waiting == 0 || !self.overlaps {
+        if waiting == 0 || !self.passes_overlap {
             let last = self.begun.take();
             self.answer(last);
         }
@@ -304,23 +311,31 @@ impl Owner {
         checkpoint: &Checkpoint,
         cells: &BTreeMap<ObjectName, CellPlanes>,
         goes_on: bool,
-    ) -> Result<(Weights, Digest), Error> {
+    ) -> Result<(Weights, Installed), Error> {
         let Some((_, engine)) = self.stage.as_mut().filter(|(owner, _)| *owner == session) else {
             return Err(Error::Outdated);
         };
         self.weights = None;
+        let trained = self.trained.take();
         let start = if goes_on { Start::GoesOn } else { Start::Anew };
-        let state = engine.install(checkpoint, cells, start)?;
-        self.installs += 1;
-        let weights = Weights(self.installs);
+        let installed = engine.install(checkpoint, cells, start)?;
+        let trains_on = goes_on && engine.trains_while_merging();
+        let weights = self.name();
         self.weights = Some(weights);
-        self.uploaded = false;
-        Ok((weights, state))
+        self.trained = trained.filter(|_| trains_on).or(Some(weights));
+        Ok((weights, installed))
+    }
+
+    fn name(&mut self) -> Weights {
+        self.names += 1;
+        Weights(self.names)
     }
 
     fn upload(&mut self, weights: Weights, job: &UploadJob) -> Result<Uploaded, Error> {
-        self.engine(weights)?;
-        self.uploaded = true;
+        if self.engine(weights)?.has_trained_ahead() {
+            return Err(Error::Outdated);
+        }
+        self.trained = None;
         let engine = self.engine(weights)?;
         engine.finish(job.learning_rate)?;
         let encoded = job
@@ -328,7 +343,7 @@ impl Owner {
             .iter()
             .map(|cell| engine.cell(&cell.range))
             .collect::<Result<_, _>>()?;
-        Ok(Uploaded {
+        let mut uploaded = Uploaded {
             cells: encoded,
             kept: if job.keeps {
                 engine.kept()?.map(Kept::new)
@@ -336,14 +351,21 @@ impl Owner {
                 None
             },
             optimizer_steps: engine.optimizer_steps(),
-        })
+            ahead: None,
+        };
+        if engine.trains_while_merging() {
+            engine.go_ahead()?;
+            uploaded.ahead = Some(self.name());
+            self.trained = uploaded.ahead;
+        }
+        Ok(uploaded)
     }
 
     fn training(&mut self, weights: Weights) -> Result<&mut Engine, Error> {
-        if self.uploaded {
-            return Err(Error::Outdated);
+        match &mut self.stage {
+            Some((_, engine)) if self.trained == Some(weights) => Ok(engine),
+            _ => Err(Error::Outdated),
         }
-        self.engine(weights)
     }
 
     fn engine(&mut self, weights: Weights) -> Result<&mut Engine, Error> {
@@ -487,10 +509,10 @@ mod tests {
 
     /// Four passes and something else, all of them in the queue: what the passes are answered, how many were when each job
     /// had been done, and what is uploaded then.
-    fn passes(overlaps: bool) -> (Vec<(u32, Bytes)>, Vec<usize>, Vec<Bytes>) {
+    fn passes(overlap: bool) -> (Vec<(u32, Bytes)>, Vec<usize>, Vec<Bytes>) {
         type Answer = Box<dyn FnMut() -> Option<(u32, Bytes)>>;
         let (mut owner, weights) = owner();
-        owner.overlaps = overlaps;
+        owner.passes_overlap = overlap;
         let mut jobs = Vec::new();
         let mut answers: Vec<Answer> = Vec::new();
         for sample in (0..2).map(SampleId::new) {

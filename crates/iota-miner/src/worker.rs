@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use iota_peer::{
-    CellPlanes, Device, Engine, Error, Gate, OperationInput, PeerMemory, Transfer, Undone, Worker,
-    fetch_cells_with, merge,
+    CellPlanes, Device, Engine, Error, Gate, Installed as Done, OperationInput, PeerMemory,
+    Transfer, Undone, Worker, fetch_cells_with, merge,
 };
 use iota_protocol::work::{
     Checkpoint, Failure, Lease, ObjectName, ObjectRef, Outcome, Seal, Segment, SegmentSource, Work,
@@ -48,9 +48,18 @@ struct Place {
     sealed: Sealed,
 }
 
-/// Weights of an epoch, and what of the work on them is in the log.
+/// A checkpoint, and what is trained.
 #[derive(Debug, Clone)]
 struct Installed {
+    epoch: Epoch,
+    weights: Weights,
+    training: Training,
+}
+
+/// The weights that passes for an epoch work on, and what of these passes is in the log. From an upload to the next
+/// installation that is the epoch after the checkpoint's, in a run that trains while it merges.
+#[derive(Debug, Clone)]
+struct Training {
     epoch: Epoch,
     weights: Weights,
     ledger: Arc<Ledger>,
@@ -111,11 +120,22 @@ impl MinerWorker {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What the lease's operation works on; none if that is not installed or not any more.
-    fn installed_for(&self, lease: &Lease) -> Option<Installed> {
+    fn installed(&self, session: Session) -> Option<Installed> {
         let place = self.place();
-        let place = place.as_ref().filter(|it| it.session == lease.session)?;
-        place.installed.clone().filter(|it| it.epoch == lease.epoch)
+        let place = place.as_ref().filter(|it| it.session == session)?;
+        place.installed.clone()
+    }
+
+    /// The checkpoint that the lease's work is about; none if that is not installed or not any more.
+    fn installed_for(&self, lease: &Lease) -> Option<Installed> {
+        let installed = self.installed(lease.session);
+        installed.filter(|it| it.epoch == lease.epoch)
+    }
+
+    /// What the lease's pass works on; none if that is not trained or not any more.
+    fn training_for(&self, lease: &Lease) -> Option<Training> {
+        let training = self.installed(lease.session)?.training;
+        Some(training).filter(|it| it.epoch == lease.epoch)
     }
 
     async fn operation_input(
@@ -148,9 +168,9 @@ impl MinerWorker {
 
     async fn forward(
         &self,
-        Installed {
+        Training {
             weights, ledger, ..
-        }: Installed,
+        }: Training,
         leased: &LeasedWork,
         abandoned: &watch::Receiver<bool>,
     ) -> Result<Outcome, Undone> {
@@ -192,9 +212,9 @@ impl MinerWorker {
 
     async fn backward(
         &self,
-        Installed {
+        Training {
             weights, ledger, ..
-        }: Installed,
+        }: Training,
         leased: &LeasedWork,
         abandoned: &watch::Receiver<bool>,
     ) -> Result<Outcome, Undone> {
@@ -263,7 +283,9 @@ impl MinerWorker {
     async fn upload(
         &self,
         Installed {
-            weights, ledger, ..
+            epoch,
+            weights,
+            training,
         }: Installed,
         job: UploadJob,
         leased: &LeasedWork,
@@ -274,13 +296,14 @@ impl MinerWorker {
             cells: encoded,
             kept,
             optimizer_steps,
+            ahead,
         } = done.await.map_err(|error| match failure(&error) {
             // The last step has failed and taken the gradients with it.
             Undone::Failed(Failure::NotFinite) => Undone::Tainted,
             undone => undone,
         })?;
-        let settling = ledger.settling();
-        drop(ledger);
+        let settling = training.ledger.settling();
+        drop(training);
         let uploads = cells
             .iter()
             .zip(encoded)
@@ -300,11 +323,31 @@ impl MinerWorker {
         // The upload holds every backward pass that the stage has done, so the log has to hold them too before anybody
         // may compare the two.
         settling.wait().await.map_err(|Tainted| Undone::Tainted)?;
+        if let Some(weights) = ahead {
+            self.train_from_now_on(
+                session,
+                Training {
+                    epoch: epoch.next(),
+                    weights,
+                    ledger: Arc::default(),
+                },
+            );
+        }
         Ok(Outcome::Upload {
             cells: seals,
             optimizer_steps,
             kept: sealed,
         })
+    }
+
+    /// Everything that is in the upload is in the log: passes from here on are of the next epoch.
+    fn train_from_now_on(&self, session: Session, training: Training) {
+        let mut place = self.place();
+        let place = place.as_mut().filter(|it| it.session == session);
+        let installed = place.and_then(|it| it.installed.as_mut());
+        if let Some(installed) = installed.filter(|it| it.epoch.next() == training.epoch) {
+            installed.training = training;
+        }
     }
 
     /// Stores what the stage once kept for itself.
@@ -371,27 +414,37 @@ impl MinerWorker {
         self.transfer.forget_made();
         // Another install may have been leased meanwhile, and this one must not come after it.
         still_wanted(abandoned)?;
-        let (weights, state) = self
+        let (weights, done) = self
             .stage
             .install(session, checkpoint.clone(), cells, goes_on)
             .await
             .map_err(|error| failure(&error))?;
         if let Some(place) = self.place().as_mut().filter(|it| it.session == session) {
             // Of two answers that come at once, the stage's order decides.
-            if place
-                .installed
-                .as_ref()
-                .is_none_or(|it| it.weights < weights)
-            {
-                place.installed = Some(Installed {
-                    epoch: checkpoint.epoch,
+            let before = place.installed.take();
+            if before.as_ref().is_some_and(|it| it.weights > weights) {
+                place.installed = before;
+            } else {
+                let epoch = checkpoint.epoch;
+                // What it trains for this epoch already, it trains on.
+                let trains_on = goes_on && self.description.merge.overlaps;
+                let ahead = before.map(|it| it.training);
+                let ahead = ahead.filter(|it| trains_on && it.epoch == epoch);
+                let training = ahead.unwrap_or_else(|| Training {
+                    epoch,
                     weights,
                     ledger: Arc::default(),
+                });
+                place.installed = Some(Installed {
+                    epoch,
+                    weights,
+                    training,
                 });
                 place.sealed.begin_epoch(goes_on);
             }
         }
-        Ok(Outcome::Install { state })
+        let Done { state, operations } = done;
+        Ok(Outcome::Install { state, operations })
     }
 }
 
@@ -431,13 +484,12 @@ impl Worker for MinerWorker {
             return Err(Failure::Internal.into());
         }
         // Taken before anything is fetched: an operation works on the weights that it was leased for or not at all.
-        let installed = || {
-            self.installed_for(lease)
-                .ok_or(Undone::Failed(Failure::Internal))
-        };
+        let gone = Undone::Failed(Failure::Internal);
+        let training = || self.training_for(lease).ok_or(gone);
+        let installed = || self.installed_for(lease).ok_or(gone);
         match &lease.work {
-            Work::Forward { .. } => self.forward(installed()?, &leased, &abandoned).await,
-            Work::Backward { .. } => self.backward(installed()?, &leased, &abandoned).await,
+            Work::Forward { .. } => self.forward(training()?, &leased, &abandoned).await,
+            Work::Backward { .. } => self.backward(training()?, &leased, &abandoned).await,
             Work::Upload {
                 cells,
                 learning_rate,
@@ -492,9 +544,9 @@ impl Worker for MinerWorker {
     }
 
     fn reported(&self, lease: &Lease, logged: bool) {
-        let Some(Installed {
+        let Some(Training {
             weights, ledger, ..
-        }) = self.installed_for(lease)
+        }) = self.training_for(lease)
         else {
             return;
         };

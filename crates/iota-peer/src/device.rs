@@ -204,7 +204,7 @@ impl DeviceStage {
     }
 
     /// Whether the device works on its own, so that it pays to begin a pass before what the last one gives is waited for.
-    pub(crate) const fn overlaps(&self) -> bool {
+    pub(crate) const fn passes_overlap(&self) -> bool {
         match self {
             Self::Cpu(_) => false,
             #[cfg(feature = "cuda")]

@@ -47,6 +47,17 @@ pub struct Engine {
     holdings: Holdings,
     /// Optimizer steps behind the installed checkpoint.
     installed_steps: u64,
+    /// The checkpoint that it went on with last, if it trained on meanwhile.
+    went_on: Option<(Checkpoint, Installed)>,
+}
+
+/// What came of an installation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Installed {
+    /// Digest of what all who installed the same checkpoint have in common: parameters, and moments if they are merged.
+    pub state: Digest,
+    /// Operations that came before it in the epoch: none but those of who trained on from its upload.
+    pub operations: u32,
 }
 
 #[derive(Debug)]
@@ -123,6 +134,7 @@ impl Engine {
             kept_max: KEPT_MAX,
             holdings: Holdings::default(),
             installed_steps: 0,
+            went_on: None,
         })
     }
 
@@ -177,8 +189,44 @@ impl Engine {
         usize::from(self.index.get()) + 1 == self.description.stages()
     }
 
-    /// Takes over a checkpoint, for which `cells` holds every merged cell that it names, and starts counting operations
-    /// from 0. Returns the digest of what all who installed it have in common: parameters, and moments if they are merged.
+    /// Whether the run has its stages train on while they merge.
+    pub fn trains_while_merging(&self) -> bool {
+        self.description.merge.overlaps
+    }
+
+    /// Trains on from what it has uploaded while that is merged: counts operations from 0, and puts what it learns from here
+    /// on on top of the checkpoint that it installs next with [`Start::GoesOn`]. As long as nothing was learned since,
+    /// saying so again changes nothing.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn go_ahead(&mut self) -> Result<(), Error> {
+        self.forget_forwards();
+        self.ordinal = 0;
+        self.holdings.go_ahead(&self.stage)
+    }
+
+    /// Whether it has done anything since it [went ahead](Self::go_ahead): what it uploaded is gone then.
+    pub const fn has_trained_ahead(&self) -> bool {
+        self.holdings.is_ahead() && self.ordinal > 0
+    }
+
+    /// Does the same from what a miner kept when it uploaded.
+    ///
+    /// # Errors
+    /// [`Error::Kept`] if that is nothing of the kind; the weights are those of no epoch until it installs.
+    pub fn go_ahead_from(&mut self, kept: &[u8]) -> Result<(), Error> {
+        self.epoch = None;
+        self.pending = 0;
+        self.stage.zero_gradients()?;
+        let merge = self.description.merge;
+        self.holdings.read_kept(&merge, &mut self.stage, kept)?;
+        self.go_ahead()
+    }
+
+    /// Takes over a checkpoint, for which `cells` holds every merged cell that it names. Starts counting operations from 0,
+    /// unless it [went ahead](Self::go_ahead) and goes on: what it has learned since goes on top then, what forwards have
+    /// left stays, and saying so again changes nothing.
     ///
     /// # Errors
     /// If a segment does not fit the stage; the weights are then those of no epoch.
@@ -187,15 +235,26 @@ impl Engine {
         checkpoint: &Checkpoint,
         cells: &BTreeMap<ObjectName, CellPlanes>,
         start: Start<'_>,
-    ) -> Result<Digest, Error> {
-        self.epoch = None;
+    ) -> Result<Installed, Error> {
         let merge = self.description.merge;
-        for (_, kept) in std::mem::take(&mut self.kept) {
-            self.stage.discard(kept.saved);
+        let trains_on = merge.overlaps && matches!(start, Start::GoesOn);
+        let went_on = self.went_on.take();
+        if let Some((before, installed)) = went_on
+            && trains_on
+            && before == *checkpoint
+            && !self.holdings.is_ahead()
+        {
+            self.went_on = Some((before, installed));
+            return Ok(installed);
         }
-        self.ordinal = 0;
-        self.pending = 0;
-        self.stage.zero_gradients()?;
+        self.epoch = None;
+        let ahead = self.holdings.learned_ahead(&self.stage, trains_on)?;
+        if ahead.is_none() {
+            self.forget_forwards();
+            self.ordinal = 0;
+            self.pending = 0;
+            self.stage.zero_gradients()?;
+        }
         let elements = self.elements() as u64;
         let mut next = 0;
         // Initial weights are the same for every range of genesis, so they are made once, below what is merged.
@@ -252,8 +311,22 @@ impl Engine {
         self.holdings
             .installed(&merge, &mut self.stage, steps, start)?;
         self.installed_steps = steps;
+        let installed = Installed {
+            state: Holdings::digest(&merge, &self.stage)?,
+            operations: self.ordinal,
+        };
+        if let Some(ahead) = ahead {
+            self.holdings.put_on_top(&mut self.stage, ahead)?;
+            self.went_on = Some((checkpoint.clone(), installed));
+        }
         self.epoch = Some(checkpoint.epoch);
-        Holdings::digest(&merge, &self.stage)
+        Ok(installed)
+    }
+
+    fn forget_forwards(&mut self) {
+        for (_, kept) in std::mem::take(&mut self.kept) {
+            self.stage.discard(kept.saved);
+        }
     }
 
     /// The stage's initial weights. `keeps_moments`: the moments stay what they are, unless they are merged.

@@ -45,8 +45,8 @@ pub use cells::{
 pub use device::{Device, DeviceName};
 pub use drift::{is_within, measure_drift, tolerances};
 pub use engine::{
-    BackwardResult, BegunBackward, BegunForward, Engine, KEPT_MAX, LearnedDistance, OperationInput,
-    Start,
+    BackwardResult, BegunBackward, BegunForward, Engine, Installed, KEPT_MAX, LearnedDistance,
+    OperationInput, Start,
 };
 pub use gate::Gate;
 pub use iota_compute::Distance;

@@ -236,6 +236,7 @@ impl State {
                     checkpoint: self.checkpoint(*stage).clone(),
                     kept: None,
                     entries: Vec::new(),
+                    ahead: 0,
                     upload: None,
                 };
                 let coverage = if operations == of {

@@ -92,7 +92,8 @@ impl State {
 
     /// Whether a session goes on with what it kept for itself when it uploaded last.
     pub(crate) fn goes_on(&self, session: Session) -> bool {
-        let keeps = self.session(session).is_some_and(|it| it.keeps.is_some());
+        let state = self.session(session);
+        let keeps = state.is_some_and(|it| it.keeps.is_some() || self.is_ahead(it));
         keeps && !self.has_withheld(session)
     }
 
@@ -159,6 +160,7 @@ impl State {
             stage.is_some_and(|stage| self.merge_of(stage).uploads.contains_key(&session));
         if has_uploaded && self.owed(session).is_none() {
             self.close_log(session);
+            self.go_ahead(session);
         }
     }
 }

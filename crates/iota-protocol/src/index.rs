@@ -61,9 +61,9 @@ pub(crate) struct Index {
 pub(crate) struct StageIndexes {
     /// Its miners, those with the least given time first.
     pub(crate) miners: BTreeSet<(u64, Session)>,
-    /// Those of them that may do its work.
+    /// Those of them that hold the epoch's checkpoint.
     pub(crate) installed: BTreeSet<(u64, Session)>,
-    /// Those of these that have room.
+    /// Those of them that may do its passes and have room.
     pub(crate) able: BTreeSet<(u64, Session)>,
     /// Those who are waited for while it uploads, and how many of them have done what is asked of them.
     pub(crate) uploaders: usize,
@@ -142,6 +142,8 @@ struct FiledMiner {
     stage: StageIndex,
     given_us: u64,
     installed: bool,
+    /// Whether it may do the stage's passes now.
+    trains: bool,
     has_room: bool,
     to_install: bool,
     to_fetch: bool,
@@ -181,6 +183,7 @@ impl Filed {
                 .any(|lease| lease.work.kind() == kind)
         };
         let installed = own.is_installed(state.epoch);
+        let trains = state.may_train(own);
         let lacks = !installed && own.stage.is_some() && !holds(WorkKind::Install);
         let miner = own.stage.map(|stage| {
             let merge = state.merge_of(stage);
@@ -206,11 +209,12 @@ impl Filed {
                 .samples
                 .bound
                 .get(&session)
-                .filter(|_| installed && has_room);
+                .filter(|_| trains && has_room);
             FiledMiner {
                 stage,
                 given_us: own.given_us,
                 installed,
+                trains,
                 has_room,
                 to_install: lacks && has_room,
                 to_fetch: state.phase == Phase::Merging
@@ -415,7 +419,7 @@ fn take<K: Ord, V: Ord>(sets: &mut BTreeMap<K, BTreeSet<V>>, key: &K, value: &V)
 
 impl FiledMiner {
     const fn is_able(&self) -> bool {
-        self.installed && self.has_room
+        self.trains && self.has_room
     }
 
     fn owes_upload(&self) -> bool {

@@ -354,20 +354,25 @@ pub fn leases_and_holders_know_each_other(state: &State) -> Result<(), String> {
             format!("{} was never given", lease.id)
         })?;
         let audits = matches!(lease.work, Work::Replay { .. } | Work::Inspect { .. });
-        require(audits || lease.epoch == state.epoch, || {
+        let is_pass = lease.work.sample().is_some();
+        let epoch = if is_pass {
+            state.trains_for()
+        } else {
+            state.epoch
+        };
+        require(audits || lease.epoch == epoch, || {
             format!("{} is of a closed epoch", lease.id)
         })?;
         let phase_fits = match lease.work.kind() {
-            WorkKind::Forward | WorkKind::Backward => state.phase == Phase::Training,
+            WorkKind::Forward | WorkKind::Backward => state.is_training(),
             WorkKind::Upload | WorkKind::HandOver => state.phase == Phase::Uploading,
             WorkKind::Merge | WorkKind::Fetch => state.phase == Phase::Merging,
             WorkKind::Install | WorkKind::Replay | WorkKind::Inspect => true,
         };
         require(phase_fits, || format!("{} in {:?}", lease.id, state.phase))?;
         let ready = match lease.work.kind() {
-            WorkKind::Forward | WorkKind::Backward | WorkKind::Upload | WorkKind::Fetch => {
-                holder.is_installed(state.epoch)
-            }
+            WorkKind::Forward | WorkKind::Backward => state.may_train(holder),
+            WorkKind::Upload | WorkKind::Fetch => holder.is_installed(state.epoch),
             WorkKind::Install => !holder.is_installed(state.epoch),
             WorkKind::HandOver | WorkKind::Merge | WorkKind::Replay | WorkKind::Inspect => true,
         };
@@ -523,6 +528,9 @@ pub fn an_audit_begins_with_what_was_sealed_before(state: &State) -> Result<(), 
         let (Some(audit), Some(sealed)) = (drawn, own.began_with) else {
             continue;
         };
+        if own.ahead.is_some_and(|ahead| ahead.epoch != audit.epoch) {
+            continue;
+        }
         let (Work::Replay { kept, .. }, None) = (&audit.work, audit.awaits) else {
             continue;
         };

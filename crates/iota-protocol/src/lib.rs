@@ -66,7 +66,7 @@
 //!     let Some(lease) = state.leases_of(session).next().cloned() else { continue };
 //!     let cell = |elements: u64| Seal { digest: Digest::of(b"a cell"), length: 12 * elements };
 //!     let outcome = match &lease.work {
-//!         Work::Install { .. } => Outcome::Install { state: Digest::of(b"weights") },
+//!         Work::Install { .. } => Outcome::Install { state: Digest::of(b"weights"), operations: 0 },
 //!         // The only stage is head and tail: its backward pass is all there is.
 //!         Work::Backward { .. } => {
 //!             ordinal += 1;
@@ -100,6 +100,7 @@
 //! | [`state`] | everything known of a run, and what it tells; [`summary`]: the same at a glance |
 //! | `decide` | what a command does: joining, results, failures |
 //! | `apply` | how each event changes the state |
+//! | `ahead` | training that goes on while a stage merges |
 //! | [`registration`] | who may become a miner and when: places in the run, and the waiting list |
 //! | `consequences` | what follows: `phase` (when phases end), `merge` (cells), `routing` (who gets what) |
 //! | `index` | who could be next, kept at hand so that a command costs the same in a network of any size |
@@ -115,6 +116,7 @@
 //! `clippy.toml` bans them. Whether an object that a peer says it wrote exists: a reader's failure report says so.
 //! How values are averaged: `iota-merge` does, and this crate compares digests.
 
+mod ahead;
 mod apply;
 mod audit;
 pub mod cells;

@@ -36,7 +36,9 @@ impl State {
                     events.push(self.enter(Phase::Settling, PhaseReason::LastEpochMerged, now));
                     events
                 } else {
-                    vec![self.enter(Phase::Training, why, now)]
+                    let mut events: Vec<_> = self.recall_passes().collect();
+                    events.push(self.enter(Phase::Training, why, now));
+                    events
                 }
             }),
             Phase::Settling => {

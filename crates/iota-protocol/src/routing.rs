@@ -65,17 +65,15 @@ impl State {
         {
             return Some(vec![Event::Leased(lease)]);
         }
-        let lease = match self.phase {
-            Phase::Training => match self.next_piece(now) {
-                Some(lease) => Some(lease),
-                None => return self.next_sample().or_else(|| self.next_audit(now)),
-            },
+        let of_phase = match self.phase {
             Phase::Uploading => self.next_upload(now),
             Phase::Merging => self.next_merge(now).or_else(|| self.next_fetch(now)),
             _ => None,
         };
-        lease
+        of_phase
+            .or_else(|| self.is_training().then(|| self.next_piece(now))?)
             .map(|lease| vec![Event::Leased(lease)])
+            .or_else(|| self.next_sample())
             .or_else(|| self.next_audit(now))
     }
 
@@ -197,12 +195,16 @@ impl State {
                 learning_rate: self.learning_rate(),
             },
         };
-        self.lease_for(session, stage, work, now)
+        Lease {
+            epoch: self.trains_for(),
+            ..self.lease_for(session, stage, work, now)
+        }
     }
 
     /// A new sample, if the head has room for it, not too many are on their way and the epoch wants more.
     fn next_sample(&self) -> Option<Vec<Event>> {
-        let wanted = self.samples.opened_in_epoch < self.settings.samples_per_epoch
+        let wanted = self.is_training()
+            && self.samples.opened_in_epoch < self.settings.samples_per_epoch
             && self.samples.flying.len() < self.settings.samples_in_flight as usize
             && self.batch_is_open();
         let head_has_room = || !self.index.stage(self.settings.head()).able.is_empty();

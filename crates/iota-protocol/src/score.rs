@@ -116,19 +116,25 @@ impl Ledger {
         self.withheld = true;
     }
 
+    /// Of the present epoch, or of the next, which some work for already.
     fn of(&mut self, epoch: Epoch) -> &mut EpochCredit {
-        if self.recent.back().is_none_or(|credit| credit.epoch < epoch) {
-            if self.recent.len() == EPOCHS_COUNTED {
+        let place =
+            |recent: &VecDeque<EpochCredit>| recent.partition_point(|credit| credit.epoch < epoch);
+        let found = self.recent.get(place(&self.recent));
+        if found.is_none_or(|credit| credit.epoch != epoch) {
+            if self.recent.len() > EPOCHS_COUNTED {
                 self.recent.pop_front();
             }
-            self.recent.push_back(EpochCredit {
+            let credit = EpochCredit {
                 epoch,
                 backwards: 0,
                 costs: 0,
                 forfeited: false,
-            });
+            };
+            self.recent.insert(place(&self.recent), credit);
         }
-        self.recent.back_mut().expect("pushed if there was none")
+        let place = place(&self.recent);
+        &mut self.recent[place]
     }
 }
 
@@ -194,7 +200,20 @@ mod tests {
         for number in 0..100 {
             ledger.credit_backward(epoch(number));
         }
-        assert_eq!(ledger.recent.len(), EPOCHS_COUNTED);
+        assert_eq!(ledger.recent.len(), EPOCHS_COUNTED + 1);
         assert_eq!(ledger.score(epoch(99)), 8.0);
+    }
+
+    #[test]
+    fn work_for_the_next_epoch_is_not_forfeited_with_that_of_this_one() {
+        let mut ledger = Ledger::default();
+        ledger.credit_backward(epoch(0));
+        ledger.credit_backward(epoch(1));
+        ledger.drop_work(epoch(0));
+        ledger.forfeit(epoch(0));
+        assert_eq!(ledger.score(epoch(0)), 0.0);
+        ledger.credit_backward(epoch(1));
+        ledger.credit_backward(epoch(1));
+        assert_eq!(ledger.score(epoch(1)), 1.0, "three passes less a drop");
     }
 }

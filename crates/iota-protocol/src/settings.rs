@@ -183,6 +183,10 @@ pub struct Merging {
     /// the miner sealed is enough.
     #[serde(default)]
     pub compares_kept: bool,
+    /// Whether miners train on while their stage merges: whoever has uploaded works for the next epoch on what it has, and
+    /// puts what it learns meanwhile on top of what was merged. Asks for [`kept`](Self::kept) if there are validators.
+    #[serde(default)]
+    pub overlaps: bool,
 }
 
 /// How long an object is that holds something about so many elements.
@@ -256,6 +260,7 @@ impl Default for Merging {
             delta: None,
             kept: None,
             compares_kept: false,
+            overlaps: false,
         }
     }
 }
@@ -446,6 +451,12 @@ impl RunSettings {
             );
         }
         self.merging.validate()?;
+        if self.merging.overlaps && self.merging.kept.is_none() && !self.validators.is_empty() {
+            return invalid(
+                "merging.overlaps",
+                "needs miners to keep and seal what they train on from, or no validator can follow",
+            );
+        }
         let LearningRate {
             peak,
             final_fraction,

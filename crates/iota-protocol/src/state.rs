@@ -303,11 +303,11 @@ impl State {
             .number(self.leases.next.get())
             .number(index)
             .object();
-        ObjectName {
-            purpose,
-            epoch: self.epoch,
-            id,
-        }
+        let epoch = match purpose {
+            Purpose::Activation | Purpose::Gradient => self.trains_for(),
+            Purpose::Upload | Purpose::Merged | Purpose::Delta | Purpose::Kept => self.epoch,
+        };
+        ObjectName { purpose, epoch, id }
     }
 
     /// Whether the epoch has begun to learn what its checkpoint does not have, and the next does not yet.

@@ -56,7 +56,8 @@ pub fn seal(content: impl AsRef<[u8]>, length: u64) -> Seal {
     }
 }
 
-/// What an honest session says of its work, which is its stage's `ordinal`-th operation if it is an operation.
+/// What an honest session says of its work, which is its stage's `ordinal`-th operation if it is an operation, and comes
+/// after so many if it is an installation.
 pub fn honest(settings: &RunSettings, lease: &Lease, ordinal: u32) -> Outcome {
     match &lease.work {
         Work::Forward { sample, .. } => Outcome::Forward {
@@ -114,8 +115,16 @@ pub fn honest(settings: &RunSettings, lease: &Lease, ordinal: u32) -> Outcome {
         }
         Work::HandOver { .. } => Outcome::HandedOver,
         Work::Fetch { .. } => Outcome::Fetched,
-        Work::Install { checkpoint, .. } => Outcome::Install {
+        Work::Install {
+            checkpoint,
+            goes_on,
+        } => Outcome::Install {
             state: installed(checkpoint),
+            operations: if *goes_on && settings.merging.overlaps {
+                ordinal
+            } else {
+                0
+            },
         },
         Work::Replay { entries, .. } => Outcome::Audit {
             verdict: Verdict::Agrees {

@@ -2,6 +2,7 @@
 
 mod auditing;
 mod chaos;
+mod going_ahead;
 mod handing_over;
 mod happy_path;
 mod merging;

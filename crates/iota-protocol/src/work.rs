@@ -215,6 +215,10 @@ pub enum Work {
         kept: Option<ObjectRef>,
         /// Its operations in the order in which it says it did them.
         entries: Vec<LogEntry>,
+        /// How many of these it did ahead: on what it had kept, before it installed the checkpoint. 0 unless the run overlaps
+        /// training with merging.
+        #[serde(default)]
+        ahead: u32,
         /// Its upload, if the entries are all that it did: then the optimizer's result is compared too.
         upload: Option<UploadRecord>,
     },
@@ -305,8 +309,9 @@ pub struct Lease {
 
 /// What a peer reports of work that it finished.
 ///
-/// `ordinal` counts the operations that a session's stage has done since it installed its checkpoint, from 0, whether or
-/// not their results were accepted. It says in which order a replay has to go.
+/// `ordinal` counts the operations that a session's stage has done in its epoch, from 0, whether or not their results were
+/// accepted: since it installed its checkpoint, or since it uploaded, if it trains on from there. It says in which order a
+/// replay has to go.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "outcome")]
 pub enum Outcome {
@@ -360,8 +365,11 @@ pub enum Outcome {
     Fetched,
     /// Of [`Work::Install`].
     Install {
-        /// Digest of the installed parameters and optimizer state.
+        /// Digest of the installed parameters and optimizer state, before anything is put on top of them.
         state: Digest,
+        /// Operations of the epoch that it had done before: only who goes on after its upload has done any.
+        #[serde(default)]
+        operations: u32,
     },
     /// Of [`Work::Replay`] and [`Work::Inspect`].
     Audit {

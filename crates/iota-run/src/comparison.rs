@@ -91,6 +91,9 @@ pub enum ComparisonError {
         /// As the run has it.
         codec: iota_merge::Codec,
     },
+    /// What a miner trains on from is not compared closely.
+    #[error("a run that trains on while it merges compares bits")]
+    Overlap,
 }
 
 /// Tensors that have nothing to do with each other are 1.4 apart, and zeros are 1 from anything.

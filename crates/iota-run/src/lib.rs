@@ -154,6 +154,9 @@ impl Description {
     /// [`ComparisonError`] says why not.
     pub fn validate_comparison(&self) -> Result<(), ComparisonError> {
         self.comparison.validate()?;
+        if self.merge.overlaps && !self.comparison.is_bits() {
+            return Err(ComparisonError::Overlap);
+        }
         let codec = self.merge.upload;
         let is_elementwise = matches!(
             codec,

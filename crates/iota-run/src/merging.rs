@@ -7,6 +7,7 @@
 //!   merged cell  parameters, moments                         parameters, moments, momentum of the outer step
 //!   delta                                                    what the merge changed, in few bytes; moments
 //!   kept         moments, if each keeps its own              the same, and what the upload left out
+//!                both: parameters, if it trains on while its stage merges
 //! ```
 //!
 //! Moments are in these objects if they are merged like parameters ([`OptimizerState`]). A merged cell and its delta say
@@ -36,6 +37,10 @@ pub struct Merge {
     pub feedback: Option<f32>,
     /// What becomes of the optimizer's moments.
     pub optimizer_state: OptimizerState,
+    /// Whether miners train on while their stage merges, and put what they learn meanwhile on top of what was merged. Only
+    /// with moments that stay with their miner: moments have no sum that means anything.
+    #[serde(default)]
+    pub overlaps: bool,
 }
 
 /// What becomes of the optimizer's moments when a stage merges.
@@ -68,6 +73,9 @@ pub enum MergeError {
         /// Which.
         codec: Codec,
     },
+    /// Miners that train on have moments of their own.
+    #[error("training overlaps merging only where every miner keeps its own moments")]
+    Overlap,
     /// Not a fraction.
     #[error("feedback must lie between 0 and 1")]
     Feedback,
@@ -99,6 +107,9 @@ impl Merge {
             if !is_sized {
                 return Err(MergeError::Unsized { codec });
             }
+        }
+        if self.overlaps && self.optimizer_state != OptimizerState::Local {
+            return Err(MergeError::Overlap);
         }
         match self.feedback {
             Some(feedback) if !(0.0..=1.0).contains(&feedback) => Err(MergeError::Feedback),
@@ -176,7 +187,7 @@ impl Merge {
     }
 
     /// The tensor of bytes with what a miner keeps for itself of a stage of so many elements: optimizer steps as u64; both
-    /// moments, if each has its own; what uploads left out, if that is made up for.
+    /// moments, if each has its own; what uploads left out, if that is made up for; parameters, if it trains on from them.
     pub fn kept_spec(&self, elements: usize) -> TensorSpec {
         TensorSpec::u8(KEPT, [data_bytes(self.kept_data(), elements, 1)])
     }
@@ -219,9 +230,10 @@ impl Merge {
         } else {
             0
         };
+        let parameters = if self.overlaps { 4 } else { 0 };
         ObjectSize {
             overhead_bytes: 8,
-            ..ObjectSize::per_element(moments + residual)
+            ..ObjectSize::per_element(moments + residual + parameters)
         }
     }
 }
@@ -319,9 +331,15 @@ mod tests {
     #[test]
     fn sizes_are_the_lengths_of_the_objects() {
         for codec in CODECS {
-            for state in [OptimizerState::Merged, OptimizerState::Local] {
+            let states = [
+                (OptimizerState::Merged, false),
+                (OptimizerState::Local, false),
+                (OptimizerState::Local, true),
+            ];
+            for (optimizer_state, overlaps) in states {
                 let merge = Merge {
-                    optimizer_state: state,
+                    optimizer_state,
+                    overlaps,
                     ..with_codec(codec)
                 };
                 merge.validate().unwrap();
@@ -419,6 +437,11 @@ mod tests {
             ..Merge::default()
         };
         assert!(matches!(too_much.validate(), Err(MergeError::Feedback)));
+        let shared = Merge {
+            overlaps: true,
+            ..Merge::default()
+        };
+        assert!(matches!(shared.validate(), Err(MergeError::Overlap)));
     }
 
     #[test]

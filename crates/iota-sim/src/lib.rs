@@ -83,6 +83,8 @@ pub struct Run {
     pub banned: u64,
     /// Audits with a verdict.
     pub audits: u64,
+    /// Replays of what somebody did while its stage merged.
+    pub ahead: u64,
     /// Its samples.
     pub samples: SampleCounts,
     /// Who had to wait for a place in it.

@@ -61,6 +61,7 @@ struct Totals {
     events: u64,
     banned: u64,
     audits: u64,
+    ahead: u64,
     completed: u64,
     lost: u64,
     places: iota_sim::Places,
@@ -75,6 +76,7 @@ impl Totals {
         self.events += run.events;
         self.banned += run.banned;
         self.audits += run.audits;
+        self.ahead += run.ahead;
         self.completed += run.samples.completed;
         self.lost += run.samples.lost;
         self.places += run.places;
@@ -91,8 +93,8 @@ impl Totals {
             self.events,
         );
         println!(
-            "{} samples completed, {} dropped as runs ended, {} audits, {} cheaters banned",
-            self.completed, self.lost, self.audits, self.banned,
+            "{} samples completed, {} dropped as runs ended, {} audits, {} cheaters banned, {} replays of work done while stages merged",
+            self.completed, self.lost, self.audits, self.banned, self.ahead,
         );
         println!(
             "{} had to wait for a place, {} were admitted, {} places expired, {} windows opened",

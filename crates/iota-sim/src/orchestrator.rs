@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use iota_protocol::invariants::{a_place_never_gets_worse, check_all};
 use iota_protocol::registration::Place;
-use iota_protocol::work::{Failure, Lease, Outcome};
+use iota_protocol::work::{Failure, Lease, Outcome, Work};
 use iota_protocol::{
     Command, Epoch, Event, LeaseId, PeerId, Rejection, Role, RunSettings, Session, State, Timestamp,
 };
@@ -127,6 +127,20 @@ impl Orchestrator {
 
     pub(crate) const fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Replays that were leased of what somebody had done while its stage merged.
+    pub(crate) fn replays_of_work_ahead(&self) -> u64 {
+        let is_one = |event: &Event| {
+            let Event::Leased(lease) = event else {
+                return false;
+            };
+            matches!(lease.work, Work::Replay { ahead, .. } if ahead > 0)
+        };
+        self.journal()
+            .iter()
+            .filter(|(_, event)| is_one(event))
+            .count() as u64
     }
 
     pub(crate) fn journal(&self) -> &[(Timestamp, Event)] {

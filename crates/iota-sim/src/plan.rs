@@ -258,6 +258,7 @@ fn settings(chance: &mut Chance, stages: u16, validated: bool) -> RunSettings {
             delta: size(secret[6]),
             kept: size(secret[7]),
             compares_kept: secret[8].is_multiple_of(2),
+            overlaps: secret[9].is_multiple_of(2) && (!validated || size(secret[7]).is_some()),
         },
         timing: Timing {
             lease_initial: Duration::from_secs(20),

@@ -38,14 +38,7 @@ impl Replica {
         kept: Option<Digest>,
         backwards_per_step: u32,
     ) -> Self {
-        let mut mix = Mix::new("checkpoint").number(checkpoint.stage.get().into());
-        for segment in &checkpoint.segments {
-            mix = mix.range(&segment.range);
-            if let SegmentSource::Merged { object, offset, .. } = &segment.source {
-                mix = mix.digest(object.seal.digest).number(*offset);
-            }
-        }
-        let weights = mix.end();
+        let weights = merged(checkpoint);
         Self {
             state: weights,
             // Work depends on both; what is compared with others' does not.
@@ -60,6 +53,38 @@ impl Replica {
             next_ordinal: 0,
             kept: BTreeMap::new(),
         }
+    }
+
+    /// The stage of whoever kept this when it uploaded, and trains on from there.
+    pub(crate) fn went_ahead(kept: Digest, backwards_per_step: u32) -> Self {
+        Self {
+            state: kept,
+            weights: Mix::new("ahead").digest(kept).end(),
+            gradients: None,
+            backwards: 0,
+            backwards_per_step,
+            steps: 0,
+            next_ordinal: 0,
+            kept: BTreeMap::new(),
+        }
+    }
+
+    /// Trains on from what was uploaded.
+    pub(crate) fn go_ahead(&mut self) {
+        *self = Self::went_ahead(self.kept(), self.backwards_per_step);
+    }
+
+    /// Puts what was learned since then on top of what a checkpoint holds.
+    pub(crate) fn go_on(&mut self, checkpoint: &Checkpoint) {
+        self.state = merged(checkpoint);
+        let learned = Mix::new("on top").digest(self.state).digest(self.weights);
+        self.weights = learned.end();
+        self.steps += checkpoint.optimizer_steps;
+    }
+
+    /// Operations so far.
+    pub(crate) const fn operations(&self) -> u32 {
+        self.next_ordinal
     }
 
     /// What is reported of an installation.
@@ -134,6 +159,18 @@ impl Replica {
     pub(crate) fn cell(&self, range: &Range<u64>) -> Digest {
         Mix::new("cell").digest(self.weights).range(range).end()
     }
+}
+
+/// What a checkpoint holds.
+fn merged(checkpoint: &Checkpoint) -> Digest {
+    let mut mix = Mix::new("checkpoint").number(checkpoint.stage.get().into());
+    for segment in &checkpoint.segments {
+        mix = mix.range(&segment.range);
+        if let SegmentSource::Merged { object, offset, .. } = &segment.source {
+            mix = mix.digest(object.seal.digest).number(*offset);
+        }
+    }
+    mix.end()
 }
 
 /// The mean of copies of a cell.

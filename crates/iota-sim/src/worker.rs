@@ -36,14 +36,16 @@ pub(crate) struct Worker {
     tasks: BTreeMap<LeaseId, Task>,
     installed: Option<Installed>,
     installations: u64,
+    trainings: u64,
 }
 
 #[derive(Debug)]
 struct Task {
     lease: Lease,
     abandoned: bool,
-    /// The installation that it is for.
+    /// The installation that it is for, and the training.
     installation: u64,
+    training: u64,
     /// What an inspection found.
     found: Result<(), Difference>,
     /// What to say, once everything that it says is stored.
@@ -57,6 +59,13 @@ struct Task {
 struct Installed {
     epoch: Epoch,
     number: u64,
+    /// The epoch that its holder trains for, and which training of all this is. From the upload to the next installation that
+    /// is the next epoch, if the run overlaps the two.
+    trains_for: Epoch,
+    training: u64,
+    overlaps: bool,
+    /// What was said of the installation, if the training went on over it.
+    went_on: Option<(Checkpoint, Outcome)>,
     replica: Replica,
     /// What its holder had kept as it began, and keeps since it uploaded.
     began_with: Option<Seal>,
@@ -84,6 +93,7 @@ impl Worker {
         let task = Task {
             abandoned: false,
             installation: self.installed.as_ref().map_or(0, |it| it.number),
+            training: self.installed.as_ref().map_or(0, |it| it.training),
             found: Ok(()),
             outcome: None,
             settles: false,
@@ -142,7 +152,7 @@ impl Worker {
         let installed = self
             .installed
             .as_mut()
-            .filter(|it| it.number == task.installation && it.epoch == task.lease.epoch)
+            .filter(|it| it.training == task.training && it.trains_for == task.lease.epoch)
             .filter(|it| !it.closed)
             .ok_or(Undone::Failed(Failure::Internal));
         let mut operated = Operated::default();
@@ -276,40 +286,72 @@ impl Worker {
                 goes_on,
             } => {
                 self.installations += 1;
+                let mut before = self.installed.take();
                 // What is kept counts only where somebody can check it, and so has been sealed. An installation that is done
                 // again begins with the same.
-                let sealed = self
-                    .installed
-                    .as_ref()
-                    .and_then(|it| it.keeps.or(it.began_with));
+                let sealed = before.as_ref().and_then(|it| it.keeps.or(it.began_with));
                 let began_with = sealed.filter(|_| *goes_on);
-                let kept = began_with.map(|seal| seal.digest);
-                let replica = Replica::install(checkpoint, kept, settings.backwards_per_step);
-                let state = replica.state();
-                self.installed = Some(Installed {
-                    epoch: checkpoint.epoch,
-                    number: self.installations,
-                    replica,
-                    began_with,
-                    keeps: None,
-                    closed: false,
-                    open: BTreeSet::new(),
-                    tainted: false,
-                    forwards: BTreeMap::new(),
-                });
-                Outcome::Install { state }
+                let trains_on = before
+                    .take_if(|it| *goes_on && it.overlaps && it.trains_for == checkpoint.epoch);
+                if let Some(mut installed) = trains_on {
+                    let said = installed.went_on.take();
+                    let outcome = match said.filter(|(of, _)| of == checkpoint) {
+                        Some((_, outcome)) => outcome,
+                        None => {
+                            installed.replica.go_on(checkpoint);
+                            Outcome::Install {
+                                state: installed.replica.state(),
+                                operations: installed.replica.operations(),
+                            }
+                        }
+                    };
+                    self.installed = Some(Installed {
+                        epoch: checkpoint.epoch,
+                        number: self.installations,
+                        went_on: Some((checkpoint.clone(), outcome.clone())),
+                        began_with,
+                        keeps: None,
+                        ..installed
+                    });
+                    outcome
+                } else {
+                    self.trainings += 1;
+                    let kept = began_with.map(|seal| seal.digest);
+                    let replica = Replica::install(checkpoint, kept, settings.backwards_per_step);
+                    let state = replica.state();
+                    self.installed = Some(Installed {
+                        epoch: checkpoint.epoch,
+                        number: self.installations,
+                        trains_for: checkpoint.epoch,
+                        training: self.trainings,
+                        overlaps: settings.merging.overlaps,
+                        went_on: None,
+                        replica,
+                        began_with,
+                        keeps: None,
+                        closed: false,
+                        open: BTreeSet::new(),
+                        tainted: false,
+                        forwards: BTreeMap::new(),
+                    });
+                    Outcome::Install {
+                        state,
+                        operations: 0,
+                    }
+                }
             }
             Work::Replay {
                 checkpoint,
                 kept,
                 entries,
+                ahead,
                 upload,
                 ..
             } => Outcome::Audit {
                 verdict: replay(
                     checkpoint,
                     digest_of(kept),
-                    entries,
+                    (entries, *ahead),
                     upload.as_ref(),
                     settings,
                 ),
@@ -358,7 +400,7 @@ impl Worker {
             Work::Forward { sample, .. } => self.answer_forward(lease.id, *sample, logged),
             Work::Backward { .. } => {
                 let installed = self.installed.as_mut();
-                if let Some(it) = installed.filter(|it| it.number == task.installation) {
+                if let Some(it) = installed.filter(|it| it.training == task.training) {
                     it.tainted |= it.open.remove(&lease.id) && !logged;
                 }
             }
@@ -369,17 +411,27 @@ impl Worker {
         Some((upload, self.settle(upload)?))
     }
 
-    /// The upload holds every backward pass that was done, so the log has to hold them too before anybody may compare.
-    fn settle(&self, upload: LeaseId) -> Option<Ended> {
+    /// The upload holds every backward pass that was done, so the log has to hold them too before anybody may compare. From
+    /// then on its holder may train for the next epoch.
+    fn settle(&mut self, upload: LeaseId) -> Option<Ended> {
         let task = self.tasks.get(&upload)?;
-        let installed = self.installed.as_ref();
-        let Some(it) = installed.filter(|it| it.number == task.installation && !it.tainted) else {
+        let installed = self.installed.as_mut();
+        let Some(it) = installed.filter(|it| it.training == task.training && !it.tainted) else {
             return Some(Err(Undone::Tainted));
         };
-        it.open.is_empty().then(|| {
-            let outcome = task.outcome.clone();
-            outcome.ok_or(Undone::Failed(Failure::Internal))
-        })
+        if !it.open.is_empty() {
+            return None;
+        }
+        if it.overlaps {
+            self.trainings += 1;
+            it.training = self.trainings;
+            it.trains_for = it.epoch.next();
+            it.replica.go_ahead();
+            it.forwards.clear();
+            it.closed = false;
+        }
+        let outcome = task.outcome.clone();
+        Some(outcome.ok_or(Undone::Failed(Failure::Internal)))
     }
 
     fn answer_forward(&mut self, lease: LeaseId, sample: SampleId, logged: bool) {
@@ -402,16 +454,24 @@ impl Worker {
 fn replay(
     checkpoint: &Checkpoint,
     kept: Option<Digest>,
-    entries: &[LogEntry],
+    (entries, ahead): (&[LogEntry], u32),
     upload: Option<&UploadRecord>,
     settings: &RunSettings,
 ) -> Verdict {
-    let mut replica = Replica::install(checkpoint, kept, settings.backwards_per_step);
+    let trains_on = kept.filter(|_| settings.merging.overlaps);
+    let mut replica = match trains_on {
+        Some(kept) => Replica::went_ahead(kept, settings.backwards_per_step),
+        None => Replica::install(checkpoint, kept, settings.backwards_per_step),
+    };
+    let mut to_install = trains_on.map(|_| ahead as usize);
     let differs = |ordinal, difference| Verdict::Differs {
         ordinal,
         difference,
     };
-    for entry in entries {
+    for (at, entry) in entries.iter().enumerate() {
+        if to_install.take_if(|ahead| *ahead == at).is_some() {
+            replica.go_on(checkpoint);
+        }
         let difference = match (&entry.work, &entry.outcome) {
             (Work::Forward { sample, input, .. }, Outcome::Forward { output, .. }) => {
                 let again = replica.forward(*sample, digest_of(input));
@@ -453,6 +513,9 @@ fn replay(
         }
     }
     if let Some(upload) = upload {
+        if to_install.is_some() {
+            replica.go_on(checkpoint);
+        }
         replica.finish(upload.learning_rate);
         let cells: &[CellUpload] = &upload.cells;
         let mut pairs = cells.iter().zip(&upload.seals);

@@ -173,6 +173,7 @@ impl World {
             events: self.orchestrator.journal().len() as u64,
             banned: state.cheaters().count() as u64,
             audits: passed + failed,
+            ahead: self.orchestrator.replays_of_work_ahead(),
             samples: state.sample_counts(),
             places: Places::of(self.orchestrator.journal()),
             trace: self.trace.digest,

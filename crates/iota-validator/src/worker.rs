@@ -39,6 +39,16 @@ pub(crate) struct ValidatorWorker {
     threads: usize,
 }
 
+/// What a miner says of its epoch, as [`Work::Replay`] has it.
+#[derive(Clone, Copy)]
+struct Claim<'a> {
+    checkpoint: &'a Checkpoint,
+    kept: Option<&'a ObjectRef>,
+    entries: &'a [LogEntry],
+    ahead: u32,
+    upload: Option<&'a UploadRecord>,
+}
+
 impl ValidatorWorker {
     pub(crate) fn new(
         description: Arc<Description>,
@@ -57,21 +67,32 @@ impl ValidatorWorker {
 
     async fn replay(
         &self,
-        checkpoint: &Checkpoint,
-        kept: Option<&ObjectRef>,
-        entries: &[LogEntry],
-        upload: Option<&UploadRecord>,
+        claim: Claim<'_>,
         leased: &LeasedWork,
         abandoned: &watch::Receiver<bool>,
     ) -> Result<Verdict, Failure> {
-        let cells = fetch_cells(&self.transfer, &checkpoint.segments, leased).await?;
+        let Claim {
+            checkpoint,
+            entries,
+            upload,
+            ..
+        } = claim;
+        // Whoever trained on installed the checkpoint among its operations, or after all that are redone.
+        let ahead = claim.kept.filter(|_| self.description.merge.overlaps);
+        let ahead = ahead.map(|_| claim.ahead as usize);
+        let installs = upload.is_some() || ahead.is_none_or(|ahead| ahead < entries.len());
+        let cells = if installs {
+            fetch_cells(&self.transfer, &checkpoint.segments, leased).await?
+        } else {
+            BTreeMap::new()
+        };
         // What the subject kept it has sealed, and says that it handed it over. If it is not there, or nothing of the kind, that
         // is its own doing: to give the audit back would let it get away.
         let not_kept = |difference| Verdict::Differs {
             ordinal: None,
             difference,
         };
-        let kept = match kept {
+        let kept = match claim.kept {
             Some(object) => match self.transfer.object(object, leased).await {
                 Ok(bytes) => Some(bytes),
                 Err(Failure::BadInput { difference, .. }) => return Ok(not_kept(difference)),
@@ -91,19 +112,25 @@ impl ValidatorWorker {
                 if !description.comparison.is_bits() {
                     engine = engine.with_anchor();
                 }
-                let begins = kept.as_deref().map_or(Start::Anew, Start::Kept);
-                match engine.install(&start, &cells, begins) {
-                    Ok(_) => Ok(Some(engine)),
+                let begun = if ahead.is_some() {
+                    engine.go_ahead_from(kept.as_deref().unwrap_or_default())
+                } else {
+                    let begins = kept.as_deref().map_or(Start::Anew, Start::Kept);
+                    engine.install(&start, &cells, begins).map(drop)
+                };
+                match begun {
+                    Ok(()) => Ok(Some((engine, cells))),
                     Err(Error::Kept) => Ok(None),
                     Err(error) => Err(error),
                 }
             })
             .await?;
-        let Some(mut engine) = begun else {
+        let Some((mut engine, cells)) = begun else {
             return Ok(not_kept(Difference::Malformed));
         };
+        let mut to_install = (installs && ahead.is_some()).then_some(cells);
         let reused = reused_forwards(entries);
-        let mut operations = 0;
+        let mut operations: u32 = 0;
         let mut fetched = futures::stream::iter(entries.iter().cloned())
             .map(|entry| self.fetch(entry, stage, leased))
             .buffered(FETCHED_AHEAD);
@@ -113,6 +140,11 @@ impl ValidatorWorker {
             }
             if self.is_beyond(&engine) {
                 return Ok(Verdict::Agrees { operations });
+            }
+            if ahead == Some(operations as usize)
+                && let Some(cells) = to_install.take()
+            {
+                engine = self.go_on(engine, checkpoint, cells).await?;
             }
             let ordinal = fetched.entry.ordinal;
             let keep = reused.contains(&ordinal);
@@ -132,6 +164,9 @@ impl ValidatorWorker {
             }
             operations += 1;
         }
+        if let Some(cells) = to_install {
+            engine = self.go_on(engine, checkpoint, cells).await?;
+        }
         if let Some(upload) = upload
             && let Some(difference) = self.compare_upload(engine, upload, leased).await?
         {
@@ -141,6 +176,21 @@ impl ValidatorWorker {
             });
         }
         Ok(Verdict::Agrees { operations })
+    }
+
+    /// Has the engine install what its miner installed after it had trained on for a while.
+    async fn go_on(
+        &self,
+        mut engine: Engine,
+        checkpoint: &Checkpoint,
+        cells: BTreeMap<ObjectName, CellPlanes>,
+    ) -> Result<Engine, Failure> {
+        let checkpoint = checkpoint.clone();
+        self.compute(move || {
+            engine.install(&checkpoint, &cells, Start::GoesOn)?;
+            Ok(engine)
+        })
+        .await
     }
 
     /// Says how the end of a replayed training differs from what the miner uploaded, if it does.
@@ -400,12 +450,17 @@ impl Worker for ValidatorWorker {
                 checkpoint,
                 kept,
                 entries,
+                ahead,
                 upload,
             } => {
-                let (kept, upload) = (kept.as_ref(), upload.as_ref());
-                let verdict = self
-                    .replay(checkpoint, kept, entries, upload, &leased, &abandoned)
-                    .await?;
+                let claim = Claim {
+                    checkpoint,
+                    kept: kept.as_ref(),
+                    entries,
+                    ahead: *ahead,
+                    upload: upload.as_ref(),
+                };
+                let verdict = self.replay(claim, &leased, &abandoned).await?;
                 info!(?subject, stage = %checkpoint.stage, ?verdict, "audit finished");
                 verdict
             }

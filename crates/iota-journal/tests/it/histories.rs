@@ -83,6 +83,7 @@ fn command(state: &State, said: &[Command], step: &Step) -> Option<Command> {
                 },
                 Outcome::Install { .. } => Outcome::Install {
                     state: seal("a lie", 0).digest,
+                    operations: 0,
                 },
                 honest => honest,
             };

@@ -58,6 +58,10 @@ pub struct MergingOptions {
     /// What becomes of the optimizer's moments: `merged`, `local` or `dropped`. With `local` and validators every miner
     /// that is drawn uploads its moments, 8 bytes for each parameter, so that it can be audited.
     pub optimizer_state: OptimizerState,
+    /// Whether miners train on while their stage merges, and put what they learn meanwhile on top of what was merged. Only with
+    /// `optimizer_state = "local"`, and audits that compare bits. With validators every miner that is drawn then uploads the
+    /// parameters that it trained on from, 4 bytes for each.
+    pub overlap: bool,
 }
 
 /// How many values become one.
@@ -165,6 +169,7 @@ impl MergingOptions {
         rank_columns: 1_024,
         feedback: 0.95,
         optimizer_state: OptimizerState::Merged,
+        overlap: false,
     };
 
     /// What the rules are told. `audited`: whether there may be validators, who have to know what miners keep;
@@ -184,6 +189,7 @@ impl MergingOptions {
             delta: merge.delta_size(),
             kept: merge.kept_size().filter(|_| audited),
             compares_kept: compares_values && merge.keeps_something() && audited,
+            overlaps: merge.overlaps,
         }
     }
 
@@ -229,6 +235,7 @@ impl MergingOptions {
                 Some(self.feedback as f32)
             },
             optimizer_state: self.optimizer_state,
+            overlaps: self.overlap,
         }
     }
 
@@ -319,5 +326,8 @@ mod tests {
             (Codec::SIGNS, Some(Codec::Ternary))
         );
         small.validate().unwrap();
+        let overlapping: MergingOptions = serde_json::from_str(r#"{"overlap": true}"#).unwrap();
+        overlapping.merge().validate().unwrap();
+        assert!(overlapping.rules(true, false).overlaps);
     }
 }

@@ -32,8 +32,8 @@ pub struct BegunBackward {
 
 impl Engine {
     /// Whether its device works on its own, so that it pays to begin a pass before the last one is finished.
-    pub const fn overlaps(&self) -> bool {
-        self.stage.overlaps()
+    pub const fn passes_overlap(&self) -> bool {
+        self.stage.passes_overlap()
     }
 
     /// Waits for a forward pass, and encodes what it gives. For before the next checkpoint is installed.

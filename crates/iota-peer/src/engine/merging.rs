@@ -46,6 +46,15 @@ pub(super) struct Holdings {
     checkpoint_steps: u64,
     /// Whether there is an anchor even if uploads do not need one.
     keeps_anchor: bool,
+    /// What the stage was when it uploaded, while it trains on from there.
+    then: Option<Ahead>,
+}
+
+/// A stage's parameters and optimizer steps at one time, or how they differ between two.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    parameters: Vec<f32>,
+    steps: u64,
 }
 
 impl Holdings {
@@ -54,6 +63,57 @@ impl Holdings {
             keeps_anchor: true,
             ..self
         }
+    }
+
+    /// The stage trains on from here.
+    pub(super) fn go_ahead(&mut self, stage: &DeviceStage) -> Result<(), Error> {
+        let [now, ..] = stage.state(0..stage.elements())?;
+        self.then = Some(Ahead {
+            parameters: now.into_owned(),
+            steps: stage.optimizer_steps(),
+        });
+        Ok(())
+    }
+
+    /// Whether the stage trains on from what it uploaded.
+    pub(super) const fn is_ahead(&self) -> bool {
+        self.then.is_some()
+    }
+
+    /// What the stage has learned since it [went ahead](Self::go_ahead), which ends with that; none if nobody asks.
+    pub(super) fn learned_ahead(
+        &mut self,
+        stage: &DeviceStage,
+        is_asked: bool,
+    ) -> Result<Option<Ahead>, Error> {
+        let then = self.then.take();
+        if !is_asked {
+            return Ok(None);
+        }
+        let nothing = Error::Checkpoint("there is nothing to go on with");
+        let mut learned = then.ok_or(nothing)?;
+        let [now, ..] = stage.state(0..stage.elements())?;
+        for (value, now) in learned.parameters.iter_mut().zip(&*now) {
+            *value = now - *value;
+        }
+        learned.steps = stage.optimizer_steps() - learned.steps;
+        Ok(Some(learned))
+    }
+
+    /// Adds that to the checkpoint that has been installed since.
+    pub(super) fn put_on_top(
+        &mut self,
+        stage: &mut DeviceStage,
+        learned: Ahead,
+    ) -> Result<(), Error> {
+        let mut parameters = learned.parameters;
+        let [merged, ..] = stage.state(0..stage.elements())?;
+        for (value, merged) in parameters.iter_mut().zip(&*merged) {
+            *value += merged;
+        }
+        stage.upload_state(0, [&parameters, &[], &[]])?;
+        self.checkpoint_steps += learned.steps;
+        Ok(())
     }
 
     /// The momentum of a stage that is being installed, to write; empty if there is none.
@@ -211,7 +271,7 @@ impl Holdings {
             return Ok(None);
         }
         let elements = stage.elements();
-        let [_, first, second] = stage.state(0..elements)?;
+        let [parameters, first, second] = stage.state(0..elements)?;
         let spec = merge.kept_spec(elements);
         let written: Result<_, std::convert::Infallible> = tensor::encode_with(&spec, |data| {
             let (steps, planes) = data.split_at_mut(8);
@@ -220,7 +280,8 @@ impl Holdings {
             let is_own = merge.optimizer_state == OptimizerState::Local;
             let own = moments
                 .filter(|_| is_own)
-                .chain(Some(self.next_residual.as_slice()).filter(|plane| !plane.is_empty()));
+                .chain(Some(self.next_residual.as_slice()).filter(|plane| !plane.is_empty()))
+                .chain(Some(&*parameters).filter(|_| merge.overlaps));
             for (into, plane) in planes.chunks_exact_mut(4 * elements).zip(own) {
                 write_floats(into, plane);
             }
@@ -232,7 +293,7 @@ impl Holdings {
         }
     }
 
-    fn read_kept(
+    pub(super) fn read_kept(
         &mut self,
         merge: &Merge,
         stage: &mut DeviceStage,
@@ -250,9 +311,13 @@ impl Holdings {
             stage.upload_state(0, [&[], &first, &second])?;
             stage.set_optimizer_steps(u64::from_le_bytes(steps));
         }
-        if let Some(residual) = planes.next() {
-            self.residual = residual;
+        if merge.residual_decay().is_some() {
+            self.residual = planes.next().ok_or(Error::Kept)?;
             self.next_residual.clone_from(&self.residual);
+        }
+        if merge.overlaps {
+            let parameters = planes.next().ok_or(Error::Kept)?;
+            stage.upload_state(0, [&parameters, &[], &[]])?;
         }
         Ok(())
     }
@@ -288,8 +353,10 @@ pub(crate) fn merging_bytes(merge: &Merge, elements: u64) -> u64 {
     let anchor = u64::from(merge.is_relative());
     let momentum = u64::from(merge.outer.has_momentum());
     let residuals = 2 * u64::from(merge.residual_decay().is_some());
+    // What it was at its upload.
+    let then = u64::from(merge.overlaps);
     let sealed_bytes = merge.kept_size().map_or(0, |kept| kept.bytes(elements));
-    4 * elements * (anchor + momentum + residuals) + 2 * sealed_bytes
+    4 * elements * (anchor + momentum + residuals + then) + 2 * sealed_bytes
 }
 
 /// The merged cell that a delta makes of a range of the checkpoint of epoch `round`.

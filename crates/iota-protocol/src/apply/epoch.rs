@@ -20,7 +20,12 @@ impl State {
                 self.samples.begin_epoch();
                 self.note_quota(at);
             }
-            Phase::Uploading => self.forget_lapsed(),
+            Phase::Uploading => {
+                self.forget_lapsed();
+                if self.is_training() {
+                    self.samples.begin_ahead();
+                }
+            }
             Phase::Installing => {
                 self.forget_lapsed();
                 for state in self.sessions.live.values_mut() {
@@ -51,9 +56,11 @@ impl State {
             Work::Replay { .. } | Work::Inspect { .. } => true,
             Work::Install { .. } => lease.epoch == epoch,
             Work::Merge { .. } => phase == Phase::Merging,
-            Work::Forward { .. } | Work::Backward { .. } => {
-                matches!(phase, Phase::Uploading | Phase::Merging)
-            }
+            // Once it is merged, only what is done for the next epoch already.
+            Work::Forward { .. } | Work::Backward { .. } => match phase {
+                Phase::Uploading | Phase::Merging => true,
+                _ => lease.epoch == epoch,
+            },
             Work::Upload { .. } | Work::HandOver { .. } | Work::Fetch { .. } => false,
         };
         let forgotten: Vec<_> = self
@@ -74,7 +81,7 @@ impl State {
     }
 
     /// A session starts anew from a checkpoint: what it did before is not in its weights, so it is not logged any more.
-    pub(super) fn forget_lapsed_samples(&mut self, session: Session) {
+    pub(crate) fn forget_lapsed_samples(&mut self, session: Session) {
         let Some(state) = self.sessions.get_mut(session) else {
             return;
         };
@@ -118,7 +125,10 @@ impl State {
             let (
                 Some(coverage),
                 Work::Replay {
-                    entries, upload, ..
+                    entries,
+                    ahead,
+                    upload,
+                    ..
                 },
             ) = (audit.awaits.take(), &mut audit.work)
             else {
@@ -136,6 +146,7 @@ impl State {
                 *upload = delivered.map(|upload| upload.record.clone());
             }
             *entries = log.into_iter().take(operations).cloned().collect();
+            *ahead = state.done_ahead(entries);
         }
         // Work that nobody can redo is not paid, or skipping an operation and the upload would be a way to earn.
         if unchecked && let Some(ledger) = self.sessions.ledger_mut(subject.peer) {

@@ -39,15 +39,21 @@ impl State {
         let latest = latest.fold(self.sessions.generations_before, u32::max);
         self.sessions.generations_before =
             latest.saturating_add(u32::try_from(leap_s).unwrap_or(u32::MAX));
-        if !self.is_learning() {
+        let found = if self.is_learning() {
+            self.samples.found_ahead = None;
+            self.samples.found.clone()
+        } else if let Some(ahead) = &self.samples.found_ahead {
+            // Nobody has any more what was done ahead of the checkpoint that is being installed.
+            ahead.clone()
+        } else {
             return;
-        }
+        };
         if matches!(self.phase, Phase::Uploading | Phase::Merging) {
             // While it trains this is the merge that the checkpoint came from, whose other copies may have to mend it.
             self.merging.fill(StageMerge::default());
         }
         let at = self.clock;
-        for sample in self.samples.rewind(self.settings.tail()) {
+        for sample in self.samples.rewind(found, self.settings.tail()) {
             self.wait(sample, Preference::default(), at);
         }
     }

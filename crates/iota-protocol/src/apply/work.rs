@@ -236,7 +236,7 @@ impl State {
         if !credited {
             return;
         }
-        let epoch = self.epoch;
+        let epoch = lease.epoch;
         match (&lease.work, outcome) {
             (Work::Forward { sample, output, .. }, Outcome::Forward { output: seal, .. }) => {
                 if let Some(ledger) = self.sessions.ledger_mut(session.peer) {
@@ -356,14 +356,21 @@ impl State {
                     checkpoint,
                     goes_on,
                 },
-                Outcome::Install { state },
+                Outcome::Install { state, operations },
             ) => {
                 // Whoever goes on holds the checkpoint before, and so can do with what the merge changed.
                 let had = self.session(session).and_then(|it| it.installation);
                 let is_next = had.is_some_and(|it| it.epoch.next() == checkpoint.epoch);
-                self.forget_lapsed_samples(session);
+                let trains_on =
+                    *goes_on && self.session(session).is_some_and(|it| self.is_ahead(it));
+                if !trains_on {
+                    self.forget_lapsed_samples(session);
+                }
                 if let Some(holder) = self.sessions.get_mut(session) {
-                    holder.begin_epoch(*goes_on);
+                    match holder.ahead.as_mut().filter(|_| trains_on) {
+                        Some(ahead) => ahead.installed_after = Some(*operations),
+                        None => holder.begin_epoch(*goes_on),
+                    }
                     // Odd until it is known to be like the others: the event Installed follows if it is.
                     holder.installation = Some(Installation {
                         epoch: checkpoint.epoch,

@@ -47,7 +47,7 @@ impl State {
             // Only a sample's work leaves traces in a session that have to be logged.
             return Err(Rejection::Superseded);
         }
-        if !credited && self.has_uploaded(lease.stage, session) {
+        if !credited && self.has_uploaded(lease, session) {
             let why = Rejection::StaleEpoch;
             let done = passes(
                 (lease.work.kind(), lease.stage),
@@ -199,10 +199,16 @@ impl State {
         }
     }
 
-    /// Whether a session has uploaded what this epoch made of its stage: its log is closed.
-    fn has_uploaded(&self, stage: StageIndex, session: Session) -> bool {
+    /// Whether a session has uploaded what the epoch of this lease made of its stage: its log of that is closed.
+    fn has_uploaded(&self, lease: &Lease, session: Session) -> bool {
         matches!(self.phase, Phase::Uploading | Phase::Merging)
-            && self.merge_of(stage).uploads.contains_key(&session)
+            && lease.epoch == self.epoch
+            && self.merge_of(lease.stage).uploads.contains_key(&session)
+    }
+
+    /// Whether a session may do its stage's passes for the epoch of this lease.
+    fn trains_under(&self, lease: &Lease, state: &SessionState) -> bool {
+        lease.epoch == self.trains_for() && self.may_train(state)
     }
 
     /// Whether the work of a lease that ran out is still to be done, from the same inputs.
@@ -213,8 +219,7 @@ impl State {
                     stage: lease.stage,
                     direction: Direction::Forward,
                 };
-                self.phase == Phase::Training
-                    && state.is_installed(self.epoch)
+                self.trains_under(lease, state)
                     && self.samples.flying.get(sample).is_some_and(|sample| {
                         sample.next_piece(self.settings.tail()) == Some(piece)
                             && sample.input_of(lease.stage) == *input
@@ -230,8 +235,7 @@ impl State {
                     stage: lease.stage,
                     direction: Direction::Backward,
                 };
-                self.phase == Phase::Training
-                    && state.is_installed(self.epoch)
+                self.trains_under(lease, state)
                     && self.samples.flying.get(sample).is_some_and(|sample| {
                         sample.next_piece(self.settings.tail()) == Some(piece)
                             && sample.input_of(lease.stage) == *input
@@ -319,7 +323,7 @@ impl State {
                     path: path.collect(),
                 }]
             }
-            (Work::Install { .. }, Outcome::Install { state }) => {
+            (Work::Install { .. }, Outcome::Install { state, .. }) => {
                 self.compare_replicas(lease.stage, lease.epoch, lease.session, *state)
             }
             (Work::Replay { .. } | Work::Inspect { .. }, Outcome::Audit { verdict }) => {
@@ -373,10 +377,10 @@ impl State {
             .map(|(session, _)| *session)
             .collect();
         if !odd.is_empty() || (leading.len() > 1 && leading.contains(&digest)) {
-            for lease in odd
-                .iter()
-                .filter(|session| **session != reporter)
-                .flat_map(|session| self.leases_of(*session))
+            // What the reporter is answering is no lease of it any more.
+            let leases = odd.iter().flat_map(|session| self.leases_of(*session));
+            for lease in
+                leases.filter(|lease| lease.session != reporter || lease.work.sample().is_some())
             {
                 events.push(Event::LeaseEnded {
                     lease: lease.id,

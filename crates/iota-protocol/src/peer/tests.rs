@@ -38,6 +38,7 @@ const B: LeaseId = LeaseId::new(2);
 fn done() -> Result<Outcome, Failure> {
     Ok(Outcome::Install {
         state: Digest::of(b"state"),
+        operations: 0,
     })
 }
 

@@ -194,6 +194,9 @@ pub(crate) struct Samples {
     /// What the epoch found when it began to train.
     #[serde(default)]
     pub(crate) found: Found,
+    /// What the next one found, if some train for it already; what is counted in an epoch is of that then.
+    #[serde(default)]
+    pub(crate) found_ahead: Option<Found>,
     /// Completed in this epoch.
     pub(crate) completed: BTreeMap<SampleId, CompletedSample>,
     /// Since when the epoch's last samples are being waited for.
@@ -236,25 +239,40 @@ impl Samples {
         };
     }
 
-    /// An epoch begins to train with the samples that are on their way.
+    /// An epoch begins to train with the samples that are on their way, if it has not begun ahead of its phase.
     pub(crate) fn begin_epoch(&mut self) {
-        self.completed.clear();
-        self.opened_in_epoch = self.flying.len() as u64;
+        // The last samples may have been opened long ago; from now on all can work on the rest.
         self.drains_since = None;
-        self.found = Found {
-            next: self.next,
-            carried: self.flying.keys().copied().collect(),
+        self.found = match self.found_ahead.take() {
+            Some(found) => found,
+            None => self.count_anew(),
         };
     }
 
-    /// Goes back to how things were when the epoch began to train. Returns the samples that wait to begin anew.
+    /// Some begin to train for the next epoch.
+    pub(crate) fn begin_ahead(&mut self) {
+        self.drains_since = None;
+        self.found_ahead = Some(self.count_anew());
+    }
+
+    fn count_anew(&mut self) -> Found {
+        self.completed.clear();
+        self.opened_in_epoch = self.flying.len() as u64;
+        Found {
+            next: self.next,
+            carried: self.flying.keys().copied().collect(),
+        }
+    }
+
+    /// Goes back to how things were when training began from a checkpoint. Returns the samples that wait to begin anew.
     ///
     /// Nothing is lost before the run ends (A1), so the counts of then follow from what was found.
-    pub(crate) fn rewind(&mut self, tail: StageIndex) -> BTreeSet<SampleId> {
-        let Found { next, carried } = self.found.clone();
+    pub(crate) fn rewind(&mut self, to: Found, tail: StageIndex) -> BTreeSet<SampleId> {
+        let Found { next, carried } = to;
         let passes = 2 * u64::from(tail.get()) + 1;
         let flying: u64 = self.flying.values().map(SampleState::done).sum();
-        self.work.undone += self.completed.len() as u64 * passes + flying;
+        let completed = self.counts.completed - (next.get() - carried.len() as u64);
+        self.work.undone += completed * passes + flying;
         self.open.clear();
         self.bound.clear();
         self.lapses.clear();
@@ -266,6 +284,8 @@ impl Samples {
         self.counts.opened = next.get();
         self.counts.completed = next.get() - carried.len() as u64;
         self.counts.lost = 0;
+        self.opened_in_epoch = carried.len() as u64;
+        self.drains_since = None;
         self.next = next;
         carried
     }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use crate::ahead::Ahead;
 use crate::command::Role;
 use crate::id::{AuditId, Digest, Epoch, LeaseId, PeerId, Session, StageIndex};
 use crate::score::Ledger;
@@ -81,7 +82,7 @@ pub struct SessionState {
     pub installation: Option<Installation>,
     /// How often it was leased the epoch's checkpoint.
     pub(crate) installs: u32,
-    /// Credited backward passes since it installed its checkpoint: the weight of its upload.
+    /// Credited backward passes in this epoch: the weight of its upload.
     pub backwards: u64,
     /// What it keeps for itself since it uploaded; none from its next installation on.
     #[serde(default)]
@@ -92,7 +93,10 @@ pub struct SessionState {
     /// The latest audit that was drawn of its log.
     #[serde(default)]
     pub(crate) drawn: Option<AuditId>,
-    /// What its stage has done since it installed its checkpoint, in the order in which it reported it.
+    /// Whether it worked for this epoch before it installed its checkpoint.
+    #[serde(default)]
+    pub(crate) ahead: Option<Ahead>,
+    /// What its stage has done in this epoch, in the order in which it reported it.
     pub(crate) log: Vec<LogEntry>,
     pub(crate) ordinals: BTreeSet<u32>,
     pub(crate) held: BTreeSet<LeaseId>,
@@ -136,6 +140,7 @@ impl SessionState {
             keeps: None,
             began_with: None,
             drawn: None,
+            ahead: None,
             log: Vec::new(),
             ordinals: BTreeSet::new(),
             held: BTreeSet::new(),
@@ -153,7 +158,8 @@ impl SessionState {
             .is_some_and(|installation| installation.epoch == epoch && !installation.odd)
     }
 
-    /// What its stage has done since it installed its checkpoint, in the order in which it was reported.
+    /// What its stage has done in this epoch, in the order in which it was reported: since it installed its checkpoint, or
+    /// since it uploaded, if it trained on from there.
     pub fn log(&self) -> &[LogEntry] {
         &self.log
     }
@@ -161,6 +167,15 @@ impl SessionState {
     /// Moving average of its measured durations of this kind of work, in microseconds.
     pub fn pace_us(&self, kind: WorkKind) -> Option<u64> {
         self.pace_us.get(&kind).copied()
+    }
+
+    /// How many of these operations, the first in their order, it did before it installed its checkpoint.
+    pub(crate) fn done_ahead(&self, entries: &[LogEntry]) -> u32 {
+        let until = self
+            .ahead
+            .map_or(0, |ahead| ahead.installed_after.unwrap_or(u32::MAX));
+        let ahead = entries.iter().take_while(|entry| entry.ordinal < until);
+        u32::try_from(ahead.count()).expect("ordinals are distinct and 32 bits")
     }
 
     /// Remembers how a lease was answered, forgetting the oldest answer if there are many.
@@ -191,6 +206,7 @@ impl SessionState {
     pub(crate) fn begin_epoch(&mut self, goes_on: bool) {
         let kept = self.keeps.take().filter(|_| goes_on);
         self.began_with = kept.and_then(|kept| kept.seal);
+        self.ahead = None;
         self.backwards = 0;
         self.log.clear();
         self.ordinals.clear();

@@ -306,6 +306,7 @@ fn dishonest(honest: Outcome, lie: u8) -> Outcome {
     match (honest, lie) {
         (_, 0) => Outcome::Install {
             state: seal("nonsense", 0).digest,
+            operations: 1,
         },
         (Outcome::Merge { .. } | Outcome::Unmergeable { .. }, 1) => Outcome::Unmergeable {
             quarantined: Vec::new(),
@@ -318,8 +319,13 @@ fn dishonest(honest: Outcome, lie: u8) -> Outcome {
         },
         (Outcome::HandedOver, _) => Outcome::HandedOver,
         (Outcome::Fetched, _) => Outcome::Fetched,
-        (Outcome::Install { .. }, _) => Outcome::Install {
+        (Outcome::Install { operations, .. }, 1) => Outcome::Install {
             state: seal([lie], 0).digest,
+            operations,
+        },
+        (Outcome::Install { state, operations }, _) => Outcome::Install {
+            state,
+            operations: operations.wrapping_sub(lie.into()),
         },
         (Outcome::Audit { .. }, _) => Outcome::Audit {
             verdict: Verdict::Differs {
@@ -460,8 +466,12 @@ fn merging() -> impl Strategy<Value = Merging> {
         }))
     };
     let sizes = (size(), size(), size());
-    (cells, 1..3_u32, sizes, any::<bool>()).prop_map(|(cells, copies, sizes, compares_kept)| {
+    let bools = (any::<bool>(), any::<bool>());
+    (cells, 1..3_u32, sizes, bools).prop_map(|(cells, copies, sizes, bools)| {
         let (upload, delta, kept) = sizes;
+        let (compares_kept, overlaps) = bools;
+        // Whoever is to be audited has to begin with something that it sealed.
+        let kept = kept.or_else(|| overlaps.then_some(ObjectSize::per_element(4)));
         Merging {
             cells,
             copies,
@@ -469,6 +479,7 @@ fn merging() -> impl Strategy<Value = Merging> {
             delta,
             kept,
             compares_kept,
+            overlaps,
         }
     })
 }

@@ -507,6 +507,7 @@ fn an_odd_replica_installs_again_before_it_works() {
         let outcome = if place == 0 {
             Outcome::Install {
                 state: seal("odd", 0).digest,
+                operations: 0,
             }
         } else {
             world.honest(&lease)

@@ -79,7 +79,10 @@ fn gathered(settings: RunSettings, names: std::ops::Range<u8>) -> (World, Vec<Se
             panic!("{lease:?}")
         };
         let state = installed(checkpoint);
-        let outcome = Outcome::Install { state };
+        let outcome = Outcome::Install {
+            state,
+            operations: 0,
+        };
         world.complete(*session, lease.id, outcome).unwrap();
     }
     assert_eq!(world.state.phase(), Phase::Training);

@@ -304,6 +304,7 @@ fn results_that_do_not_fit_are_refused_with_their_reason() {
     );
     let install = Outcome::Install {
         state: seal("x", 0).digest,
+        operations: 0,
     };
     assert_eq!(
         world.complete(head[0], leases[0].id, install),

@@ -136,6 +136,7 @@ fn what_is_refused_as_too_late_for_any_use_is_counted_as_wasted_once() {
     assert!(other.is_err(), "{other:?}");
     let wrong = Outcome::Install {
         state: Digest::of(b"x"),
+        operations: 0,
     };
     assert_eq!(refused(&mut world, &wrong), Err(Rejection::NotRegistered));
     assert_eq!(world.state.work_counts().finished, 0);

@@ -13,7 +13,7 @@ use crate::state::State;
 use crate::testing::{honest, next_ordinal};
 pub(super) use crate::testing::{installed, peer, seal, settings};
 use crate::time::Timestamp;
-use crate::work::{Failure, Lease, Outcome, WorkKind};
+use crate::work::{Failure, Lease, Outcome, Work, WorkKind};
 
 /// A run and the time, with every event so far. After each command the invariants are checked, and a state that only
 /// the events made is compared to the run's.
@@ -193,9 +193,12 @@ impl World {
     pub(super) fn honest(&mut self, lease: &Lease) -> Outcome {
         let next = self.ordinals.entry(lease.session).or_default();
         let ordinal = *next;
-        match lease.work.kind() {
-            WorkKind::Forward | WorkKind::Backward => *next += 1,
-            WorkKind::Install => *next = 0,
+        let overlaps = self.state.settings().merging.overlaps;
+        match lease.work {
+            Work::Forward { .. } | Work::Backward { .. } => *next += 1,
+            Work::Install { goes_on: true, .. } if overlaps => {}
+            Work::Install { .. } => *next = 0,
+            Work::Upload { .. } if overlaps => *next = 0,
             _ => {}
         }
         honest(self.state.settings(), lease, ordinal)

@@ -15,11 +15,14 @@ fn seeds_that_once_found_a_fault_find_none() {
 fn runs_survive_worlds_full_of_trouble_and_every_kind_of_it_is_there() {
     let mut faults = Counts::default();
     let mut places = Places::default();
+    let mut ahead = 0;
     for seed in 0..150 {
         let run = run(seed, false).unwrap();
         faults += run.faults;
         places += run.places;
+        ahead += run.ahead;
     }
+    assert!(ahead > 0, "nobody trained while its stage merged");
     let Places {
         waited,
         admitted,

@@ -113,6 +113,73 @@ async fn a_cheater_is_found_whatever_miners_keep_for_themselves() {
     assert!(report.replicas_equal);
 }
 
+const OVERLAPPING: MergingOptions = MergingOptions {
+    overlap: true,
+    ..MergingOptions::DEFAULT
+};
+
+/// Passes that were done for an epoch before what it starts from was merged, and replays of such passes, by the journal.
+fn done_ahead(out: &Path) -> (u64, u64) {
+    let journal = SqliteJournal::open_for_reading(out.join(JOURNAL)).unwrap();
+    let (mut epoch, mut passes, mut replays) = (Epoch::new(0), 0, 0);
+    let mut ahead: BTreeSet<LeaseId> = BTreeSet::new();
+    let mut note = |event: &Event| match event {
+        Event::PhaseChanged { epoch: now, .. } => epoch = *now,
+        Event::Leased(lease) => {
+            if lease.work.sample().is_some() && lease.epoch > epoch {
+                ahead.insert(lease.id);
+            }
+            replays += u64::from(matches!(lease.work, Work::Replay { ahead, .. } if ahead > 0));
+        }
+        Event::Completed { lease, .. } => passes += u64::from(ahead.contains(lease)),
+        _ => {}
+    };
+    iota_journal::replay(&journal, 0, |entry| {
+        entry.events.iter().for_each(&mut note);
+        Ok(())
+    })
+    .unwrap();
+    (passes, replays)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_trains_while_it_merges_passes_its_audits_and_restarts_nothing_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = TestnetSettings {
+        merging: OVERLAPPING,
+        ..small(folder.path())
+    };
+    settings.training.epochs = 3;
+    let (epochs, samples) = (3, settings.training.samples_per_epoch);
+    let out = settings.out.clone();
+    let report = run(settings).await;
+    assert!(report.trained, "{}", summary(&report));
+    assert!(report.loss.held_out_end < report.loss.held_out_start - 0.3);
+    assert!(report.replicas_equal);
+    assert_eq!(report.audits.failed, 0);
+    assert_eq!(report.samples.completed, epochs * samples);
+    let (passes, replays) = done_ahead(&out);
+    assert!(
+        passes > 0 && replays > 0,
+        "{passes} passes, {replays} replays"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cheater_is_found_in_a_network_that_trains_while_it_merges() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = TestnetSettings {
+        merging: OVERLAPPING,
+        ..small(folder.path())
+    };
+    settings.training.epochs = 3;
+    settings.cheaters = 1;
+    let report = run(settings).await;
+    assert_eq!(report.cheaters.len(), 1, "{}", summary(&report));
+    assert_eq!(report.audits.failed, 1);
+    assert!(report.replicas_equal);
+}
+
 /// What became of what miners keep for themselves, by the journal.
 #[derive(Debug, Default)]
 struct KeptInAll {

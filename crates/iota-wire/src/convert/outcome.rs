@@ -50,8 +50,9 @@ impl From<Outcome> for proto::Outcome {
             }),
             Outcome::HandedOver => Kind::HandOver(proto::HandOverOutcome {}),
             Outcome::Fetched => Kind::Fetch(proto::FetchOutcome {}),
-            Outcome::Install { state } => Kind::Install(proto::InstallOutcome {
+            Outcome::Install { state, operations } => Kind::Install(proto::InstallOutcome {
                 state: state.as_bytes().to_vec(),
+                operations,
             }),
             Outcome::Audit { verdict } => Kind::Audit(verdict.into()),
         };
@@ -90,7 +91,10 @@ impl TryFrom<proto::Outcome> for Outcome {
             Some(Kind::HandOver(proto::HandOverOutcome {})) => Ok(Self::HandedOver),
             Some(Kind::Fetch(proto::FetchOutcome {})) => Ok(Self::Fetched),
             Some(Kind::Install(done)) => digest("state", &done.state)
-                .map(|state: Digest| Self::Install { state })
+                .map(|state: Digest| Self::Install {
+                    state,
+                    operations: done.operations,
+                })
                 .map_err(within("install")),
             Some(Kind::Audit(done)) => Verdict::try_from(done)
                 .map(|verdict| Self::Audit { verdict })

@@ -282,12 +282,14 @@ fn a_replay_inside_a_replay_is_refused() {
         entries,
         upload: None,
         kept: None,
+        ahead: 0,
     };
     let work = |replay| proto::Work {
         kind: Some(proto::work::Kind::Replay(replay)),
     };
     let outcome = proto::Outcome::from(Outcome::Install {
         state: Digest::from_bytes([0; 32]),
+        operations: 0,
     });
     let entry = proto::LogEntry {
         work: Some(work(replay(vec![]))),

@@ -111,12 +111,14 @@ impl From<Work> for proto::Work {
                 checkpoint,
                 kept,
                 entries,
+                ahead,
                 upload,
             } => Kind::Replay(proto::ReplayWork {
                 subject: Some(subject.into()),
                 checkpoint: Some(checkpoint.into()),
                 kept: kept.map(Into::into),
                 entries: into_all(entries),
+                ahead,
                 upload: upload.map(Into::into),
             }),
             Work::Inspect {
@@ -211,6 +213,7 @@ fn replay(work: proto::ReplayWork) -> Result<Work, ConversionError> {
         checkpoint: required("checkpoint", work.checkpoint)?,
         kept: optional("kept", work.kept)?,
         entries: repeated("entries", work.entries, LOG_ENTRIES_MAX)?,
+        ahead: work.ahead,
         upload: optional("upload", work.upload)?,
     })
 }

@@ -6,6 +6,8 @@ use iota_run::OptimizerState;
 use super::*;
 use crate::cells::{CellMerge, MergedCell};
 
+mod ahead;
+
 /// Middle of the stage: two cells, neither a multiple of what codecs take together.
 fn cells_of(engine: &Engine) -> [Range<u64>; 2] {
     let elements = engine.elements() as u64;

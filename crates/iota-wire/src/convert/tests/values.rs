@@ -219,15 +219,16 @@ pub(super) fn work() -> impl Strategy<Value = Work> {
         session(),
         checkpoint(),
         of(object()),
-        vec(entry, 0..4),
+        (vec(entry, 0..4), any::<u32>()),
         of(upload),
     )
         .prop_map(
-            |(subject, checkpoint, kept, entries, upload)| Work::Replay {
+            |(subject, checkpoint, kept, (entries, ahead), upload)| Work::Replay {
                 subject,
                 checkpoint,
                 kept,
                 entries,
+                ahead,
                 upload,
             },
         );
@@ -306,7 +307,8 @@ pub(super) fn outcome() -> impl Strategy<Value = Outcome> {
         vec(session(), 0..4).prop_map(|quarantined| Outcome::Unmergeable { quarantined }),
         Just(Outcome::HandedOver),
         Just(Outcome::Fetched),
-        digest().prop_map(|state| Outcome::Install { state }),
+        (digest(), any::<u32>())
+            .prop_map(|(state, operations)| Outcome::Install { state, operations }),
         verdict.prop_map(|verdict| Outcome::Audit { verdict }),
     ]
 }

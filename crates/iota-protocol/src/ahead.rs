@@ -1,0 +1,114 @@
+//! Training that goes on while a stage merges, for runs that want it.
+//!
+//! ```text
+//!   epoch n                        │ epoch n + 1
+//!   phase   Training    Uploading  │  Merging           Installing        Training
+//!                                  │
+//!   one     passes ───► upload ──► passes ahead ──────► install ──► passes ───► upload
+//!   who keeps up          │          on what it has       │           on merged + (now - then)
+//!                         └ then: what it uploaded        └ now: what has become of that
+//! ```
+//!
+//! Whoever has uploaded works for the next epoch on the weights that it has, and puts what it learns meanwhile on top of
+//! what was merged (Streaming DiLoCo, arXiv 2501.18512, applies a merge late in the same way). Everything counts towards the
+//! epoch for which it is done: leases, objects, credit, quota. Samples on their way stay on their way while their stages
+//! install, one after the other, so nothing is done twice for it.
+//!
+//! Such an epoch of a miner runs from its upload to its next one, with the installation among its operations: the miner says
+//! after how many. It began with what it had sealed when it uploaded, and that is where a replay begins. So nobody goes ahead
+//! who owes a validator something, and who once withheld it begins every epoch with a checkpoint and nothing else.
+//!
+//! Nobody goes ahead of the last merge: nothing would come of it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::event::{Event, LeaseEnd, Phase};
+use crate::id::{Epoch, Session};
+use crate::state::{SessionState, State};
+
+/// Of a session that trained on after its upload: what comes of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ahead {
+    /// The epoch that it works for.
+    pub(crate) epoch: Epoch,
+    /// Operations that it had done when it installed that epoch's checkpoint; none: it has not yet.
+    pub(crate) installed_after: Option<u32>,
+}
+
+impl State {
+    /// Whether this epoch is followed by another whose training may begin before this one is merged.
+    const fn may_go_ahead(&self) -> bool {
+        self.settings.merging.overlaps && self.epoch.get() + 1 < self.settings.epochs
+    }
+
+    /// The epoch that samples are trained for now.
+    pub(crate) const fn trains_for(&self) -> Epoch {
+        if matches!(self.phase, Phase::Uploading | Phase::Merging) && self.may_go_ahead() {
+            self.epoch.next()
+        } else {
+            self.epoch
+        }
+    }
+
+    /// Whether samples may be opened and leased.
+    pub(crate) fn is_training(&self) -> bool {
+        match self.phase {
+            Phase::Training => true,
+            Phase::Uploading | Phase::Merging => self.may_go_ahead(),
+            Phase::Installing => {
+                self.settings.merging.overlaps && self.epoch.get() < self.settings.epochs
+            }
+            Phase::Gathering | Phase::Settling | Phase::Over => false,
+        }
+    }
+
+    /// Whether a session does its stage's passes now.
+    pub(crate) fn may_train(&self, session: &SessionState) -> bool {
+        let is_ready = match self.phase {
+            Phase::Uploading | Phase::Merging => self.is_ahead(session),
+            Phase::Installing => self.is_ahead(session) || session.is_installed(self.epoch),
+            // Who has not installed by now would learn more and more about what nobody else has.
+            _ => session.is_installed(self.epoch),
+        };
+        is_ready && self.is_training()
+    }
+
+    /// Whether a session works for the present epoch on what it had when the last one ended.
+    pub(crate) fn is_ahead(&self, session: &SessionState) -> bool {
+        session.ahead.is_some_and(|ahead| {
+            ahead.epoch == self.trains_for() && ahead.installed_after.is_none()
+        })
+    }
+
+    /// A session has uploaded, and owes nothing for it: what it does from now on is of the next epoch.
+    pub(crate) fn go_ahead(&mut self, session: Session) {
+        let was_merged = !matches!(self.phase, Phase::Uploading | Phase::Merging);
+        if was_merged || !self.may_go_ahead() || !self.goes_on(session) {
+            return;
+        }
+        // What comes late of the epoch before is in no upload.
+        self.forget_lapsed_samples(session);
+        let ahead = Ahead {
+            epoch: self.epoch.next(),
+            installed_after: None,
+        };
+        if let Some(state) = self.sessions.get_mut(session) {
+            state.begin_epoch(true);
+            state.ahead = Some(ahead);
+        }
+    }
+
+    /// Takes the passes back from those who have not installed what the others train on from now on.
+    pub(crate) fn recall_passes(&self) -> impl Iterator<Item = Event> {
+        let passes = self.leases().filter(|lease| lease.work.sample().is_some());
+        let late = passes.filter(|lease| {
+            let holder = self.session(lease.session);
+            holder.is_some_and(|holder| !holder.is_installed(self.epoch))
+        });
+        late.map(|lease| Event::LeaseEnded {
+            lease: lease.id,
+            session: lease.session,
+            why: LeaseEnd::Withdrawn,
+        })
+    }
+}
