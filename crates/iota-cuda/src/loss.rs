@@ -53,13 +53,14 @@ impl Readers {
         readers
     }
 
-    /// All four, one after the other.
-    fn lists(&self) -> Vec<u32> {
-        [&self.order, &self.pieces, &self.tokens, &self.token_pieces]
-            .into_iter()
-            .flatten()
-            .copied()
-            .collect()
+    /// All four, one after the other, filled up to what they come to at most for so many rows.
+    fn lists(&self, rows: usize) -> Vec<u32> {
+        let mut lists = Vec::with_capacity(4 * rows + 2);
+        for list in [&self.order, &self.pieces, &self.tokens, &self.token_pieces] {
+            lists.extend_from_slice(list);
+        }
+        lists.resize(4 * rows + 2, 0);
+        lists
     }
 
     /// Pieces of so many rows of so many possible tokens, at most.
@@ -95,13 +96,13 @@ impl Cuda {
         let readers = Readers::of(tokens.host());
         // Room for any tokens, so that the memory plan holds whatever the text is.
         let pieces_max = Readers::pieces_max(rows, vocabulary);
-        let room = self.scratch.take([
-            (4 * rows + 2) * size_of::<u32>(),
-            pieces_max * width * size_of::<f32>(),
-        ])?;
+        let lists = readers.lists(rows);
+        let room = self
+            .scratch
+            .take([size_of_val(&*lists), pieces_max * width * size_of::<f32>()])?;
+        // SAFETY: the part was taken for as many.
+        unsafe { self.copies.upload(room.parts[0], &lists)? };
         let [lists, partial] = room.parts;
-        // SAFETY: there are at most as many pieces and distinct tokens as rows, and one more entry for their ends.
-        unsafe { self.copies.upload(lists, &readers.lists())? };
         let order = lists;
         let pieces = order.offset(size_of_val(&*readers.order));
         let distinct = pieces.offset(size_of_val(&*readers.pieces));
