@@ -271,11 +271,7 @@ fn serve(flags: Serve) -> anyhow::Result<Exit> {
         .with_listen(settings.listen)
         .with_store_listen(settings.store_listen)
         .with_key_file(flags.key);
-    if !settings.store_url.is_empty() {
-        let url = settings
-            .store_url
-            .parse()
-            .context("the store's URL, --store-url")?;
+    if let Some(url) = settings.store_url()? {
         builder = builder.with_store_url(url);
     }
     serve_until_over(builder)

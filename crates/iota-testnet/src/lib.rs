@@ -328,9 +328,13 @@ fn prepare(setup: Setup, settings: &TestnetSettings) -> Result<OrchestratorBuild
         held_out_start: None,
     };
     memo.write(&settings.out)?;
-    Ok(Orchestrator::builder(setup, &settings.out)
+    let builder = Orchestrator::builder(setup, &settings.out)
         .with_listen(settings.listen)
-        .with_store_listen(settings.store_listen))
+        .with_store_listen(settings.store_listen);
+    Ok(match settings.store_url()? {
+        Some(url) => builder.with_store_url(url),
+        None => builder,
+    })
 }
 
 async fn evaluate(mut whole: Whole, held_out: HeldOut) -> Result<(HeldOut, f64), Error> {

@@ -7,6 +7,7 @@ use iota_orchestrator::{
     TimingOptions, TrainingOptions, Wire,
 };
 use serde::{Deserialize, Serialize};
+use url::Url;
 
 /// A testnet as a person describes it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -131,12 +132,26 @@ impl TestnetSettings {
         self.stages as u32 * self.miners_per_stage
     }
 
+    /// Under which URL peers reach the store, if not at the address where it listens.
+    ///
+    /// # Errors
+    /// If that is no URL.
+    pub fn store_url(&self) -> Result<Option<Url>, InvalidTestnet> {
+        let given = Some(self.store_url.as_str()).filter(|url| !url.is_empty());
+        let url = given.map(str::parse).transpose();
+        url.map_err(|error: url::ParseError| InvalidTestnet {
+            setting: "store_url",
+            problem: error.to_string(),
+        })
+    }
+
     /// Checks what concerns the network; the run's own settings are checked when it is set up.
     ///
     /// # Errors
     /// Names the first setting that is out of range.
     pub fn validate(&self) -> Result<(), InvalidTestnet> {
         let invalid = |setting, problem: String| Err(InvalidTestnet { setting, problem });
+        self.store_url()?;
         if self.stages == 0 {
             return invalid("stages", "a model has at least one stage".to_owned());
         }

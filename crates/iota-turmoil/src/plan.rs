@@ -108,7 +108,11 @@ impl Plan {
             latency_max: Duration::from_millis(5),
             work_max: Duration::from_millis(20),
             clock_ahead_ms: BTreeMap::new(),
-            merging: MergingOptions::DEFAULT,
+            // So that as much as can be goes on at a time.
+            merging: MergingOptions {
+                overlap: true,
+                ..MergingOptions::DEFAULT
+            },
             miners_to_start: MINERS_PER_STAGE,
             cheater: None,
             troubles: Vec::new(),
@@ -133,7 +137,7 @@ impl Plan {
             latency_max: Duration::from_millis(latency_max),
             work_max: Duration::from_millis(work_max),
             clock_ahead_ms,
-            merging: merging(&mut chance),
+            merging: merging(seed, &mut chance),
             miners_to_start: chance.pick(&[1, MINERS_PER_STAGE]),
             cheater: chance.happens(20).then_some(Host::Miner(3)),
             troubles: troubles(&mut chance),
@@ -142,8 +146,9 @@ impl Plan {
     }
 }
 
-/// Whole values or the default; sometimes what was learned, with an outer step, and moments that miners keep to themselves.
-fn merging(chance: &mut Chance) -> MergingOptions {
+/// Whole values or the default; sometimes what was learned, with an outer step, and moments that miners keep to themselves,
+/// who then may train on meanwhile.
+fn merging(seed: u64, chance: &mut Chance) -> MergingOptions {
     let kept = chance.pick(&[
         OptimizerState::Merged,
         OptimizerState::Local,
@@ -159,6 +164,8 @@ fn merging(chance: &mut Chance) -> MergingOptions {
         outer,
         delta,
         optimizer_state: kept,
+        // Drawn apart, so that older seeds otherwise stay the worlds that they were.
+        overlap: kept == OptimizerState::Local && Chance::new(seed, "overlap").happens(50),
         ..chance.pick(&ways)
     }
 }

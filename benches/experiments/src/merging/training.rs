@@ -56,8 +56,12 @@ pub(super) fn train(
             let learning_rate = learning_rate_at(&schedule, step, steps);
             network.train(&share, learning_rate)?;
             let done = step + 1;
+            // Halfway to the next merge, or as the run ends.
+            if done % setting.every == setting.every / 2 || done == steps {
+                network.install();
+            }
             if done % setting.every == 0 || done == steps {
-                network.merge()?;
+                network.merge(done == steps)?;
             }
             if is_a_point(done, steps) {
                 let loss = network.evaluate(text.held_out(CURVE_BATCHES))?;
@@ -103,6 +107,8 @@ struct Replica {
     stage: Stage,
     /// What its encoder left out.
     residual: Vec<f32>,
+    /// What it had when it uploaded, if it trains on from there.
+    then: Option<Vec<f32>>,
 }
 
 impl Network {
@@ -122,7 +128,11 @@ impl Network {
                 let mut stage = Stage::new(plan, 0, options)?;
                 stage.initialise(seed)?;
                 let residual = vec![0.0; stage.state().parameters.len()];
-                Ok(Replica { stage, residual })
+                Ok(Replica {
+                    stage,
+                    residual,
+                    then: None,
+                })
             })
             .collect::<Result<Vec<_>>>()?;
         let anchor = replicas[0].stage.state().parameters.to_vec();
@@ -172,8 +182,9 @@ impl Network {
         Ok(sum / f64::from(count.max(1)))
     }
 
-    /// Merges the replicas, if this variant does, cell by cell as owners in a network would.
-    fn merge(&mut self) -> Result<()> {
+    /// Merges the replicas, if this variant does, cell by cell as owners in a network would. `at_once`: they take over what
+    /// comes of it now, in any case.
+    fn merge(&mut self, at_once: bool) -> Result<()> {
         let Some(merge) = self.merge else {
             return Ok(());
         };
@@ -182,16 +193,30 @@ impl Network {
             parameters.extend(self.merge_cell(&merge, cell)?);
         }
         self.merge_moments(merge.state)?;
-        for replica in &mut self.replicas {
-            replica
-                .stage
-                .state_mut()
-                .parameters
-                .copy_from_slice(&parameters);
-        }
         self.anchor = parameters;
         self.round += 1;
+        for replica in &mut self.replicas {
+            if merge.overlaps && !at_once {
+                replica.then = Some(replica.stage.state().parameters.to_vec());
+            } else {
+                let parameters = replica.stage.state_mut().parameters;
+                parameters.copy_from_slice(&self.anchor);
+            }
+        }
         Ok(())
+    }
+
+    /// Replicas that trained on while they were merged take over what came of it, with what they learned meanwhile on top.
+    fn install(&mut self) {
+        for replica in &mut self.replicas {
+            let Some(then) = replica.then.take() else {
+                continue;
+            };
+            let parameters = replica.stage.state_mut().parameters.iter_mut();
+            for ((now, then), merged) in parameters.zip(then).zip(&self.anchor) {
+                *now = merged + (*now - then);
+            }
+        }
     }
 
     fn merge_cell(&mut self, merge: &Merge, cell: Range<usize>) -> Result<Vec<f32>> {

@@ -28,6 +28,9 @@ pub(crate) struct Merge {
     pub(crate) state: OptimizerState,
     /// Whether the first replica sends noise, a hundred times as long as what it has learned.
     pub(crate) garbage: bool,
+    /// Whether replicas train on for half of the way to the next merge before they install what was merged, and put what they
+    /// have learned meanwhile on top.
+    pub(crate) overlaps: bool,
 }
 
 /// What becomes of Adam's moments when replicas are merged.
@@ -50,6 +53,7 @@ const PLAIN: Merge = Merge {
     merged: Codec::F32,
     state: OptimizerState::Local,
     garbage: false,
+    overlaps: false,
 };
 
 /// The same in a fiftieth of the bytes of IOTA's merge.
@@ -149,6 +153,23 @@ pub(crate) fn variants(width: usize) -> Vec<Variant> {
             ..sparse
         },
     ];
+    let late = [
+        PLAIN,
+        Merge {
+            merged: Codec::Int8,
+            upload: Codec::Int8,
+            ..PLAIN
+        },
+        SIGNS,
+        Merge {
+            rule: Rule::CLIPPED,
+            ..SIGNS
+        },
+    ]
+    .map(|merge| Merge {
+        overlaps: true,
+        ..merge
+    });
     let garbage = [
         PLAIN,
         Merge {
@@ -193,6 +214,7 @@ pub(crate) fn variants(width: usize) -> Vec<Variant> {
         .chain(states)
         .chain(codecs)
         .chain(small)
+        .chain(late)
         .chain(garbage);
     [Variant::Synchronous, Variant::Single]
         .into_iter()
@@ -265,6 +287,9 @@ impl fmt::Display for Merge {
             OptimizerState::Merged => ", moments merged",
             OptimizerState::Dropped => ", moments dropped",
         })?;
+        if self.overlaps {
+            formatter.write_str(", installed late")?;
+        }
         formatter.write_str(if self.garbage {
             ", one sends garbage"
         } else {

@@ -1,7 +1,11 @@
 //! What an undisturbed network comes to.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use iota_orchestrator::{BoundaryChoice, Codec, Cuts, Wire};
-use iota_testnet::{Report, summary};
+use iota_testnet::{Error, Report, Testnet, TestnetSettings, summary};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::{run, small};
 
@@ -157,4 +161,44 @@ async fn three_replicas_share_three_cells() {
             "every pair shares one cell"
         );
     }
+}
+
+/// Whoever runs a network behind a name, or a proxy, says where peers find the store.
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_reach_the_store_under_the_url_that_is_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at_proxy = proxy.local_addr().unwrap();
+    // Free a moment ago; the run says so if it is not any more.
+    let store = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let at_store = store.local_addr().unwrap();
+    drop(store);
+    let connections = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&connections);
+    tokio::spawn(async move {
+        while let Ok((mut peer, _)) = proxy.accept().await {
+            counted.fetch_add(1, Ordering::Relaxed);
+            tokio::spawn(async move {
+                let mut store = TcpStream::connect(at_store).await.unwrap();
+                tokio::io::copy_bidirectional(&mut peer, &mut store).await
+            });
+        }
+    });
+    let report = run(TestnetSettings {
+        store_listen: at_store,
+        store_url: format!("http://{at_proxy}"),
+        ..small(folder.path())
+    })
+    .await;
+    assert!(report.trained, "{}", summary(&report));
+    assert!(
+        connections.load(Ordering::Relaxed) > 0,
+        "nobody came by the proxy"
+    );
+
+    let nowhere = Testnet::new(TestnetSettings {
+        store_url: "the proxy".to_owned(),
+        ..small(folder.path())
+    });
+    assert!(matches!(nowhere, Err(Error::Settings(_))));
 }
