@@ -91,7 +91,8 @@ pub enum LeaseEnd {
     EpochClosed,
     /// Somebody else's late result came first. The holder's result will be logged but not credited.
     Superseded,
-    /// What it was to read turned out bad or its holder's replica did, so that the result would be worth nothing.
+    /// What it was to read turned out bad or its holder's replica did, or the holder has not installed what the others train
+    /// on, so that the result would be worth nothing.
     Withdrawn,
 }
 

@@ -199,7 +199,8 @@ pub enum Work {
     Install {
         /// What to take over.
         checkpoint: Checkpoint,
-        /// Whether the session goes on with what it kept for itself when it last uploaded; if not, it begins with nothing.
+        /// Whether the session goes on with what it kept for itself when it last uploaded, and puts what it has learned since on
+        /// top, if the run overlaps training with merging; if not, it begins with nothing.
         #[serde(default)]
         goes_on: bool,
     },

@@ -139,17 +139,34 @@ struct Entry {
     loss_bits: Option<u32>,
 }
 
+impl Entry {
+    fn of_forward(sample: u64, (ordinal, bytes): (u32, Bytes)) -> Self {
+        Self {
+            ordinal,
+            sample,
+            version: 0,
+            recomputed: None,
+            output: Some(Digest::of(&bytes)),
+            loss_bits: None,
+        }
+    }
+
+    fn of_backward(sample: u64, version: u64, result: &BackwardResult) -> Self {
+        Self {
+            ordinal: result.ordinal,
+            sample,
+            version,
+            recomputed: Some(result.recomputed),
+            output: result.gradient.as_deref().map(Digest::of),
+            loss_bits: result.loss.map(f32::to_bits),
+        }
+    }
+}
+
 fn forward(engine: &mut Engine, sample: u64) -> Entry {
     let input = input(engine.index().get(), sample, 0);
-    let (ordinal, bytes) = engine.forward(SampleId::new(sample), &input).unwrap();
-    Entry {
-        ordinal,
-        sample,
-        version: 0,
-        recomputed: None,
-        output: Some(Digest::of(&bytes)),
-        loss_bits: None,
-    }
+    let done = engine.forward(SampleId::new(sample), &input).unwrap();
+    Entry::of_forward(sample, done)
 }
 
 fn backward(engine: &mut Engine, sample: u64, version: u64, recompute: bool) -> Entry {
@@ -163,14 +180,7 @@ fn backward(engine: &mut Engine, sample: u64, version: u64, recompute: bool) -> 
             recompute,
         )
         .unwrap();
-    Entry {
-        ordinal: result.ordinal,
-        sample,
-        version,
-        recomputed: Some(result.recomputed),
-        output: result.gradient.as_deref().map(Digest::of),
-        loss_bits: result.loss.map(f32::to_bits),
-    }
+    Entry::of_backward(sample, version, &result)
 }
 
 fn mine(engine: &mut Engine, script: &[Step]) -> Vec<Entry> {

@@ -27,15 +27,23 @@ const SMALL: MergingOptions = MergingOptions {
     ..MergingOptions::WHOLE
 };
 
-async fn merging(merging: MergingOptions) -> (Report, u64) {
-    let folder = tempfile::tempdir().unwrap();
+/// Three epochs: the third is begun with what was kept through the second.
+fn three_epochs(merging: MergingOptions, folder: &Path) -> TestnetSettings {
     let mut settings = TestnetSettings {
         merging,
-        ..small(folder.path())
+        ..small(folder)
     };
-    // The third is begun with what was kept through the second.
     settings.training.epochs = 3;
-    let report = run(settings).await;
+    settings
+}
+
+async fn merging(merging: MergingOptions) -> (Report, u64) {
+    let folder = tempfile::tempdir().unwrap();
+    merging_in(folder.path(), merging).await
+}
+
+async fn merging_in(folder: &Path, merging: MergingOptions) -> (Report, u64) {
+    let report = run(three_epochs(merging, folder)).await;
     assert!(report.trained, "{}", summary(&report));
     assert!(report.loss.held_out_end < report.loss.held_out_start - 0.3);
     assert!(report.replicas_equal);
@@ -100,17 +108,17 @@ async fn a_robust_rule_on_deltas_with_merged_moments_trains() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cheater_is_found_whatever_miners_keep_for_themselves() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut settings = TestnetSettings {
-        merging: SMALL,
-        ..small(folder.path())
-    };
-    settings.training.epochs = 3;
-    settings.cheaters = 1;
-    let report = run(settings).await;
-    assert_eq!(report.cheaters.len(), 1, "{}", summary(&report));
-    assert_eq!(report.audits.failed, 1);
-    assert!(report.replicas_equal);
+    for merging in [SMALL, OVERLAPPING] {
+        let folder = tempfile::tempdir().unwrap();
+        let report = run(TestnetSettings {
+            cheaters: 1,
+            ..three_epochs(merging, folder.path())
+        })
+        .await;
+        assert_eq!(report.cheaters.len(), 1, "{}", summary(&report));
+        assert_eq!(report.audits.failed, 1);
+        assert!(report.replicas_equal);
+    }
 }
 
 const OVERLAPPING: MergingOptions = MergingOptions {
@@ -145,39 +153,16 @@ fn done_ahead(out: &Path) -> (u64, u64) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_network_that_trains_while_it_merges_passes_its_audits_and_restarts_nothing_for_it() {
     let folder = tempfile::tempdir().unwrap();
-    let mut settings = TestnetSettings {
-        merging: OVERLAPPING,
-        ..small(folder.path())
-    };
-    settings.training.epochs = 3;
-    let (epochs, samples) = (3, settings.training.samples_per_epoch);
-    let out = settings.out.clone();
-    let report = run(settings).await;
-    assert!(report.trained, "{}", summary(&report));
-    assert!(report.loss.held_out_end < report.loss.held_out_start - 0.3);
-    assert!(report.replicas_equal);
-    assert_eq!(report.audits.failed, 0);
-    assert_eq!(report.samples.completed, epochs * samples);
-    let (passes, replays) = done_ahead(&out);
+    let (report, _) = merging_in(folder.path(), OVERLAPPING).await;
+    let settings = three_epochs(OVERLAPPING, folder.path());
+    let samples = settings.training.epochs * settings.training.samples_per_epoch;
+    assert_eq!(report.samples.completed, samples);
+    assert_eq!(report.work.undone, 0);
+    let (passes, replays) = done_ahead(&settings.out);
     assert!(
         passes > 0 && replays > 0,
         "{passes} passes, {replays} replays"
     );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_cheater_is_found_in_a_network_that_trains_while_it_merges() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut settings = TestnetSettings {
-        merging: OVERLAPPING,
-        ..small(folder.path())
-    };
-    settings.training.epochs = 3;
-    settings.cheaters = 1;
-    let report = run(settings).await;
-    assert_eq!(report.cheaters.len(), 1, "{}", summary(&report));
-    assert_eq!(report.audits.failed, 1);
-    assert!(report.replicas_equal);
 }
 
 /// What became of what miners keep for themselves, by the journal.

@@ -32,26 +32,11 @@ fn begin(engine: &mut Engine, step: Step) -> Begun {
 fn finish(engine: &mut Engine, begun: Begun) -> Entry {
     match begun {
         Begun::Forward(sample, begun) => {
-            let (ordinal, bytes) = engine.finish_forward(begun).unwrap();
-            Entry {
-                ordinal,
-                sample,
-                version: 0,
-                recomputed: None,
-                output: Some(Digest::of(&bytes)),
-                loss_bits: None,
-            }
+            Entry::of_forward(sample, engine.finish_forward(begun).unwrap())
         }
         Begun::Backward(sample, version, begun) => {
             let result = engine.finish_backward(begun).unwrap();
-            Entry {
-                ordinal: result.ordinal,
-                sample,
-                version,
-                recomputed: Some(result.recomputed),
-                output: result.gradient.as_deref().map(Digest::of),
-                loss_bits: result.loss.map(f32::to_bits),
-            }
+            Entry::of_backward(sample, version, &result)
         }
     }
 }
