@@ -21,9 +21,10 @@
 
 use crate::element::Element;
 use crate::error::Error;
-use crate::quarantine::{Quarantined, first_non_finite, is_all_finite};
-use crate::rule::{Clip, Part, Rule};
-use crate::vector::{Kernel, dispatch, fused};
+use crate::quarantine::{Quarantined, first_non_finite};
+use crate::rule::{Clip, Rule};
+
+pub(crate) mod kernel;
 
 /// One machine's copy of the range that is merged.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -42,10 +43,6 @@ pub struct Merged {
     /// The copies that were not averaged in because they are not finite, in order. Usually empty.
     pub left_out: Vec<Quarantined>,
 }
-
-/// Elements whose sums are made side by side. Their sums (8 KiB) and a copy's elements stay in L1, so that the copies are
-/// streamed through once and nothing else moves.
-const COLUMNS: usize = 1024;
 
 /// Where sums start: `-0.0 + x` is `x` for every x, while `0.0 + -0.0` would lose the sign of a negative zero.
 const NOTHING: f64 = -0.0;
@@ -132,11 +129,7 @@ impl Accumulator {
                 element,
             });
         } else if weight > 0 {
-            dispatch(Add {
-                sums: &mut self.sums,
-                copy,
-                weight: weight as f64,
-            });
+            kernel::add(&mut self.sums, copy, weight as f64);
             self.total += u128::from(weight);
         }
         self.copies += 1;
@@ -165,145 +158,6 @@ impl Accumulator {
             elements,
             left_out: self.left_out,
         })
-    }
-}
-
-/// Writes the mean of what takes part. `total` is the sum of the weights. `false` if it is not finite: finite f32 never
-/// overflow the sums, and a NaN or infinity in a sum never leaves it, so it is finite if and only if all copies are.
-pub(crate) fn mean_of_parts<E: Element>(
-    parts: &[Part<'_, E>],
-    total: f64,
-    merged: &mut [f32],
-) -> bool {
-    dispatch(Mean {
-        parts,
-        is_unclipped: parts.iter().all(|part| part.factor == 1.0),
-        total,
-        merged,
-    })
-}
-
-struct Mean<'a, E> {
-    parts: &'a [Part<'a, E>],
-    is_unclipped: bool,
-    total: f64,
-    merged: &'a mut [f32],
-}
-
-impl<E: Element> Kernel for Mean<'_, E> {
-    type Output = bool;
-
-    #[inline(always)]
-    fn run<const FUSED: bool>(self) -> bool {
-        if FUSED && self.parts.iter().all(|part| part.weight < EXACT) {
-            self.mean::<true>()
-        } else {
-            self.mean::<false>()
-        }
-    }
-}
-
-impl<E: Element> Mean<'_, E> {
-    #[inline(always)]
-    fn mean<const FUSED: bool>(self) -> bool {
-        let mut sums = [0.0; COLUMNS];
-        let mut values = [0.0; COLUMNS];
-        let mut is_finite = true;
-        for (tile, merged) in self.merged.chunks_mut(COLUMNS).enumerate() {
-            let (start, length) = (tile * COLUMNS, merged.len());
-            let sums = &mut sums[..length];
-            sums.fill(NOTHING);
-            if self.is_unclipped {
-                let (eights, rest) = self.parts.as_chunks::<8>();
-                let (fours, ones) = rest.as_chunks::<4>();
-                let (ones, _) = ones.as_chunks::<1>();
-                let mut left = eights.len() + fours.len() + ones.len();
-                // The last copies are divided at once: a division takes its time beside sums, and on its own after them.
-                let mut divides = || {
-                    left -= 1;
-                    (left == 0).then_some(self.total)
-                };
-                for eight in eights {
-                    add_all::<FUSED, E, 8>(sums, start, eight, divides(), merged);
-                }
-                for four in fours {
-                    add_all::<FUSED, E, 4>(sums, start, four, divides(), merged);
-                }
-                for one in ones {
-                    add_all::<FUSED, E, 1>(sums, start, one, divides(), merged);
-                }
-            } else {
-                let values = &mut values[..length];
-                for part in self.parts {
-                    part.read(start, values);
-                    add::<FUSED, f32>(sums, values, part.weight);
-                }
-                for (mean, sum) in merged.iter_mut().zip(&*sums) {
-                    *mean = (sum / self.total) as f32;
-                }
-            }
-            is_finite &= is_all_finite(merged);
-        }
-        is_finite
-    }
-}
-
-/// As [`add`] for one after the other of several unclipped copies, whose elements from `start` on are added. The sums are
-/// fetched once for all of them, and memory is read at as many places at once, as it likes to be. With a total they are
-/// the last ones: what is `merged` is written in place of the sums.
-#[inline(always)]
-fn add_all<const FUSED: bool, E: Element, const COPIES: usize>(
-    sums: &mut [f64],
-    start: usize,
-    parts: &[Part<'_, E>; COPIES],
-    total: Option<f64>,
-    merged: &mut [f32],
-) {
-    let length = sums.len();
-    let merged = &mut merged[..length];
-    let copies = parts.map(|part| &part.elements[start..start + length]);
-    let weights = parts.map(|part| part.weight);
-    let sum_of = |index: usize, sum: f64| {
-        let add = |sum, copy: usize| {
-            let x = f64::from(copies[copy][index].to_f32());
-            fused::<FUSED>(weights[copy], x, sum)
-        };
-        (0..COPIES).fold(sum, add)
-    };
-    if let Some(total) = total {
-        for index in 0..length {
-            merged[index] = (sum_of(index, sums[index]) / total) as f32;
-        }
-    } else {
-        for (index, sum) in sums.iter_mut().enumerate() {
-            *sum = sum_of(index, *sum);
-        }
-    }
-}
-
-/// `sums += weight * copy`. The lengths are equal.
-#[inline(always)]
-fn add<const FUSED: bool, E: Element>(sums: &mut [f64], copy: &[E], weight: f64) {
-    for (sum, x) in sums.iter_mut().zip(copy) {
-        *sum = fused::<FUSED>(weight, f64::from(x.to_f32()), *sum);
-    }
-}
-
-/// Weights below this have at most 29 bits; with the 24 of an f32 their product fits into the 53 of an f64.
-const EXACT: f64 = (1_u32 << 29) as f64;
-/// One copy for the accumulator.
-struct Add<'a, E> {
-    sums: &'a mut [f64],
-    copy: &'a [E],
-    weight: f64,
-}
-
-impl<E: Element> Kernel for Add<'_, E> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<const FUSED: bool>(self) {
-        add::<false, E>(self.sums, self.copy, self.weight);
     }
 }
 

@@ -15,7 +15,7 @@ pub struct Quarantined {
 }
 
 /// All bits of the exponent: set together only in infinities and NaNs.
-const EXPONENT: u32 = 0x7f80_0000;
+pub(crate) const EXPONENT: u32 = 0x7f80_0000;
 
 /// Elements looked at before the search decides whether to go on. A search that may stop at every element cannot be
 /// vectorised; one that never stops early wastes time on what is broken anyway.
@@ -53,7 +53,8 @@ pub(crate) fn is_all_finite(elements: &[f32]) -> bool {
     largest < EXPONENT
 }
 
-const SIGN: u32 = 1 << 31;
+/// All bits but this one are the magnitude.
+pub(crate) const SIGN: u32 = 1 << 31;
 
 #[cfg(test)]
 mod tests {

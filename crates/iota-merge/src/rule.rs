@@ -19,7 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::element::Element;
 use crate::error::Error;
-use crate::mean::{Merged, WeightedCopy, check_lengths, mean_of_parts};
+use crate::mean::kernel::mean_of_parts;
+use crate::mean::{Merged, WeightedCopy, check_lengths};
 use crate::norm::{length_of, median, shrinking};
 use crate::quarantine::{Quarantined, first_non_finite};
 use crate::{centre, geometric, order};

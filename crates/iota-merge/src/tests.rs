@@ -1,7 +1,9 @@
 //! Which instructions a processor has changes no bit.
 
+use proptest::prelude::*;
+
 use crate::vector::{Instructions, with_at_most};
-use crate::{Clip, Codec, Element, Feedback, Outer, Rule, WeightedCopy, norm};
+use crate::{Clip, Codec, Element, Feedback, Outer, Rule, WeightedCopy, norm, weighted_mean};
 
 const ELEMENTS: usize = 5000;
 
@@ -125,5 +127,120 @@ fn an_outer_step_gives_the_bits_that_are_written_down() {
         assert_eq!(momentum[index].to_bits(), b.to_bits());
         let expected = (f64::from(anchor[index]) - step) as f32;
         assert_eq!(found.to_bits(), expected.to_bits());
+    }
+}
+
+/// Finite numbers as upper halves of f32: of every exponent, and more zeros and subnormals of both signs than chance gives.
+fn half() -> impl Strategy<Value = u16> {
+    let finite = |bits: u16| {
+        if bits & 0x7f80 == 0x7f80 {
+            bits ^ 0x4000
+        } else {
+            bits
+        }
+    };
+    prop_oneof![
+        8 => any::<u16>().prop_map(finite),
+        1 => any::<u16>().prop_map(|bits| bits & 0x807f),
+        1 => any::<bool>().prop_map(|is_negative| u16::from(is_negative) << 15),
+    ]
+}
+
+/// Around the weight from which on a product with an f32 is rounded, small ones as they occur, and all others.
+fn weight() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        3 => (1_u64 << 29) - 3..(1 << 29) + 3,
+        2 => 1..1000_u64,
+        1 => (1_u64 << 45) - 3..(1 << 45) + 3,
+        1 => 1..=u64::MAX,
+    ]
+}
+
+#[derive(Debug, Clone)]
+struct Copy {
+    weight: u64,
+    /// The upper halves of its elements; bf16 has no other.
+    upper: Vec<u16>,
+    lower: Vec<u16>,
+}
+
+/// Up to 21 copies, so that there are groups of eight, of four and single ones; lengths around those of blocks and tiles.
+/// Some cancel the copy before them, which leaves nothing but what was rounded.
+fn copies() -> impl Strategy<Value = Vec<Copy>> {
+    let length = prop_oneof![0..70_usize, 1000..1100_usize, 2040..2100_usize];
+    (1..22_usize, length).prop_flat_map(|(count, length)| {
+        let copy = (
+            weight(),
+            prop::collection::vec(half(), length),
+            prop::collection::vec(any::<u16>(), length),
+            any::<bool>(),
+        );
+        prop::collection::vec(copy, count).prop_map(|copies| {
+            let mut chosen: Vec<Copy> = Vec::new();
+            for (weight, upper, lower, cancels) in copies {
+                chosen.push(match chosen.last() {
+                    Some(before) if cancels => {
+                        let mut negated = before.clone();
+                        negated.upper.iter_mut().for_each(|bits| *bits ^= 0x8000);
+                        negated
+                    }
+                    _ => Copy {
+                        weight,
+                        upper,
+                        lower,
+                    },
+                });
+            }
+            chosen
+        })
+    })
+}
+
+/// The formula, without a group, block, tile, fused product or chosen instruction.
+fn naive<E: Element>(copies: &[WeightedCopy<'_, E>]) -> Vec<u32> {
+    let total = copies
+        .iter()
+        .map(|copy| u128::from(copy.weight))
+        .sum::<u128>() as f64;
+    let mean = |index: usize| {
+        let products = copies
+            .iter()
+            .map(|copy| copy.weight as f64 * f64::from(copy.elements[index].to_f32()));
+        let sum = products.reduce(|sum, product| sum + product).unwrap();
+        ((sum / total) as f32).to_bits()
+    };
+    (0..copies[0].elements.len()).map(mean).collect()
+}
+
+fn check_mean<E: Element>(copies: &[Copy], elements: impl Fn(&Copy) -> Vec<E>) {
+    let elements: Vec<Vec<E>> = copies.iter().map(elements).collect();
+    let weighted: Vec<WeightedCopy<'_, E>> = copies
+        .iter()
+        .zip(&elements)
+        .map(|(copy, elements)| WeightedCopy {
+            elements,
+            weight: copy.weight,
+        })
+        .collect();
+    let expected = naive(&weighted);
+    for limit in [
+        Instructions::Portable,
+        Instructions::Avx2,
+        Instructions::Avx512,
+    ] {
+        let merged = with_at_most(limit, || weighted_mean(&weighted).unwrap());
+        assert!(merged.left_out.is_empty(), "{limit:?}: all are finite");
+        assert_eq!(bits(&merged.elements), expected, "{limit:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn the_weighted_mean_has_the_bits_of_a_plain_loop_in_f64_with_any_instructions(copies in copies()) {
+        check_mean(&copies, |copy| copy.upper.iter().map(|bits| bits.to_le_bytes()).collect());
+        check_mean(&copies, |copy| {
+            let both = copy.upper.iter().zip(&copy.lower);
+            both.map(|(upper, lower)| f32::from_bits(u32::from(*upper) << 16 | u32::from(*lower))).collect()
+        });
     }
 }

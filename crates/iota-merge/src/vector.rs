@@ -101,3 +101,24 @@ pub(crate) fn fused<const FUSED: bool>(factor: f64, x: f64, sum: f64) -> f64 {
         sum + factor * x
     }
 }
+
+/// What memory gives at a time, on nearly all processors.
+pub(crate) const LINE_BYTES: usize = 64;
+
+/// Asks memory for the line with an element that is wanted soon, without waiting for it. The element need not exist.
+#[expect(
+    unsafe_code,
+    reason = "nothing but this instruction tells the processor about several streams in time"
+)]
+#[inline(always)]
+pub(crate) fn fetch_early<E>(elements: &[E], index: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let place = elements.as_ptr().wrapping_add(index);
+        // SAFETY: every x86-64 processor has the instruction. It accesses nothing: whatever the address, it cannot fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (elements, index);
+}
