@@ -130,22 +130,6 @@ fn an_outer_step_gives_the_bits_that_are_written_down() {
     }
 }
 
-/// Finite numbers as upper halves of f32: of every exponent, and more zeros and subnormals of both signs than chance gives.
-fn half() -> impl Strategy<Value = u16> {
-    let finite = |bits: u16| {
-        if bits & 0x7f80 == 0x7f80 {
-            bits ^ 0x4000
-        } else {
-            bits
-        }
-    };
-    prop_oneof![
-        8 => any::<u16>().prop_map(finite),
-        1 => any::<u16>().prop_map(|bits| bits & 0x807f),
-        1 => any::<bool>().prop_map(|is_negative| u16::from(is_negative) << 15),
-    ]
-}
-
 /// Around the weight from which on a product with an f32 is rounded, small ones as they occur, and all others.
 fn weight() -> impl Strategy<Value = u64> {
     prop_oneof![
@@ -159,41 +143,40 @@ fn weight() -> impl Strategy<Value = u64> {
 #[derive(Debug, Clone)]
 struct Copy {
     weight: u64,
-    /// The upper halves of its elements; bf16 has no other.
-    upper: Vec<u16>,
-    lower: Vec<u16>,
+    /// Of its elements.
+    seed: u64,
+    /// Whether it has weight and elements of the copy before it, with other signs: what is left is what was rounded.
+    cancels: bool,
 }
 
 /// Up to 21 copies, so that there are groups of eight, of four and single ones; lengths around those of blocks and tiles.
-/// Some cancel the copy before them, which leaves nothing but what was rounded.
-fn copies() -> impl Strategy<Value = Vec<Copy>> {
-    let length = prop_oneof![0..70_usize, 1000..1100_usize, 2040..2100_usize];
-    (1..22_usize, length).prop_flat_map(|(count, length)| {
-        let copy = (
-            weight(),
-            prop::collection::vec(half(), length),
-            prop::collection::vec(any::<u16>(), length),
-            any::<bool>(),
-        );
-        prop::collection::vec(copy, count).prop_map(|copies| {
-            let mut chosen: Vec<Copy> = Vec::new();
-            for (weight, upper, lower, cancels) in copies {
-                chosen.push(match chosen.last() {
-                    Some(before) if cancels => {
-                        let mut negated = before.clone();
-                        negated.upper.iter_mut().for_each(|bits| *bits ^= 0x8000);
-                        negated
-                    }
-                    _ => Copy {
-                        weight,
-                        upper,
-                        lower,
-                    },
-                });
-            }
-            chosen
-        })
-    })
+fn copies() -> impl Strategy<Value = (Vec<Copy>, usize)> {
+    let copy = (weight(), any::<u64>(), any::<bool>());
+    let copy = copy.prop_map(|(weight, seed, cancels)| Copy {
+        weight,
+        seed,
+        cancels,
+    });
+    let length = prop_oneof![1..70_usize, 1000..1100_usize, 2040..2100_usize];
+    (prop::collection::vec(copy, 1..22), length)
+}
+
+/// Finite f32 of every exponent; one of eight is zero or subnormal, with either sign, and so is its upper half.
+fn elements(seed: u64, length: usize) -> Vec<u32> {
+    let mut state = seed;
+    let mut next = || {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        let bits = (state >> 32) as u32;
+        match (state >> 29) & 15 {
+            0 => bits & 0x8000_0000,
+            1 => bits & 0x807f_ffff,
+            _ if bits & 0x7f80_0000 == 0x7f80_0000 => bits ^ 0x4000_0000,
+            _ => bits,
+        }
+    };
+    (0..length).map(|_| next()).collect()
 }
 
 /// The formula, without a group, block, tile, fused product or chosen instruction.
@@ -212,14 +195,27 @@ fn naive<E: Element>(copies: &[WeightedCopy<'_, E>]) -> Vec<u32> {
     (0..copies[0].elements.len()).map(mean).collect()
 }
 
-fn check_mean<E: Element>(copies: &[Copy], elements: impl Fn(&Copy) -> Vec<E>) {
-    let elements: Vec<Vec<E>> = copies.iter().map(elements).collect();
-    let weighted: Vec<WeightedCopy<'_, E>> = copies
+fn check_mean<E: Element>(copies: &[Copy], length: usize, element: impl Fn(u32) -> E) {
+    let mut chosen: Vec<(Vec<u32>, u64)> = Vec::new();
+    for copy in copies {
+        chosen.push(match chosen.last() {
+            Some((bits, weight)) if copy.cancels => (
+                bits.iter().map(|bits| bits ^ 0x8000_0000).collect(),
+                *weight,
+            ),
+            _ => (elements(copy.seed, length), copy.weight),
+        });
+    }
+    let elements: Vec<Vec<E>> = chosen
         .iter()
-        .zip(&elements)
-        .map(|(copy, elements)| WeightedCopy {
+        .map(|(bits, _)| bits.iter().map(|bits| element(*bits)).collect())
+        .collect();
+    let weighted: Vec<WeightedCopy<'_, E>> = elements
+        .iter()
+        .zip(&chosen)
+        .map(|(elements, (_, weight))| WeightedCopy {
             elements,
-            weight: copy.weight,
+            weight: *weight,
         })
         .collect();
     let expected = naive(&weighted);
@@ -236,11 +232,10 @@ fn check_mean<E: Element>(copies: &[Copy], elements: impl Fn(&Copy) -> Vec<E>) {
 
 proptest! {
     #[test]
-    fn the_weighted_mean_has_the_bits_of_a_plain_loop_in_f64_with_any_instructions(copies in copies()) {
-        check_mean(&copies, |copy| copy.upper.iter().map(|bits| bits.to_le_bytes()).collect());
-        check_mean(&copies, |copy| {
-            let both = copy.upper.iter().zip(&copy.lower);
-            both.map(|(upper, lower)| f32::from_bits(u32::from(*upper) << 16 | u32::from(*lower))).collect()
-        });
+    fn the_weighted_mean_has_the_bits_of_a_plain_loop_in_f64_with_any_instructions(
+        (copies, length) in copies(),
+    ) {
+        check_mean(&copies, length, |bits| ((bits >> 16) as u16).to_le_bytes());
+        check_mean(&copies, length, f32::from_bits);
     }
 }

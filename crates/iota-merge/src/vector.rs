@@ -102,23 +102,24 @@ pub(crate) fn fused<const FUSED: bool>(factor: f64, x: f64, sum: f64) -> f64 {
     }
 }
 
-/// What memory gives at a time, on nearly all processors.
-pub(crate) const LINE_BYTES: usize = 64;
-
-/// Asks memory for the line with an element that is wanted soon, without waiting for it. The element need not exist.
+/// Asks memory for some elements from a place on that is wanted soon, without waiting for them. They need not exist.
 #[expect(
     unsafe_code,
-    reason = "nothing but this instruction tells the processor about several streams in time"
+    reason = "nothing but this instruction tells a processor about many streams in time"
 )]
 #[inline(always)]
-pub(crate) fn fetch_early<E>(elements: &[E], index: usize) {
+pub(crate) fn fetch_early<T>(place: *const T, elements: usize) {
     #[cfg(target_arch = "x86_64")]
-    {
+    for element in (0..elements).step_by(LINE_BYTES / size_of::<T>()) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        let place = elements.as_ptr().wrapping_add(index);
+        let line = place.wrapping_add(element).cast();
         // SAFETY: every x86-64 processor has the instruction. It accesses nothing: whatever the address, it cannot fault.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(place.cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line) };
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = (elements, index);
+    let _ = (place, elements);
 }
+
+/// What memory gives at a time.
+#[cfg(target_arch = "x86_64")]
+const LINE_BYTES: usize = 64;
