@@ -201,8 +201,10 @@ fn add_block<const FUSED: bool, E: Element, const COPIES: usize, const WIDTH: us
     merged: &mut [f32; WIDTH],
     largest: &mut [u32; WIDTH],
 ) {
+    if turn.is_first {
+        *sums = [NOTHING; WIDTH];
+    }
     let sum_of = |index: usize, sum: f64| {
-        let sum = if turn.is_first { NOTHING } else { sum };
         let add = |sum, copy: usize| {
             let x = f64::from(copies[copy][index].to_f32());
             fused::<FUSED>(weights[copy], x, sum)
