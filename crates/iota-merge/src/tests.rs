@@ -130,11 +130,12 @@ fn an_outer_step_gives_the_bits_that_are_written_down() {
     }
 }
 
-/// Around the weight from which on a product with an f32 is rounded, and all others.
+/// Below and above the weight from which on a product with an f32 may be rounded, just there, and all others.
 fn weights() -> impl Strategy<Value = Vec<u64>> {
     let count = 1..12_usize;
     prop_oneof![
         prop::collection::vec((1_u64 << 29) - 3..(1 << 29) + 3, count.clone()),
+        prop::collection::vec(1_u64 << 28..1 << 31, count.clone()),
         prop::collection::vec(1..1000_u64, count.clone()),
         prop::collection::vec(1..=u64::MAX, count),
     ]

@@ -30,7 +30,7 @@ const COLUMNS: usize = 1024;
 /// Elements between two requests for memory: a cache line of a bf16 copy, two of an f32 copy.
 const BLOCK: usize = 32;
 
-/// How far ahead of the sums memory is asked for. From half to double of it made no difference that could be measured.
+/// How far ahead of the sums memory is asked for. In trials with bf16 one and two KiB did best; half and four gained less.
 const AHEAD_BYTES: usize = 1024;
 
 /// Weights below this have at most 29 bits; with the 24 of an f32 their product fits into the 53 of an f64.
