@@ -77,7 +77,8 @@ impl State {
 
     /// Whether a session works for the present epoch on what it had when the last one ended.
     pub(crate) fn is_ahead(&self, session: &SessionState) -> bool {
-        let is_odd = session.installation.is_none_or(|it| it.odd);
+        // A checkpoint that was repaired counts as installed by nobody; what was done ahead of it stays.
+        let is_odd = session.installation.is_some_and(|it| it.odd);
         let ahead = session.ahead.filter(|_| !is_odd);
         ahead.is_some_and(|ahead| {
             ahead.epoch == self.trains_for() && ahead.installed_after.is_none()

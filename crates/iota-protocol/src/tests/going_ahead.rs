@@ -403,7 +403,21 @@ fn what_was_done_ahead_of_a_checkpoint_is_lost_with_those_who_did_it() {
     assert_eq!((counts.completed, counts.lost), (24, 0));
 }
 
-/// A second lease to install is one for what it has installed already: it says the same.
+/// Weights that differ from those of the others are no place to go on from.
+#[test]
+fn whoever_is_odd_begins_anew_wherever_it_is() {
+    let (mut world, _) = uploading();
+    let [head, _] = one_of_each_goes_ahead(&mut world);
+    let stage = world.stage_of(head);
+    world.happen(Event::ReplicasDiffer {
+        stage,
+        epoch: world.epoch(),
+        odd: vec![head],
+    });
+    let own = world.state.session(head).unwrap();
+    assert!(!world.state.is_ahead(own) && !world.state.goes_on(head));
+}
+
 #[test]
 fn operations_done_ahead_are_only_those_of_who_goes_on() {
     let (mut world, _) = uploading();
