@@ -15,8 +15,9 @@
 //! install, one after the other, so nothing is done twice for it.
 //!
 //! Such an epoch of a miner runs from its upload to its next one, with the installation among its operations: the miner says
-//! after how many. It began with what it had sealed when it uploaded, and that is where a replay begins. So nobody goes ahead
-//! who owes a validator something, and who once withheld it begins every epoch with a checkpoint and nothing else.
+//! after how many. It began with what it had sealed when it uploaded, and that is where a replay begins. Who was drawn for an
+//! audit of the epoch before hands over what that takes meanwhile. Who does not in time has gone ahead in vain: from then on
+//! it begins every epoch with a checkpoint and nothing else.
 //!
 //! Nobody goes ahead of the last merge: nothing would come of it.
 
@@ -25,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use crate::event::{Event, LeaseEnd, Phase};
 use crate::id::{Epoch, Session};
 use crate::state::{SessionState, State};
+use crate::work::Lease;
 
 /// Of a session that trained on after its upload: what comes of that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,15 +77,19 @@ impl State {
 
     /// Whether a session works for the present epoch on what it had when the last one ended.
     pub(crate) fn is_ahead(&self, session: &SessionState) -> bool {
-        session.ahead.is_some_and(|ahead| {
+        // A checkpoint that was repaired counts as installed by nobody; what was done ahead of it stays.
+        let is_odd = session.installation.is_some_and(|it| it.odd);
+        let ahead = session.ahead.filter(|_| !is_odd);
+        ahead.is_some_and(|ahead| {
             ahead.epoch == self.trains_for() && ahead.installed_after.is_none()
         })
     }
 
-    /// A session has uploaded, and owes nothing for it: what it does from now on is of the next epoch.
+    /// A session has uploaded: what it does from now on is of the next epoch. Saying so twice changes nothing.
     pub(crate) fn go_ahead(&mut self, session: Session) {
-        let was_merged = !matches!(self.phase, Phase::Uploading | Phase::Merging);
-        if was_merged || !self.may_go_ahead() || !self.goes_on(session) {
+        let is_uploading = self.phase == Phase::Uploading;
+        let is_ahead = self.session(session).is_some_and(|it| self.is_ahead(it));
+        if !is_uploading || is_ahead || !self.may_go_ahead() || !self.goes_on(session) {
             return;
         }
         // What comes late of the epoch before is in no upload.
@@ -93,9 +99,17 @@ impl State {
             installed_after: None,
         };
         if let Some(state) = self.sessions.get_mut(session) {
+            let began_before = state.began_with;
             state.begin_epoch(true);
             state.ahead = Some(ahead);
+            state.began_before = began_before;
         }
+    }
+
+    /// The passes that a session does.
+    pub(crate) fn passes_of(&self, session: Session) -> impl Iterator<Item = &Lease> {
+        let leases = self.leases_of(session);
+        leases.filter(|lease| lease.work.sample().is_some())
     }
 
     /// Takes the passes back from those who have not installed what the others train on from now on.

@@ -306,10 +306,8 @@ impl State {
                 why,
             } => {
                 self.audits.pending.remove(audit);
-                if *why == AbandonReason::NotHandedOver
-                    && let Some(ledger) = self.sessions.ledger_mut(subject.peer)
-                {
-                    ledger.withhold(self.epoch);
+                if *why == AbandonReason::NotHandedOver {
+                    self.apply_withheld(*subject);
                 }
             }
             Event::PeerBanned { peer, why } => {

@@ -20,7 +20,7 @@
 //! then on its peer begins every epoch with nothing, so that no audit of it needs anything of it again; the next draw has
 //! it first. What a cheater gains by it is once in a run not to be found, for an epoch's pay.
 
-use crate::event::{AbandonReason, Event, Phase, SessionEnd};
+use crate::event::{AbandonReason, Event, LeaseEnd, Phase, SessionEnd};
 use crate::id::{Session, StageIndex};
 use crate::state::{Audit, Coverage, State};
 use crate::work::{ObjectRef, Purpose, Seal, Work};
@@ -39,7 +39,12 @@ impl State {
             return None;
         };
         let subject = self.session(audit.subject)?;
-        let began_with = subject.began_with.filter(|_| kept.is_none());
+        let began_with = if self.is_ahead(subject) {
+            subject.began_before
+        } else {
+            subject.began_with
+        };
+        let began_with = began_with.filter(|_| kept.is_none());
         // What nobody goes on with is of no interest.
         let compared = coverage == Coverage::Everything
             && self.settings.merging.compares_kept
@@ -92,9 +97,11 @@ impl State {
 
     /// Whether a session goes on with what it kept for itself when it uploaded last.
     pub(crate) fn goes_on(&self, session: Session) -> bool {
+        let may_install = self.trains_for() == self.epoch;
         let state = self.session(session);
-        let keeps = state.is_some_and(|it| it.keeps.is_some() || self.is_ahead(it));
-        keeps && !self.has_withheld(session)
+        let goes_on =
+            state.is_some_and(|it| it.keeps.is_some() || (may_install && self.is_ahead(it)));
+        goes_on && !self.has_withheld(session)
     }
 
     fn has_withheld(&self, session: Session) -> bool {
@@ -102,14 +109,25 @@ impl State {
         peer.is_some_and(|record| record.ledger.withheld)
     }
 
-    /// The time to upload is over: what has not been handed over will not be asked for again.
+    /// The time to upload is over: what has not been handed over will not be asked for again, and nobody goes on with what it
+    /// has come to since.
     pub(crate) fn nothing_handed_over(&self) -> impl Iterator<Item = Event> {
         let waiting = self.audits_pending();
         let owing = waiting.filter(|(_, audit)| self.owed_for(audit).is_some());
-        owing.map(|(audit, state)| Event::AuditAbandoned {
-            audit,
-            subject: state.subject,
-            why: AbandonReason::NotHandedOver,
+        owing.flat_map(|(audit, state)| {
+            let subject = state.subject;
+            let passes = self.passes_of(subject).map(move |lease| Event::LeaseEnded {
+                lease: lease.id,
+                session: subject,
+                why: LeaseEnd::Withdrawn,
+            });
+            let why = AbandonReason::NotHandedOver;
+            let abandoned = Event::AuditAbandoned {
+                audit,
+                subject,
+                why,
+            };
+            passes.chain([abandoned])
         })
     }
 
@@ -153,13 +171,17 @@ impl State {
         self.close_log_once_complete(session);
     }
 
-    /// Gives an audit what it redoes, if its subject has uploaded and handed over all that is asked of it.
+    /// Gives an audit what it redoes, if its subject has uploaded; it may begin if that has handed over all that is asked of
+    /// it.
     pub(crate) fn close_log_once_complete(&mut self, session: Session) {
         let stage = self.session(session).and_then(|state| state.stage);
         let has_uploaded =
             stage.is_some_and(|stage| self.merge_of(stage).uploads.contains_key(&session));
-        if has_uploaded && self.owed(session).is_none() {
-            self.close_log(session);
+        if has_uploaded {
+            self.take_from_log(session);
+            if self.owed(session).is_none() {
+                self.close_log(session);
+            }
             self.go_ahead(session);
         }
     }

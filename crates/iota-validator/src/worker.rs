@@ -39,6 +39,9 @@ pub(crate) struct ValidatorWorker {
     threads: usize,
 }
 
+/// Merged cells by the objects that hold them.
+type Cells = BTreeMap<ObjectName, CellPlanes>;
+
 /// What a miner says of its epoch, as [`Work::Replay`] has it.
 #[derive(Clone, Copy)]
 struct Claim<'a> {
@@ -65,6 +68,54 @@ impl ValidatorWorker {
         })
     }
 
+    /// An engine where the subject began, and what of its checkpoint it installed only after it had trained on for a while.
+    /// A difference if what it kept is not there, or nothing of the kind: it has sealed that, and says that it handed it over,
+    /// so this is its own doing, and to give the audit back would let it get away.
+    async fn begin(
+        &self,
+        claim: Claim<'_>,
+        leased: &LeasedWork,
+    ) -> Result<Result<(Engine, Option<Cells>), Difference>, Failure> {
+        let kept = match claim.kept {
+            Some(object) => match self.transfer.object(object, leased).await {
+                Ok(bytes) => Some(bytes),
+                Err(Failure::BadInput { difference, .. }) => return Ok(Err(difference)),
+                Err(failure) => return Err(failure),
+            },
+            None => None,
+        };
+        let went_ahead = kept.is_some() && self.description.merge.overlaps;
+        // Of who trained on, what is redone may end before the installation.
+        let is_all_ahead = claim.ahead as usize >= claim.entries.len();
+        let installs = !went_ahead || claim.upload.is_some() || !is_all_ahead;
+        let cells = if installs {
+            fetch_cells(&self.transfer, &claim.checkpoint.segments, leased).await?
+        } else {
+            Cells::new()
+        };
+        let (description, threads) = (Arc::clone(&self.description), self.threads);
+        let checkpoint = claim.checkpoint.clone();
+        self.compute(move || {
+            let mut engine = Engine::new(Arc::clone(&description), checkpoint.stage, threads)?;
+            if !description.comparison.is_bits() {
+                engine = engine.with_anchor();
+            }
+            let begun = match kept.as_deref() {
+                Some(kept) if went_ahead => engine.go_ahead_from(kept),
+                kept => {
+                    let begins = kept.map_or(Start::Anew, Start::Kept);
+                    engine.install(&checkpoint, &cells, begins).map(drop)
+                }
+            };
+            match begun {
+                Ok(()) => Ok(Ok((engine, (installs && went_ahead).then_some(cells)))),
+                Err(Error::Kept) => Ok(Err(Difference::Malformed)),
+                Err(error) => Err(error),
+            }
+        })
+        .await
+    }
+
     async fn replay(
         &self,
         claim: Claim<'_>,
@@ -77,58 +128,16 @@ impl ValidatorWorker {
             upload,
             ..
         } = claim;
-        // Whoever trained on installed the checkpoint among its operations, or after all that are redone.
-        let ahead = claim.kept.filter(|_| self.description.merge.overlaps);
-        let ahead = ahead.map(|_| claim.ahead as usize);
-        let installs = upload.is_some() || ahead.is_none_or(|ahead| ahead < entries.len());
-        let cells = if installs {
-            fetch_cells(&self.transfer, &checkpoint.segments, leased).await?
-        } else {
-            BTreeMap::new()
+        let stage = checkpoint.stage;
+        let (mut engine, mut to_install) = match self.begin(claim, leased).await? {
+            Ok(begun) => begun,
+            Err(difference) => {
+                return Ok(Verdict::Differs {
+                    ordinal: None,
+                    difference,
+                });
+            }
         };
-        // What the subject kept it has sealed, and says that it handed it over. If it is not there, or nothing of the kind, that
-        // is its own doing: to give the audit back would let it get away.
-        let not_kept = |difference| Verdict::Differs {
-            ordinal: None,
-            difference,
-        };
-        let kept = match claim.kept {
-            Some(object) => match self.transfer.object(object, leased).await {
-                Ok(bytes) => Some(bytes),
-                Err(Failure::BadInput { difference, .. }) => return Ok(not_kept(difference)),
-                Err(failure) => return Err(failure),
-            },
-            None => None,
-        };
-        let (description, stage, threads) = (
-            Arc::clone(&self.description),
-            checkpoint.stage,
-            self.threads,
-        );
-        let start = checkpoint.clone();
-        let begun = self
-            .compute(move || {
-                let mut engine = Engine::new(Arc::clone(&description), stage, threads)?;
-                if !description.comparison.is_bits() {
-                    engine = engine.with_anchor();
-                }
-                let begun = if ahead.is_some() {
-                    engine.go_ahead_from(kept.as_deref().unwrap_or_default())
-                } else {
-                    let begins = kept.as_deref().map_or(Start::Anew, Start::Kept);
-                    engine.install(&start, &cells, begins).map(drop)
-                };
-                match begun {
-                    Ok(()) => Ok(Some((engine, cells))),
-                    Err(Error::Kept) => Ok(None),
-                    Err(error) => Err(error),
-                }
-            })
-            .await?;
-        let Some((mut engine, cells)) = begun else {
-            return Ok(not_kept(Difference::Malformed));
-        };
-        let mut to_install = (installs && ahead.is_some()).then_some(cells);
         let reused = reused_forwards(entries);
         let mut operations: u32 = 0;
         let mut fetched = futures::stream::iter(entries.iter().cloned())
@@ -141,7 +150,7 @@ impl ValidatorWorker {
             if self.is_beyond(&engine) {
                 return Ok(Verdict::Agrees { operations });
             }
-            if ahead == Some(operations as usize)
+            if operations == claim.ahead
                 && let Some(cells) = to_install.take()
             {
                 engine = self.go_on(engine, checkpoint, cells).await?;
@@ -183,7 +192,7 @@ impl ValidatorWorker {
         &self,
         mut engine: Engine,
         checkpoint: &Checkpoint,
-        cells: BTreeMap<ObjectName, CellPlanes>,
+        cells: Cells,
     ) -> Result<Engine, Failure> {
         let checkpoint = checkpoint.clone();
         self.compute(move || {

@@ -113,13 +113,39 @@ impl State {
 
     /// Gives audits of a session what they redo: its log will not grow any more, or not in a way that matters to them.
     pub(crate) fn close_log(&mut self, subject: Session) {
+        self.take_from_log(subject);
+        let audits: Vec<AuditId> = self.index.audits_of(subject).collect();
+        for id in &audits {
+            let Some(audit) = self.audits.pending.get_mut(id) else {
+                continue;
+            };
+            if audit.awaits.take().is_none() {
+                continue;
+            }
+            // With where that is which it has handed over since.
+            let delivered = self.merging[index(audit.stage)].uploads.get(&subject);
+            if let Work::Replay {
+                upload: Some(upload),
+                ..
+            } = &mut audit.work
+                && let Some(delivered) = delivered
+            {
+                upload.clone_from(&delivered.record);
+            }
+        }
+        if !audits.is_empty() {
+            self.refile_audits_of(subject);
+        }
+    }
+
+    /// Takes what audits of a session redo from its log, if they do not have it yet.
+    pub(crate) fn take_from_log(&mut self, subject: Session) {
         let Some(state) = self.sessions.get(subject) else {
             return;
         };
         let mut unchecked = false;
-        let audits: Vec<AuditId> = self.index.audits_of(subject).collect();
-        for id in &audits {
-            let Some(audit) = self.audits.pending.get_mut(id) else {
+        for id in self.index.audits_of(subject) {
+            let Some(audit) = self.audits.pending.get_mut(&id) else {
                 continue;
             };
             let (
@@ -130,10 +156,13 @@ impl State {
                     upload,
                     ..
                 },
-            ) = (audit.awaits.take(), &mut audit.work)
+            ) = (audit.awaits, &mut audit.work)
             else {
                 continue;
             };
+            if !entries.is_empty() {
+                continue;
+            }
             let delivered = self.merging[index(audit.stage)].uploads.get(&subject);
             let log = audit::replayable(state.log(), delivered.is_some());
             unchecked |= log.len() < state.log().len();
@@ -152,8 +181,41 @@ impl State {
         if unchecked && let Some(ledger) = self.sessions.ledger_mut(subject.peer) {
             ledger.forfeit(self.epoch);
         }
-        if !audits.is_empty() {
-            self.refile_audits_of(subject);
+    }
+
+    /// A session begins anew before it has handed over what an audit begins with: nobody can redo what it did.
+    pub(super) fn forget_taken(&mut self, subject: Session) {
+        for id in self.index.audits_of(subject) {
+            let audit = self.audits.pending.get_mut(&id);
+            if let Some(audit) = audit.filter(|audit| audit.awaits.is_some())
+                && let Work::Replay {
+                    entries,
+                    ahead,
+                    upload,
+                    ..
+                } = &mut audit.work
+            {
+                entries.clear();
+                *ahead = 0;
+                *upload = None;
+            }
+        }
+    }
+
+    /// A session has not handed over what it had sealed. Nobody can follow what it has done ahead either: it begins anew.
+    pub(super) fn apply_withheld(&mut self, subject: Session) {
+        if let Some(ledger) = self.sessions.ledger_mut(subject.peer) {
+            ledger.withhold(self.epoch);
+        }
+        let is_ahead = self.session(subject).is_some_and(|it| self.is_ahead(it));
+        if is_ahead {
+            let epoch = self.trains_for();
+            if let Some(state) = self.sessions.get_mut(subject) {
+                state.ahead = None;
+            }
+            if let Some(ledger) = self.sessions.ledger_mut(subject.peer) {
+                ledger.forfeit(epoch);
+            }
         }
     }
 

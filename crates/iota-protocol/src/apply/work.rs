@@ -365,6 +365,7 @@ impl State {
                     *goes_on && self.session(session).is_some_and(|it| self.is_ahead(it));
                 if !trains_on {
                     self.forget_lapsed_samples(session);
+                    self.forget_taken(session);
                 }
                 if let Some(holder) = self.sessions.get_mut(session) {
                     match holder.ahead.as_mut().filter(|_| trains_on) {

@@ -90,6 +90,9 @@ pub struct SessionState {
     /// What it had kept when it began the epoch, if validators start from it.
     #[serde(default)]
     pub(crate) began_with: Option<Seal>,
+    /// The same of the epoch before, for an audit of that, while it works ahead.
+    #[serde(default)]
+    pub(crate) began_before: Option<Seal>,
     /// The latest audit that was drawn of its log.
     #[serde(default)]
     pub(crate) drawn: Option<AuditId>,
@@ -139,6 +142,7 @@ impl SessionState {
             backwards: 0,
             keeps: None,
             began_with: None,
+            began_before: None,
             drawn: None,
             ahead: None,
             log: Vec::new(),
@@ -206,6 +210,7 @@ impl SessionState {
     pub(crate) fn begin_epoch(&mut self, goes_on: bool) {
         let kept = self.keeps.take().filter(|_| goes_on);
         self.began_with = kept.and_then(|kept| kept.seal);
+        self.began_before = None;
         self.ahead = None;
         self.backwards = 0;
         self.log.clear();

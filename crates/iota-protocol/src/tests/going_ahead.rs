@@ -9,6 +9,7 @@ use crate::event::{Event, LeaseEnd, Phase};
 use crate::id::{Epoch, Session};
 use crate::rejection::Rejection;
 use crate::settings::{Merging, ObjectSize, RunSettings};
+use crate::state::Audit;
 use crate::testing::{kept, seal};
 use crate::work::{Lease, Outcome, Purpose, Work, WorkKind};
 
@@ -316,18 +317,71 @@ fn whoever_has_not_installed_when_training_begins_gives_its_passes_back() {
     assert_eq!(world.state.session(slow).unwrap().log().len(), done + 1);
 }
 
-#[test]
-fn whoever_owes_a_validator_something_hands_it_over_before_it_goes_ahead() {
+/// In the second `Uploading`, which everybody began ahead: one of them was drawn, and has just uploaded.
+fn drawn_and_ahead() -> (World, Session) {
     let (mut world, _) = uploading();
     world.work_until(Phase::Training, &[]);
     world.work_until(Phase::Uploading, &[]);
     let drawn = world.state.audits_pending().next().unwrap().1.subject;
-    let own = |world: &World| world.state.session(drawn).unwrap().clone();
     do_all(&mut world, drawn, WorkKind::Upload);
-    assert!(!world.state.is_ahead(&own(&world)));
-    do_all(&mut world, drawn, WorkKind::HandOver);
-    assert!(world.state.is_ahead(&own(&world)));
-    assert!(own(&world).log().is_empty());
+    (world, drawn)
+}
+
+#[test]
+fn whoever_was_drawn_hands_over_what_it_began_with_while_it_trains_on() {
+    let (mut world, drawn) = drawn_and_ahead();
+    let own = world.state.session(drawn).unwrap();
+    assert!(world.state.is_ahead(own) && own.log().is_empty());
+    world.offer(drawn, 2);
+    let leases = world.leases(drawn);
+    let handing_over = leases
+        .iter()
+        .find(|lease| lease.work.kind() == WorkKind::HandOver);
+    let handing_over = handing_over
+        .expect("it is asked for what it began with")
+        .clone();
+    let Work::HandOver { began_with, .. } = &handing_over.work else {
+        panic!("{handing_over:?}")
+    };
+    // What the epoch began with that is audited, not what it trains on from.
+    assert_eq!(
+        began_with.unwrap().seal,
+        seal(kept(Epoch::new(0)), SIZE.bytes(12))
+    );
+    world.work(&handing_over);
+    let mut audits = world.state.audits_pending();
+    let of_now = |audit: &Audit| audit.subject == drawn && audit.epoch == world.epoch();
+    let (_, audit) = audits.find(|(_, audit)| of_now(audit)).unwrap();
+    let Work::Replay { kept, entries, .. } = &audit.work else {
+        panic!("{audit:?}")
+    };
+    assert_eq!(*kept, *began_with);
+    assert!(audit.awaits.is_none() && !entries.is_empty());
+}
+
+#[test]
+fn whoever_does_not_hand_it_over_has_gone_ahead_in_vain() {
+    let (mut world, drawn) = drawn_and_ahead();
+    world.offer(drawn, 1);
+    let others: Vec<_> = world.state.sessions().map(|(it, _)| it).collect();
+    let others: Vec<_> = others.into_iter().filter(|it| *it != drawn).collect();
+    for session in &others {
+        do_all(&mut world, *session, WorkKind::Upload);
+        world.offer(*session, 1);
+        let handing_over = world.leases(*session);
+        let mut asked = handing_over.iter();
+        if let Some(lease) = asked.find(|it| it.work.kind() == WorkKind::HandOver) {
+            world.work(lease);
+        }
+    }
+    world.pass(Duration::from_secs(130), &[&others[..], &[drawn]].concat());
+    let own = world.state.session(drawn).unwrap();
+    assert!(!world.state.is_ahead(own) && passes(&world, drawn).is_empty());
+    world.work_until(Phase::Installing, &[]);
+    world.offer(drawn, 2);
+    let install = world.leases(drawn);
+    let mut install = install.iter().map(|lease| &lease.work);
+    assert!(install.any(|work| matches!(work, Work::Install { goes_on: false, .. })));
 }
 
 #[test]
@@ -349,7 +403,21 @@ fn what_was_done_ahead_of_a_checkpoint_is_lost_with_those_who_did_it() {
     assert_eq!((counts.completed, counts.lost), (24, 0));
 }
 
-/// A second lease to install is one for what it has installed already: it says the same.
+/// Weights that differ from those of the others are no place to go on from.
+#[test]
+fn whoever_is_odd_begins_anew_wherever_it_is() {
+    let (mut world, _) = uploading();
+    let [head, _] = one_of_each_goes_ahead(&mut world);
+    let stage = world.stage_of(head);
+    world.happen(Event::ReplicasDiffer {
+        stage,
+        epoch: world.epoch(),
+        odd: vec![head],
+    });
+    let own = world.state.session(head).unwrap();
+    assert!(!world.state.is_ahead(own) && !world.state.goes_on(head));
+}
+
 #[test]
 fn operations_done_ahead_are_only_those_of_who_goes_on() {
     let (mut world, _) = uploading();
