@@ -103,9 +103,12 @@ pub(crate) fn fused<const FUSED: bool>(factor: f64, x: f64, sum: f64) -> f64 {
 }
 
 /// Asks memory for some elements from a place on that is wanted soon, without waiting for them. They need not exist.
-#[expect(
-    unsafe_code,
-    reason = "nothing but this instruction tells a processor about many streams in time"
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(
+        unsafe_code,
+        reason = "nothing but this instruction tells a processor about many streams in time"
+    )
 )]
 #[inline(always)]
 pub(crate) fn fetch_early<T>(place: *const T, elements: usize) {
