@@ -11,7 +11,9 @@ use iota_orchestrator::{
     SetupError, TimingOptions, check_addresses,
 };
 use iota_peer::Device;
-use iota_testnet::{Measurement, Testnet, TestnetSettings, folder, measure, summary};
+use iota_testnet::{
+    InvalidTestnet, Measurement, Testnet, TestnetSettings, folder, measure, summary,
+};
 
 use crate::arguments::{self, Arguments, Command, Config, Resume, Serve};
 use crate::history::{self, NotInThisRun};
@@ -47,7 +49,11 @@ pub(crate) fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
 
 /// 2 for input that cannot be used, 1 for everything else.
 pub(crate) fn exit_code(error: &anyhow::Error) -> Exit {
-    if error.is::<SettingsError>() || error.is::<SetupError>() || error.is::<NotInThisRun>() {
+    let cannot_be = error.is::<SettingsError>()
+        || error.is::<SetupError>()
+        || error.is::<InvalidTestnet>()
+        || error.is::<NotInThisRun>();
+    if cannot_be {
         return Exit::Unusable;
     }
     if let Some(error) = error.downcast_ref::<iota_orchestrator::Error>() {
@@ -256,6 +262,7 @@ fn serve(flags: Serve) -> anyhow::Result<Exit> {
         validators: flags.validators,
     };
     let setup = Setup::new(&settings.run_options(), participants)?;
+    let store_url = settings.store_url()?;
     check_addresses(&[settings.listen, settings.store_listen])?;
     // Before the folder is touched: a key that cannot be used is learned of now.
     iota_identity::load_or_create(&flags.key)
@@ -271,7 +278,7 @@ fn serve(flags: Serve) -> anyhow::Result<Exit> {
         .with_listen(settings.listen)
         .with_store_listen(settings.store_listen)
         .with_key_file(flags.key);
-    if let Some(url) = settings.store_url()? {
+    if let Some(url) = store_url {
         builder = builder.with_store_url(url);
     }
     serve_until_over(builder)

@@ -55,6 +55,12 @@ fn unusable_input_is_exit_code_2_and_says_what_would_do() {
         &["/no/such.toml"],
     );
     refused(&["testnet", "--no-such-flag"], 2, &["--no-such-flag"]);
+    let out = folder.path().join("run").display().to_string();
+    for command in ["testnet", "serve"] {
+        let arguments = [command, "--out", &out, "--store-url", "the proxy"];
+        refused(&arguments, 2, &["store_url"]);
+    }
+    assert!(!folder.path().join("run").exists());
 }
 
 #[test]
