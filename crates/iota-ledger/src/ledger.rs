@@ -398,15 +398,14 @@ impl Ledger {
             self.phase,
             Phase::Training | Phase::Uploading | Phase::Merging
         );
-        let found_ahead = self.found_ahead.take();
-        let (next, carried) = match found_ahead {
-            _ if is_learning => self.epoch_found.clone(),
+        let (next, carried) = if is_learning {
+            self.found_ahead = None;
+            self.epoch_found.clone()
+        } else if let Some(ahead) = &self.found_ahead {
             // What was done ahead of the checkpoints that are being installed is in none of them.
-            Some(found) => {
-                self.found_ahead = Some(found.clone());
-                found
-            }
-            None => return,
+            ahead.clone()
+        } else {
+            return;
         };
         for account in self.samples.split_off(&next).into_values() {
             let passes = account.forwards.len() + account.backwards.len();

@@ -106,23 +106,25 @@ impl State {
         }
     }
 
-    /// The passes that a session does.
-    pub(crate) fn passes_of(&self, session: Session) -> impl Iterator<Item = &Lease> {
-        let leases = self.leases_of(session);
-        leases.filter(|lease| lease.work.sample().is_some())
+    /// Takes the passes back from a session whose work on them would be worth nothing.
+    pub(crate) fn recall_passes_of(&self, session: Session) -> impl Iterator<Item = Event> {
+        recall_passes(self.leases_of(session))
     }
 
     /// Takes the passes back from those who have not installed what the others train on from now on.
-    pub(crate) fn recall_passes(&self) -> impl Iterator<Item = Event> {
-        let passes = self.leases().filter(|lease| lease.work.sample().is_some());
-        let late = passes.filter(|lease| {
+    pub(crate) fn recall_passes_of_late_installers(&self) -> impl Iterator<Item = Event> {
+        recall_passes(self.leases().filter(|lease| {
             let holder = self.session(lease.session);
             holder.is_some_and(|holder| !holder.is_installed(self.epoch))
-        });
-        late.map(|lease| Event::LeaseEnded {
-            lease: lease.id,
-            session: lease.session,
-            why: LeaseEnd::Withdrawn,
-        })
+        }))
     }
+}
+
+fn recall_passes<'a>(leases: impl Iterator<Item = &'a Lease>) -> impl Iterator<Item = Event> {
+    let passes = leases.filter(|lease| lease.work.sample().is_some());
+    passes.map(|lease| Event::LeaseEnded {
+        lease: lease.id,
+        session: lease.session,
+        why: LeaseEnd::Withdrawn,
+    })
 }

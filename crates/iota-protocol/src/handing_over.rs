@@ -20,7 +20,7 @@
 //! then on its peer begins every epoch with nothing, so that no audit of it needs anything of it again; the next draw has
 //! it first. What a cheater gains by it is once in a run not to be found, for an epoch's pay.
 
-use crate::event::{AbandonReason, Event, LeaseEnd, Phase, SessionEnd};
+use crate::event::{AbandonReason, Event, Phase, SessionEnd};
 use crate::id::{Session, StageIndex};
 use crate::state::{Audit, Coverage, State};
 use crate::work::{ObjectRef, Purpose, Seal, Work};
@@ -116,18 +116,13 @@ impl State {
         let owing = waiting.filter(|(_, audit)| self.owed_for(audit).is_some());
         owing.flat_map(|(audit, state)| {
             let subject = state.subject;
-            let passes = self.passes_of(subject).map(move |lease| Event::LeaseEnded {
-                lease: lease.id,
-                session: subject,
-                why: LeaseEnd::Withdrawn,
-            });
             let why = AbandonReason::NotHandedOver;
             let abandoned = Event::AuditAbandoned {
                 audit,
                 subject,
                 why,
             };
-            passes.chain([abandoned])
+            self.recall_passes_of(subject).chain([abandoned])
         })
     }
 
@@ -178,9 +173,10 @@ impl State {
         let has_uploaded =
             stage.is_some_and(|stage| self.merge_of(stage).uploads.contains_key(&session));
         if has_uploaded {
-            self.take_from_log(session);
             if self.owed(session).is_none() {
                 self.close_log(session);
+            } else {
+                self.take_from_log(session);
             }
             self.go_ahead(session);
         }

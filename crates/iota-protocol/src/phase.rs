@@ -36,7 +36,7 @@ impl State {
                     events.push(self.enter(Phase::Settling, PhaseReason::LastEpochMerged, now));
                     events
                 } else {
-                    let mut events: Vec<_> = self.recall_passes().collect();
+                    let mut events: Vec<_> = self.recall_passes_of_late_installers().collect();
                     events.push(self.enter(Phase::Training, why, now));
                     events
                 }
