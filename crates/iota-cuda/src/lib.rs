@@ -4,7 +4,7 @@
 //!   Stage<Cuda> ---- operations, shapes ----> Cuda ---- kernels, products, copies ----> dyn Driver
 //!   (iota-compute)                             |                                          |
 //!                               scratch space, buffers, views,           Card: driver, cuBLAS, NVRTC, three streams
-//!                               landings for what passes are given       Planner: counts memory, for a plan
+//!                               landings for what passes are given       Planner: counts memory and costs
 //!                                                                        the tests' emulator: the kernels on the CPU
 //! ```
 //!
@@ -33,7 +33,7 @@
 //! | `copies` | what goes to and from the host beside the passes |
 //! | [`driver`] | [`Driver`]: what is asked of a card |
 //! | [`kernels`] | the kernels' sources and names |
-//! | `planner` | [`memory_plan`]: what a stage needs, before it is there |
+//! | `planner`, `costs` | [`memory_plan`]: what a stage needs, before it is there; [`step_costs`]: what a step asks for |
 //! | [`conformance`] | what every device must compute, beside its definition in f64 |
 //! | `card` | `Card`, with the feature `cuda`: a real one |
 //!
@@ -46,6 +46,7 @@ mod backend;
 mod card;
 pub mod conformance;
 mod copies;
+mod costs;
 mod device;
 pub mod driver;
 mod error;
@@ -57,8 +58,9 @@ mod planner;
 #[cfg(feature = "cuda")]
 pub use card::{Card, CardInfo};
 pub use copies::{Download, Indices};
+pub use costs::Cost;
 pub use device::{Cuda, Pieces};
 pub use driver::Driver;
 pub use error::{Error, Result};
 pub use memory::{Buffer, View, ViewMut};
-pub use planner::{Planner, memory_plan};
+pub use planner::{Planner, memory_plan, step_costs};

@@ -1,14 +1,15 @@
-//! A card without a card: it counts the memory that a pass takes.
+//! A card without a card: it counts the memory that a pass takes, and what it asks for.
 
 #![expect(unsafe_code, reason = "it stands in for a driver")]
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use iota_compute::memory::MemoryCount;
 use iota_compute::{MemoryPlan, StageOptions};
 use iota_model::StagePlan;
 
+use crate::costs::{self, Cost, Tally};
 use crate::device::Cuda;
 use crate::driver::{Address, Driver, Launch, Multiplication, Ticket};
 use crate::error::Result;
@@ -18,6 +19,7 @@ use crate::error::Result;
 pub struct Planner {
     held_bytes: Arc<AtomicU64>,
     held_bytes_max: Arc<AtomicU64>,
+    tally: Arc<Mutex<Tally>>,
 }
 
 /// What a card takes for allocations that are not small: the driver hands out pages of 2 MiB.
@@ -30,6 +32,13 @@ const fn taken_bytes(bytes: usize) -> u64 {
         bytes.next_multiple_of(crate::memory::ALIGNMENT as u64)
     } else {
         bytes.next_multiple_of(PAGE_BYTES)
+    }
+}
+
+impl Planner {
+    fn tally(&self, cost: Cost) {
+        let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        tally.add(cost);
     }
 }
 
@@ -60,16 +69,42 @@ pub fn memory_plan(
     sample_tokens: usize,
     waiting: u64,
 ) -> iota_compute::Result<MemoryPlan> {
+    Ok(count(plan, index, options, sample_tokens, waiting)?.0)
+}
+
+/// What a forward pass, a backward pass and a step of a stage ask of a card: what moves most comes first.
+///
+/// # Errors
+/// As [`MemoryPlan::new`].
+pub fn step_costs(
+    plan: &StagePlan,
+    index: usize,
+    options: &StageOptions,
+    sample_tokens: usize,
+) -> iota_compute::Result<Vec<Cost>> {
+    let (_, planner) = count(plan, index, options, sample_tokens, 1)?;
+    let mut tally = planner.tally.lock().unwrap_or_else(PoisonError::into_inner);
+    Ok(tally.take())
+}
+
+fn count(
+    plan: &StagePlan,
+    index: usize,
+    options: &StageOptions,
+    sample_tokens: usize,
+    waiting: u64,
+) -> iota_compute::Result<(MemoryPlan, Planner)> {
     let planner = Planner::default();
     let device = Cuda::on(Arc::new(planner.clone()), options.precision);
-    MemoryPlan::counted(
+    let memory = MemoryPlan::counted(
         (device, &planner),
         plan,
         index,
         options,
         sample_tokens,
         waiting,
-    )
+    )?;
+    Ok((memory, planner))
 }
 
 // SAFETY: it touches no memory but the slices that it is given.
@@ -86,6 +121,7 @@ unsafe impl Driver for Planner {
             .fetch_sub(taken_bytes(bytes), Ordering::Relaxed);
     }
 
+    /// New buffers are zeroed once: no part of a pass.
     unsafe fn zero(&self, _: Address, _: usize) -> Result<()> {
         Ok(())
     }
@@ -120,15 +156,18 @@ unsafe impl Driver for Planner {
         Ok(())
     }
 
-    unsafe fn copy(&self, _: Address, _: Address, _: usize) -> Result<()> {
+    unsafe fn copy(&self, _: Address, _: Address, bytes: usize) -> Result<()> {
+        self.tally(costs::of_copy(bytes));
         Ok(())
     }
 
-    unsafe fn launch(&self, _: &Launch<'_>) -> Result<()> {
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        self.tally(costs::of_launch(launch));
         Ok(())
     }
 
-    unsafe fn multiply(&self, _: &Multiplication) -> Result<()> {
+    unsafe fn multiply(&self, multiplication: &Multiplication) -> Result<()> {
+        self.tally(costs::of_product(multiplication));
         Ok(())
     }
 }

@@ -8,7 +8,8 @@ use iota_cuda::{Card, Cuda};
 use iota_model::{Boundary, Precision};
 use serde_json::{Value, json};
 
-use crate::stages::{Case, fill, plan};
+use crate::cases::{Case, plan};
+use crate::stages::fill;
 use crate::{Findings, Result, median, noise};
 
 /// Of one sequence, as miners get them. Large activations are where copies take longest.

@@ -17,6 +17,7 @@
 //! part. Ends within the budget, leaving out what is left of 5 and 6: exit code 0 if all holds, 1 if something does not, 2 if there
 //! is no card to work on. With `--small` everything is tiny: that is how it is tried where there is no card.
 
+mod cases;
 mod ceilings;
 mod copies;
 mod drifting;
@@ -159,7 +160,7 @@ fn run() -> Result<usize> {
     report.save("drift", found.into(), &findings)?;
     println!("{:.0} s so far", start.elapsed().as_secs_f64());
     let mut entries = Vec::new();
-    for case in stages::CASES {
+    for case in cases::CASES {
         let name = format!("{} T={}", case.model, case.tokens);
         if start.elapsed() > arguments.budget {
             findings.line(format!("{name} left out: no time"));

@@ -4,45 +4,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use iota_compute::timed::{Entry, Timed};
-use iota_compute::{Backend, Input, MemoryPlan, Recompute, Stage, StageOptions};
+use iota_compute::{Backend, Input, MemoryPlan, Stage, StageOptions};
 use iota_cuda::{Card, Cuda, memory_plan};
-use iota_model::{Boundary, ModelConfig, Precision, StagePlan, preset, published_cuts};
+use iota_model::{Precision, StagePlan};
 use serde_json::{Value, json};
 
+use crate::cases::{Case, arithmetic, plan};
 use crate::ceilings::Ceilings;
 use crate::patient::Patient;
 use crate::{Findings, Result, gib, median, noise};
-
-/// One of the bodies that are timed.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Case {
-    pub(crate) model: &'static str,
-    pub(crate) tokens: usize,
-    pub(crate) recompute: Recompute,
-}
-
-pub(crate) const CASES: [Case; 4] = [
-    Case {
-        model: "8B",
-        tokens: 800,
-        recompute: Recompute::Nothing,
-    },
-    Case {
-        model: "8B",
-        tokens: 4096,
-        recompute: Recompute::Nothing,
-    },
-    Case {
-        model: "15B",
-        tokens: 800,
-        recompute: Recompute::Nothing,
-    },
-    Case {
-        model: "15B",
-        tokens: 4096,
-        recompute: Recompute::Blocks,
-    },
-];
 
 /// Tokens of a step, at most: more change nothing, and take time.
 const TOKENS_MAX: usize = 32 * 1024;
@@ -53,24 +23,6 @@ const WARM_UP: usize = 2;
 
 /// Left free, for what the driver takes while it works.
 const RESERVE_BYTES: u64 = 1 << 30;
-
-/// The cut, and the stage that is timed: a fourth of the 8B model, the published second stage of the 15B. `boundary`: another
-/// than the model's.
-pub(crate) fn plan(case: Case, small: bool, boundary: Option<Boundary>) -> Result<StagePlan> {
-    let preset = preset(if small { "testnet" } else { case.model })?;
-    let config = ModelConfig {
-        context: if small { preset.context } else { case.tokens },
-        boundary: boundary.unwrap_or(preset.boundary),
-        ..preset
-    };
-    if small {
-        return Ok(StagePlan::new(&config, 3)?);
-    }
-    Ok(match published_cuts(case.model) {
-        Some(cuts) => StagePlan::with_cuts(&config, cuts.to_vec(), cuts)?,
-        None => StagePlan::new(&config, 4)?,
-    })
-}
 
 /// As many sequences as the card has room for.
 fn batch(
@@ -213,22 +165,6 @@ fn one_step(
     stage.step(1e-5, 1)?;
     lap(&mut times[2])?;
     Ok(times)
-}
-
-/// Multiplications and additions of a step, as MFU counts them: 6 for each weight of a matrix and token, and causal
-/// attention's, of which half of all pairs count. What is recomputed does not.
-fn arithmetic(plan: &StagePlan, tokens: usize) -> f64 {
-    let layout = plan.layout(1);
-    let matrices: usize = layout
-        .tensors()
-        .iter()
-        .filter(|tensor| tensor.shape.len() == 2)
-        .map(|tensor| tensor.elements())
-        .sum();
-    let config = plan.config();
-    let blocks = plan.stages()[1].blocks.len();
-    let of_attention = 6 * blocks * config.width * config.context;
-    (6 * matrices + of_attention) as f64 * tokens as f64
 }
 
 fn print_operations(entries: &[Entry], ceilings: &Ceilings, step_s: f64) -> Vec<Value> {
