@@ -24,16 +24,25 @@ extern "C" __global__ void add_columns(float* __restrict__ out, u32 out_width, c
     }
 }
 
-// A block for each row of hidden [rows, width]; gate_up: [rows, 2 width].
-extern "C" __global__ void swiglu(float* __restrict__ hidden, const float* __restrict__ gate_up, u32 width) {
+// hidden = silu(gate) up, as factors. A block for each row of hidden [rows, width]; gate_up: [rows, 2 width].
+template <typename T>
+__device__ inline void swiglu(T* __restrict__ hidden, const float* __restrict__ gate_up, u32 width) {
     hidden += (u64)blockIdx.x * width;
     const float* gate = gate_up + (u64)blockIdx.x * 2 * width;
     const float* up = gate + width;
 #pragma unroll 4
     for (u32 channel = threadIdx.x; channel < width; channel += THREADS) {
         const float x = gate[channel];
-        hidden[channel] = x * sigmoid(x) * up[channel];
+        hidden[channel] = as_factor<T>(x * sigmoid(x) * up[channel]);
     }
+}
+
+extern "C" __global__ void swiglu_f32(float* hidden, const float* gate_up, u32 width) {
+    swiglu<float>(hidden, gate_up, width);
+}
+
+extern "C" __global__ void swiglu_bf16(Bf16* hidden, const float* gate_up, u32 width) {
+    swiglu<Bf16>(hidden, gate_up, width);
 }
 
 // The derivative of x sigmoid(x), from sigmoid(x) and the product.
@@ -41,21 +50,36 @@ __device__ inline float silu_slope(float open, float silu) {
     return open * (1.0f - silu) + silu;
 }
 
-// In place: gate_up becomes its gradient, the gradient of hidden becomes hidden.
-extern "C" __global__ void swiglu_backward(float* __restrict__ gate_up, float* __restrict__ hidden, u32 width) {
+// From gate and up and the gradient of hidden to their gradient and hidden itself, both as factors. A block for each row.
+// An f32 result may lie where its argument does.
+template <typename T>
+__device__ inline void swiglu_backward(T* gate_up_gradient, T* hidden, const float* gate_up, const float* hidden_gradient,
+                                       u32 width) {
     hidden += (u64)blockIdx.x * width;
-    float* gate = gate_up + (u64)blockIdx.x * 2 * width;
-    float* up = gate + width;
+    hidden_gradient += (u64)blockIdx.x * width;
+    gate_up_gradient += (u64)blockIdx.x * 2 * width;
+    gate_up += (u64)blockIdx.x * 2 * width;
     for (u32 channel = threadIdx.x; channel < width; channel += THREADS) {
-        const float gradient = hidden[channel];
-        const float x = gate[channel];
-        const float factor = up[channel];
+        const float gradient = hidden_gradient[channel];
+        const float x = gate_up[channel];
+        const float factor = gate_up[width + channel];
         const float open = sigmoid(x);
         const float silu = x * open;
-        hidden[channel] = silu * factor;
-        gate[channel] = gradient * factor * silu_slope(open, silu);
-        up[channel] = gradient * silu;
+        hidden[channel] = as_factor<T>(silu * factor);
+        gate_up_gradient[channel] = as_factor<T>(gradient * factor * silu_slope(open, silu));
+        gate_up_gradient[width + channel] = as_factor<T>(gradient * silu);
     }
+}
+
+extern "C" __global__ void swiglu_backward_f32(float* gate_up_gradient, float* hidden, const float* gate_up,
+                                               const float* hidden_gradient, u32 width) {
+    swiglu_backward<float>(gate_up_gradient, hidden, gate_up, hidden_gradient, width);
+}
+
+extern "C" __global__ void swiglu_backward_bf16(Bf16* __restrict__ gate_up_gradient, Bf16* __restrict__ hidden,
+                                                const float* __restrict__ gate_up,
+                                                const float* __restrict__ hidden_gradient, u32 width) {
+    swiglu_backward<Bf16>(gate_up_gradient, hidden, gate_up, hidden_gradient, width);
 }
 
 extern "C" __global__ void silu(float* __restrict__ out, const float* __restrict__ x, u64 elements) {

@@ -11,6 +11,7 @@ mod card;
 mod drift;
 /// A driver whose card is the C++ compiler.
 mod emulator;
+mod factors;
 /// Memory is planned, and what does not fit is an error.
 mod memory;
 /// Every operation is what its definition says, in f32 and in bf16.
