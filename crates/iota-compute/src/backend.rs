@@ -140,7 +140,7 @@ pub trait Backend: Clone + Debug + Send + Sync {
         inverse: Self::View<'_>,
     ) -> Result<()>;
 
-    /// Turns the rotary pairs of all query and key heads by their position, in place; or back.
+    /// Turns the rotary pairs of all query and key heads by their position, in place; or back, which makes factors.
     ///
     /// `packed`: as [`AttentionShape`] says; `cosines`, `sines`: `[positions, head_width / 2]`. A pair is made of the
     /// channels `i` and `i + head_width / 2`.

@@ -11,6 +11,7 @@ use iota_compute::Backend;
 use iota_compute::backend::{
     AdamUpdate, AttentionShape, Form, MomentumUpdate, Product, Turn, Write,
 };
+use iota_model::Precision;
 
 use crate::copies::{Download, Indices};
 use crate::device::{Cuda, element_blocks, to_u32};
@@ -259,21 +260,26 @@ impl Backend for Cuda {
             cosines.len().min(sines.len()) >= shape.tokens * half,
             "positions of the rotary tables"
         );
-        let sign = match turn {
-            Turn::Forward => 1.0_f32,
-            Turn::Back => -1.0,
-        };
-        let arguments = [
-            (&packed).into(),
-            cosines.into(),
-            sines.into(),
+        let tables = [cosines.into(), sines.into()];
+        let sizes = [
             to_u32(shape.tokens).into(),
             to_u32(shape.heads + shape.key_value_heads).into(),
             to_u32(half).into(),
             to_u32(shape.packed_width()).into(),
-            sign.into(),
         ];
-        Ok(self.launch("rotate", [shape.rows(), 1], &arguments)?)
+        let rows = [shape.rows(), 1];
+        if (turn, self.precision) == (Turn::Back, Precision::Bf16) {
+            let places = [self.as_factors(&packed)?.into(), (&packed).into()];
+            let arguments = [&places[..], &tables, &sizes].concat();
+            return Ok(self.launch("rotate_back_bf16", rows, &arguments)?);
+        }
+        let sign = match turn {
+            Turn::Forward => 1.0_f32,
+            Turn::Back => -1.0,
+        };
+        let (place, sign) = ([(&packed).into()], [sign.into()]);
+        let arguments = [&place[..], &tables, &sizes, &sign].concat();
+        Ok(self.launch("rotate", rows, &arguments)?)
     }
 
     fn attention(

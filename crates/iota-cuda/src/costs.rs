@@ -113,6 +113,7 @@ pub(crate) fn of_launch(launch: &Launch<'_>) -> Cost {
         "relu" => 8 * number(1),
         "relu_backward" => 12 * number(2),
         "rotate" => blocks * 16 * number(4) * number(5),
+        "rotate_back_bf16" => blocks * 6 * number(7),
         "rms_norm_f32" => blocks * 8 * number(4),
         "rms_norm_bf16" => blocks * 6 * number(4),
         "rms_norm_backward" => blocks * number(5) * if number(6) == 1 { 16 } else { 12 },

@@ -30,6 +30,7 @@ pub const NAMES: &[&str] = &[
     "relu",
     "relu_backward",
     "rotate",
+    "rotate_back_bf16",
     "rms_norm_f32",
     "rms_norm_bf16",
     "rms_norm_backward",

@@ -216,7 +216,10 @@ impl<B: Backend> Bench<'_, B> {
                     turn,
                 )?;
                 let exact = exact::rotate(shape, &packed, &cosines, &sines, turn);
-                Ok(outcome(name, self.get(&turned)?, exact))
+                Ok(Outcome {
+                    is_factors: turn == Turn::Back,
+                    ..outcome(name, self.get(&turned)?, exact)
+                })
             })
             .collect()
     }

@@ -111,6 +111,19 @@ extern "C" __global__ void relu_backward(float* __restrict__ gradient, const flo
     }
 }
 
+// One rotary pair, turned.
+struct Pair {
+    float first;
+    float second;
+};
+
+__device__ inline Pair turned(float first, float second, float cosine, float sine) {
+    Pair pair;
+    pair.first = first * cosine - second * sine;
+    pair.second = first * sine + second * cosine;
+    return pair;
+}
+
 // Turns the rotary pairs of the first `heads` heads of each row, in place. A block for each row.
 //
 // packed: [rows, packed_width]; cosines, sines: [positions, half]; sign: 1 forward, -1 back.
@@ -125,11 +138,31 @@ extern "C" __global__ void rotate(float* __restrict__ packed, const float* __res
         const u32 channel = pair % half;
         float* first = packed + (u64)(pair / half) * 2 * half + channel;
         float* second = first + half;
-        const float cosine = cosines[channel];
-        const float sine = sign * sines[channel];
-        const float x = *first;
-        const float y = *second;
-        *first = x * cosine - y * sine;
-        *second = x * sine + y * cosine;
+        const Pair result = turned(*first, *second, cosines[channel], sign * sines[channel]);
+        *first = result.first;
+        *second = result.second;
+    }
+}
+
+// The same back, as factors, of all channels. out: bf16, [rows, packed_width].
+extern "C" __global__ void rotate_back_bf16(Bf16* __restrict__ out, const float* __restrict__ packed,
+                                            const float* __restrict__ cosines, const float* __restrict__ sines,
+                                            u32 tokens, u32 heads, u32 half, u32 packed_width) {
+    out += (u64)blockIdx.x * packed_width;
+    packed += (u64)blockIdx.x * packed_width;
+    const u64 position = blockIdx.x % tokens;
+    cosines += position * half;
+    sines += position * half;
+    for (u32 pair = threadIdx.x; pair < packed_width / 2; pair += THREADS) {
+        const u32 channel = pair % half;
+        const u32 first = pair / half * 2 * half + channel;
+        const u32 second = first + half;
+        // Values are not turned.
+        const bool turns = pair < heads * half;
+        const float cosine = turns ? cosines[channel] : 1.0f;
+        const float sine = turns ? -sines[channel] : 0.0f;
+        const Pair result = turned(packed[first], packed[second], cosine, sine);
+        out[first] = as_factor<Bf16>(result.first);
+        out[second] = as_factor<Bf16>(result.second);
     }
 }
