@@ -73,6 +73,37 @@ pub(crate) enum Command {
         #[arg(long, value_name = "FILE")]
         to: PathBuf,
     },
+    /// Write the model that a run has trained as files for other programs: safetensors and config.json.
+    Export {
+        #[command(flatten)]
+        model: Model,
+        /// The folder to make.
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        /// What numbers are written as.
+        #[arg(long, value_enum, default_value_t = Factors::F32)]
+        numbers: Factors,
+    },
+    /// Let the model that a run has trained go on from a text.
+    Generate {
+        #[command(flatten)]
+        model: Model,
+        /// The text.
+        #[arg(long, value_name = "TEXT", default_value = "\n")]
+        prompt: String,
+        /// By how many tokens.
+        #[arg(long, value_name = "N", default_value_t = 300)]
+        tokens: usize,
+        /// Below 1 what is likely becomes likelier; 0 takes the likeliest each time.
+        #[arg(long, value_name = "T", default_value_t = 0.8, value_parser = temperature)]
+        temperature: f32,
+        /// The same seed gives the same text.
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        seed: u64,
+        /// Threads that one operation uses.
+        #[arg(long, value_name = "N", default_value_t = iota_node::threads::available())]
+        threads: usize,
+    },
     /// Measure what audits of a run may tolerate that is mined on another device than the validators' CPUs, or in another
     /// precision: prints settings.
     Tolerances(Tolerances),
@@ -96,10 +127,28 @@ pub(crate) enum Explained {
     Epoch,
 }
 
+fn temperature(text: &str) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(number) if number >= 0.0 && number.is_finite() => Ok(number),
+        _ => Err("a temperature is a number from 0 on".to_owned()),
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Config {
     /// Print the settings of a testnet as they would be used, each with its origin; the output is a settings file.
     Show(Testnet),
+}
+
+/// Which model.
+#[derive(Debug, Args)]
+pub(crate) struct Model {
+    /// The run folder. The run may go on meanwhile.
+    #[arg(long, value_name = "DIR", default_value = "iota-run")]
+    pub(crate) out: PathBuf,
+    /// As this epoch began, if not as it is now.
+    #[arg(long, value_name = "N")]
+    pub(crate) epoch: Option<u64>,
 }
 
 #[derive(Debug, Args)]

@@ -14,9 +14,11 @@ use iota_peer::Device;
 use iota_testnet::{
     InvalidTestnet, Measurement, Testnet, TestnetSettings, folder, measure, summary,
 };
+use iota_trained::Sampling;
 
 use crate::arguments::{self, Arguments, Command, Config, Resume, Serve};
 use crate::history::{self, NotInThisRun};
+use crate::model;
 
 /// Does what was asked for.
 pub(crate) fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
@@ -29,6 +31,18 @@ pub(crate) fn execute(arguments: Arguments) -> anyhow::Result<Exit> {
         Command::AuditLedger { out, json } => history::audit_ledger(out, json),
         Command::Explain { what, which, out } => history::explain(what, &which, out),
         Command::Replay { at, out, json } => history::replay(at, out, json),
+        Command::Export { model, to, numbers } => model::export(model, &to, numbers),
+        Command::Generate {
+            model,
+            prompt,
+            tokens,
+            temperature,
+            seed,
+            threads,
+        } => {
+            let sampling = Sampling { temperature, seed };
+            model::generate(model, &prompt, tokens, sampling, threads)
+        }
         Command::Tolerances(flags) => tolerances(&flags),
         Command::Config {
             command: Config::Show(flags),
@@ -56,6 +70,9 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> Exit {
     if cannot_be {
         return Exit::Unusable;
     }
+    if let Some(error) = error.downcast_ref::<iota_trained::Error>() {
+        return trained_exit_code(error);
+    }
     if let Some(error) = error.downcast_ref::<iota_orchestrator::Error>() {
         return orchestrator_exit_code(error);
     }
@@ -72,6 +89,14 @@ pub(crate) fn exit_code(error: &anyhow::Error) -> Exit {
             | iota_testnet::Error::NotARunFolder { .. },
         ) => Exit::Unusable,
         Some(iota_testnet::Error::Interrupted) => Exit::Interrupted,
+        _ => Exit::Failed,
+    }
+}
+
+const fn trained_exit_code(error: &iota_trained::Error) -> Exit {
+    use iota_trained::Error;
+    match error {
+        Error::NoPrompt | Error::Occupied { .. } => Exit::Unusable,
         _ => Exit::Failed,
     }
 }
@@ -108,7 +133,12 @@ fn load(
         "IOTA_ORCHESTRATOR",
         "IOTA_KEY",
         "IOTA_THREADS",
+        "IOTA_DEVICE",
+        "IOTA_PRECISION",
+        "IOTA_DEVICE_FALLBACK",
+        "IOTA_CUDA_KERNELS",
         "IOTA_CAPACITY",
+        "IOTA_MEMORY_LIMIT_MIB",
     ];
     let mut layers = Layers::new(defaults)?.reserve(others);
     if let Some(file) = file {

@@ -3,6 +3,7 @@
 mod arguments;
 mod commands;
 mod history;
+mod model;
 
 use clap::Parser as _;
 use iota_node::Exit;

@@ -17,7 +17,7 @@ use crate::error::Result;
 ///
 /// # Errors
 /// Those of `write`.
-pub(crate) fn initialise(
+pub fn initialise(
     tensor: &TensorLayout,
     seed: u64,
     mut write: impl FnMut(Range<usize>, &[f32]) -> Result<()>,

@@ -77,6 +77,7 @@ pub use backend::Backend;
 pub use cpu::{Cpu, InstructionSet};
 pub use drift::{Distance, drift};
 pub use error::{Error, Result};
+pub use initialise::initialise;
 pub use measure::measure_costs;
 pub use memory::MemoryPlan;
 pub use optimizer::{

@@ -499,6 +499,23 @@ impl<B: Backend> Stage<B> {
         })
     }
 
+    /// Scores of each token as the one that comes after the input's last, before a softmax: `[vocabulary]`. Changes
+    /// nothing.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] on stages other than the last; what is wrong with the input.
+    pub fn next_scores(&mut self, input: Input<'_>) -> Result<Vec<f32>> {
+        self.must_compute_loss("score tokens")?;
+        let attention = self.check_input(input)?;
+        let backend = self.backend.clone();
+        backend.scope(|| {
+            let mut parts = self.parts(attention);
+            let x = parts.enter(input)?;
+            let x = parts.forward_only(x)?;
+            parts.next_scores(x)
+        })
+    }
+
     /// Forgets the gradients since the last step.
     ///
     /// # Errors

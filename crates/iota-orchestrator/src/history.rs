@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use iota_journal::{Genesis, Journal as _, Point, Recovered, SqliteJournal, recover_at, replay};
 use iota_ledger::{Explanation, Ledger, Line, Moment, Subject};
 use iota_protocol::{SampleId, State, Timestamp};
+use iota_run::Description;
+use iota_store::Store;
 
 pub use audit::{Finding, LedgerAudit};
 
@@ -72,6 +74,24 @@ impl History {
         };
         recover_at(&self.journal, point)?.ok_or_else(|| Error::NoRun {
             folder: self.folder.clone(),
+        })
+    }
+
+    /// What everybody who takes part in the run is told of it.
+    pub const fn description(&self) -> &Description {
+        &self.file.description
+    }
+
+    /// The run's store, to read. One that is not there has nothing in it, and is not made.
+    ///
+    /// # Errors
+    /// [`Error::Store`] if it cannot be read.
+    pub fn store(&self) -> Result<Store, Error> {
+        let folder = self.file.store_folder(&self.folder);
+        Ok(if folder.is_dir() {
+            Store::in_folder(folder)?
+        } else {
+            Store::in_memory()
         })
     }
 

@@ -105,7 +105,10 @@ pub enum Error {
     /// A key cannot be written.
     #[error(transparent)]
     Key(#[from] iota_identity::KeyFileError),
-    /// A checkpoint or shard cannot be read back.
+    /// A checkpoint cannot be read back.
+    #[error(transparent)]
+    Trained(#[from] iota_trained::Error),
+    /// A shard cannot be read back.
     #[error(transparent)]
     Store(#[from] iota_store::Error),
     /// The data cannot be read as it should.

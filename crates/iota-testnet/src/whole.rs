@@ -7,11 +7,12 @@ use iota_compute::{Input, Stage, StageOptions};
 use iota_data::{DataManifest, Evaluation, Sampler, Shard};
 use iota_model::StagePlan;
 use iota_peer::optimizer_settings;
-use iota_protocol::work::{Checkpoint, SegmentSource};
+use iota_protocol::work::Checkpoint;
 use iota_protocol::{Digest, SampleId, StageIndex};
 use iota_protocol::{RunSettings, learning_rate_at};
 use iota_run::Description;
-use iota_store::{ObjectKey, Store, tensor};
+use iota_store::{ObjectKey, Store};
+use iota_trained::stage_weights;
 use tokio::task::spawn_blocking;
 
 use crate::Error;
@@ -63,30 +64,9 @@ impl Whole {
     ) -> Result<Self, Error> {
         let mut whole = Self::new(description, checkpoints.len(), threads)?;
         for (stage, expected) in whole.stages.iter_mut().zip(checkpoints) {
-            let key = ObjectKey::checkpoint(description.run, expected.epoch, expected.stage);
-            let checkpoint: Checkpoint = store.get_manifest(&key).await?;
-            for segment in &checkpoint.segments {
-                let SegmentSource::Merged {
-                    object,
-                    offset,
-                    cell_elements,
-                    ..
-                } = &segment.source
-                else {
-                    continue;
-                };
-                let bytes = store
-                    .get(
-                        &ObjectKey::object(description.run, object.name),
-                        &object.seal,
-                    )
-                    .await?;
-                let spec = description.merge.cell_spec(*cell_elements as usize);
-                let planes = tensor::decode(&bytes, &spec).map_err(iota_store::Error::from)?;
-                let target = segment.range.start as usize..segment.range.end as usize;
-                let source = *offset as usize..*offset as usize + target.len();
-                stage.state_mut().parameters[target].copy_from_slice(&planes[0][source]);
-            }
+            let (index, epoch) = (expected.stage, expected.epoch);
+            let weights = stage_weights(description, store, index, epoch).await?;
+            stage.state_mut().parameters.copy_from_slice(&weights);
         }
         Ok(whole)
     }

@@ -10,7 +10,15 @@ const ANCHORED: &str = "an activation and tokens";
 
 impl<B: Backend> Stage<B> {
     pub(super) fn must_pass_on(&self, operation: &'static str) -> Result<()> {
-        if self.output.is_none() {
+        self.must(self.output.is_none(), operation)
+    }
+
+    pub(super) fn must_compute_loss(&self, operation: &'static str) -> Result<()> {
+        self.must(self.output.is_some(), operation)
+    }
+
+    fn must(&self, holds: bool, operation: &'static str) -> Result<()> {
+        if holds {
             Ok(())
         } else {
             Err(Error::Unsupported {
@@ -44,12 +52,7 @@ impl<B: Backend> Stage<B> {
     }
 
     pub(super) fn check_loss(&self, input: Input<'_>, targets: &[u32]) -> Result<AttentionShape> {
-        if self.output.is_none() {
-            return Err(Error::Unsupported {
-                role: self.role,
-                operation: "compute a loss",
-            });
-        }
+        self.must_compute_loss("compute a loss")?;
         let attention = self.check_input(input)?;
         check_length("the list of targets", attention.rows(), targets.len())?;
         self.check_vocabulary("target", targets)?;

@@ -3,7 +3,7 @@
 use super::block::{Block, SavedBlock};
 use super::run::{Run, Weight};
 use super::{Input, Outgoing, Output, Recompute, Stage};
-use crate::backend::{AttentionShape, Backend, Write};
+use crate::backend::{AttentionShape, Backend, Form, Product, Write};
 use crate::error::Result;
 
 /// A stage in the middle of a pass, with its fields apart.
@@ -113,6 +113,46 @@ impl<B: Backend> Parts<'_, B> {
             self.run.give(buffer);
         }
         Ok(loss)
+    }
+
+    /// The scores of what comes after the last row.
+    pub(super) fn next_scores(&mut self, x: B::Buffer) -> Result<Vec<f32>> {
+        let output = self.output.expect("checked: the stage computes a loss");
+        let (backend, recycler) = (self.run.backend, &mut *self.run.recycler);
+        let (width, all) = (output.norm.len(), backend.elements(&x));
+        let Weight { range, outputs, .. } = &output.projection;
+        let mut last = recycler.take(backend, width)?;
+        backend.copy(
+            backend.all_mut(&mut last),
+            backend.view(&x, all - width..all),
+        )?;
+        let mut normed = recycler.take(backend, width)?;
+        let mut inverse = recycler.take(backend, 1)?;
+        backend.rms_norm(
+            backend.all_mut(&mut normed),
+            backend.all_mut(&mut inverse),
+            backend.all(&last),
+            backend.view(self.run.parameters, output.norm.clone()),
+            self.run.norm_epsilon,
+        )?;
+        let mut scores = recycler.take(backend, *outputs)?;
+        backend.matmul(
+            Product {
+                form: Form::TransposedRight,
+                rows: 1,
+                columns: *outputs,
+                inner: width,
+            },
+            backend.all_mut(&mut scores),
+            backend.all(&normed),
+            backend.view(self.run.parameters, range.clone()),
+            Write::Replace,
+        )?;
+        let values = backend.download(backend.all(&scores))?;
+        for buffer in [x, last, normed, inverse, scores] {
+            self.run.give(buffer);
+        }
+        Ok(values)
     }
 
     /// The loss, and its gradient for the last block.

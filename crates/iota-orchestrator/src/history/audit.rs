@@ -108,15 +108,10 @@ impl History {
     pub fn audit(&self) -> impl Future<Output = Result<LedgerAudit, Error>> + Send + use<> {
         let books = self.audit_journal();
         let shards = self.file.description.data.shards.clone();
-        let store = self.file.store_folder(&self.folder);
+        let store = self.store();
         async move {
             let (ledger, state, mut audit) = books?;
-            // A folder that is not there has nothing in it, and an audit does not make it.
-            let store = if store.is_dir() {
-                Store::in_folder(store)?
-            } else {
-                Store::in_memory()
-            };
+            let store = store?;
             for shard in &shards {
                 let (digest, length) = (shard.digest, shard.length_bytes);
                 let key = ObjectKey::shard(audit.run, digest);

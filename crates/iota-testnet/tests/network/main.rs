@@ -11,6 +11,7 @@ mod refusing;
 mod restoring;
 mod resuming;
 mod training;
+mod using;
 mod vanishing;
 
 use std::path::Path;

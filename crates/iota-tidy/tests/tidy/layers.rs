@@ -26,6 +26,8 @@ const ROWS: &[&[&str]] = &[
     &["iota-orchestrator", "iota-miner", "iota-validator"],
     // Whoever works on leases: a validator redoes what a miner did, through the same code.
     &["iota-peer"],
+    // What a run has trained, for whoever wants to use it.
+    &["iota-trained"],
     // A device for what computes, beside the CPU that is in it.
     &["iota-cuda"],
     // The upper half of plumbing (signs with identities) and of numbers (computes what the model describes), and what all
