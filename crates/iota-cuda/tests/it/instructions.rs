@@ -70,16 +70,17 @@ fn a_product_of_fragments_is_the_product_of_the_matrices() {
     }
 }
 
-fn load(place: u32, transposed: bool, waits: bool) -> Option<Vec<[u8; 4]>> {
+fn load(place: u32, transposed: bool, [waits, meets]: [bool; 2]) -> Option<Vec<[u8; 4]>> {
     let rows: Vec<u16> = (0..(ROWS * 8) as u16).collect();
-    let rest = [place, u32::from(transposed), u32::from(waits)].map(Argument::from);
+    let rest = [transposed, waits, meets].map(u32::from);
+    let rest = [place, rest[0], rest[1], rest[2]].map(Argument::from);
     run("test_load", 32 * 4, &[&rows], &rest)
 }
 
 #[test]
 fn a_lane_is_given_the_documented_numbers_of_each_matrix() {
     for transposed in [false, true] {
-        let Some(out) = load(256, transposed, true) else {
+        let Some(out) = load(256, transposed, [true; 2]) else {
             return;
         };
         for (i, word) in out.into_iter().enumerate() {
@@ -99,16 +100,19 @@ fn a_lane_is_given_the_documented_numbers_of_each_matrix() {
 }
 
 #[test]
-fn a_copy_that_nobody_has_waited_for_is_not_a_number() {
-    let Some(out) = load(0, false, false) else {
-        return;
-    };
-    assert!(out.into_iter().all(|word| word == [0xff; 4]));
+fn copies_are_not_numbers_before_a_wait_and_a_barrier_behind_it() {
+    for waits_and_meets in [[false, false], [false, true], [true, false]] {
+        let Some(out) = load(0, false, waits_and_meets) else {
+            return;
+        };
+        let nothing_is_there = out.into_iter().all(|word| word == [0xff; 4]);
+        assert!(nothing_is_there, "{waits_and_meets:?}");
+    }
 }
 
 #[track_caller]
 fn assert_refused(place: u32, reason: &str) {
-    let refused = std::panic::catch_unwind(|| load(place, false, true));
+    let refused = std::panic::catch_unwind(|| load(place, false, [true; 2]));
     let message = match refused {
         Ok(None) => return,
         Ok(Some(_)) => panic!("place {place} was taken"),

@@ -54,7 +54,9 @@ struct Thread {
     Index index;
     // Exchanges so far: they alternate between two, since a lane may be at most one exchange ahead of its warp.
     unsigned exchanges;
+    // Begun, and those that it has waited for since its last barrier.
     std::vector<Copy> copies;
+    std::vector<Copy> finished_copies;
 };
 
 // What the lanes of a warp show each other.
@@ -192,6 +194,7 @@ inline void run_block(unsigned count, Chance& chance) {
         threads[i]->state = State::Ready;
         threads[i]->index = {i, 0, 0};
         threads[i]->exchanges = 0;
+        threads[i]->finished_copies.clear();
     }
     std::vector<unsigned> warps;
     for (unsigned first = 0; first < count; first += 32) {
@@ -225,6 +228,15 @@ inline void run_block(unsigned count, Chance& chance) {
             throw Failure{"a thread writes beyond the shared memory of the launch"};
         }
     }
+}
+
+// A thread comes to a barrier: what it has waited for is there for all who come to it.
+inline void meet(State state) {
+    for (const Copy& copy : current->finished_copies) {
+        std::memcpy(copy.to, copy.values, copy.bytes);
+    }
+    current->finished_copies.clear();
+    wait(state);
 }
 
 inline Exchange& next_exchange() {
@@ -313,11 +325,11 @@ void launch(void (*kernel)(Parameters...), void** arguments, const char* kinds, 
 #define gridDim (emulator::grid_size)
 
 inline void __syncthreads() {
-    emulator::wait(emulator::State::AtBlockBarrier);
+    emulator::meet(emulator::State::AtBlockBarrier);
 }
 
 inline void __syncwarp() {
-    emulator::wait(emulator::State::AtWarpBarrier);
+    emulator::meet(emulator::State::AtWarpBarrier);
 }
 
 template <typename T>

@@ -30,9 +30,9 @@ extern "C" __global__ void test_multiply(float* out, const Bf16* left, const Bf1
     out[(group + 8) * 8 + pair + 1] = c[3];
 }
 
-// Copies 32 rows of 8 numbers to a place in shared memory, and loads them as four matrices. out: [lanes, 4]. waits: 1 for
-// copies that are waited for before they are read.
-extern "C" __global__ void test_load(u32* out, const Bf16* rows, u32 place, u32 transposed, u32 waits) {
+// Copies 32 rows of 8 numbers to a place in shared memory, and loads them as four matrices. out: [lanes, 4]. waits: whether
+// each lane waits for what it copies before it is read; meets: whether the lanes then meet at a barrier.
+extern "C" __global__ void test_load(u32* out, const Bf16* rows, u32 place, u32 transposed, u32 waits, u32 meets) {
     if (threadIdx.x >= LANES) {
         return;
     }
@@ -41,7 +41,9 @@ extern "C" __global__ void test_load(u32* out, const Bf16* rows, u32 place, u32 
     if (waits) {
         finish_copies();
     }
-    __syncwarp();
+    if (meets) {
+        __syncwarp();
+    }
     u32 matrices[4];
     if (transposed) {
         load_matrices_transposed(matrices, row);
@@ -51,7 +53,5 @@ extern "C" __global__ void test_load(u32* out, const Bf16* rows, u32 place, u32 
     for (u32 matrix = 0; matrix < 4; matrix++) {
         out[4 * threadIdx.x + matrix] = matrices[matrix];
     }
-    // Until all lanes have read.
-    __syncwarp();
     finish_copies();
 }

@@ -2,8 +2,9 @@
 // sections on mma.m16n8k16, ldmatrix and cp.async have it, register by register, and apart from how the kernels use it.
 //
 // Copies to shared memory are shown in the worst light. What they will overwrite is NaN as soon as they are begun, and is
-// what was copied when the thread that has begun them waits for them, not before. Places that are not aligned, or not in the
-// memory that the launch has asked for, are failures.
+// what was copied when the thread that has begun them has waited for them and then come to a barrier, not before: matrices
+// are read by other threads than those that have copied them. Places that are not aligned, or not in the memory that the
+// launch has asked for, are failures.
 
 namespace emulator {
 
@@ -122,10 +123,10 @@ inline void begin_copy_4(unsigned to, const void* from, bool is_there) {
 }
 
 inline void finish_copies() {
-    for (const emulator::Copy& copy : emulator::current->copies) {
-        std::memcpy(copy.to, copy.values, copy.bytes);
-    }
-    emulator::current->copies.clear();
+    std::vector<emulator::Copy>& begun = emulator::current->copies;
+    std::vector<emulator::Copy>& finished = emulator::current->finished_copies;
+    finished.insert(finished.end(), begun.begin(), begun.end());
+    begun.clear();
 }
 
 inline unsigned factor_pair(float first, float second) {
