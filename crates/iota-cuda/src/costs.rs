@@ -186,3 +186,38 @@ fn of_fused_attention(launch: &Launch<'_>, number: impl Fn(usize) -> u64) -> Opt
         products * 2 * pairs * width,
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two sequences of 100 tokens, 8 heads of 64 channels, of which 4 share keys.
+    #[test]
+    fn fused_attention_costs_what_its_shapes_say() {
+        let pointer = Argument::Address(Address(256));
+        let cost = |kernel, pointers: usize, blocks, rest: &[u32]| {
+            let mut arguments = vec![pointer; pointers];
+            arguments.extend([100, 8, 2].map(Argument::U32));
+            arguments.extend(rest.iter().copied().map(Argument::U32));
+            of_launch(&Launch {
+                kernel,
+                blocks: [blocks, 2],
+                arguments: &arguments,
+            })
+        };
+        let forward = cost("attention_fused_forward_64", 3, 4, &[4]);
+        let queries = cost("attention_fused_queries_64", 5, 4, &[4]);
+        let keys = cost("attention_fused_keys_64", 5, 4, &[]);
+        let pairs = 2 * 8 * 100 * 101 / 2;
+        let operations = [forward, queries, keys].map(|cost| cost.operations / (2 * 64 * pairs));
+        assert_eq!(operations, [2, 3, 4]);
+        let [packed, out, keys_and_values, logarithms] = [12, 8, 4, 8].map(|of| 200 * of * 64);
+        let logarithms = logarithms / 64;
+        assert_eq!(forward.bytes, 2 * packed + 4 * out + 4 * logarithms);
+        assert_eq!(queries.bytes, 2 * (packed + out) + 4 * out + 8 * logarithms);
+        assert_eq!(
+            keys.bytes,
+            2 * (packed + out) + 4 * keys_and_values + 8 * logarithms
+        );
+    }
+}

@@ -59,7 +59,9 @@ impl Fused {
             _ => return None,
         };
         let group = shape.heads / shape.key_value_heads;
-        let heads_together = [8, 4, 2, 1].into_iter().find(|heads| group % heads == 0)?;
+        let heads_together = [8, 4, 2, 1]
+            .into_iter()
+            .find(|heads| group.is_multiple_of(*heads))?;
         let is_aligned = result.address().0.is_multiple_of(PAIR_BYTES);
         is_aligned.then_some(Self {
             shape,
