@@ -204,8 +204,7 @@ __device__ inline void fused_forward(float* __restrict__ out, float* __restrict_
                 scores[0][square].clear();
                 scores[1][square].clear();
             }
-// Unrolled further it would need more registers than there are.
-#pragma unroll 2
+#pragma unroll
             for (u32 index = 0; index < SQUARES; index++) {
                 const Square upper = queries.square(0, index * SIDE);
                 const Square lower = queries.square(SIDE, index * SIDE);
@@ -223,12 +222,15 @@ __device__ inline void fused_forward(float* __restrict__ out, float* __restrict_
 #pragma unroll
                 for (u32 lower = 0; lower < 2; lower++) {
                     const float shrink = soften(rows[part][lower], scores[part], lower, scale_log2);
+                    // The more keys a query has seen, the rarer one has a larger score than all before.
+                    if (__any_sync(ALL_LANES, shrink != 1.0f)) {
 #pragma unroll
-                    for (u32 index = 0; index < SQUARES; index++) {
+                        for (u32 index = 0; index < SQUARES; index++) {
 #pragma unroll
-                        for (u32 half = 0; half < 2; half++) {
-                            sums[part][index].of[half][2 * lower] *= shrink;
-                            sums[part][index].of[half][2 * lower + 1] *= shrink;
+                            for (u32 half = 0; half < 2; half++) {
+                                sums[part][index].of[half][2 * lower] *= shrink;
+                                sums[part][index].of[half][2 * lower + 1] *= shrink;
+                            }
                         }
                     }
                 }

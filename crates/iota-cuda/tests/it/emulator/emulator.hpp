@@ -254,6 +254,13 @@ T shuffle_xor(T value, unsigned distance) {
     return value;
 }
 
+inline bool any(bool value) {
+    Exchange& exchange = next_exchange();
+    exchange.words[current->index.x % 32] = value;
+    wait(State::AtWarpBarrier);
+    return std::any_of(exchange.words.begin(), exchange.words.end(), [](std::uint64_t of_lane) { return of_lane != 0; });
+}
+
 // What a parameter is called in the list of argument types: pointer, u32, u64 or float.
 template <typename T>
 struct Kind;
@@ -335,6 +342,10 @@ inline void __syncwarp() {
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, unsigned distance) {
     return emulator::shuffle_xor(value, distance);
+}
+
+inline int __any_sync(unsigned, int value) {
+    return emulator::any(value != 0);
 }
 
 inline float __uint_as_float(unsigned bits) {
