@@ -5,6 +5,11 @@
 //! as long as later operations see it.
 //!
 //! All matrices are row-major and dense. A *row* is one token. Shapes are in square brackets.
+//!
+//! Some results are wanted as factors of products and as nothing else. Where an operation says that it makes *factors*, a
+//! device may keep them in the form in which its products take them, and in no other: until they are overwritten,
+//! [`matmul`](Backend::matmul), [`cross_entropy`](Backend::cross_entropy) and [`download`](Backend::download) of all of them
+//! may read them, and no other operation.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -59,6 +64,12 @@ pub trait Backend: Clone + Debug + Send + Sync {
         self.view_mut(buffer, 0..elements)
     }
 
+    /// What the buffer holds will not be read again.
+    fn retire(&self, _buffer: &mut Self::Buffer) {}
+
+    /// Frees memory that is kept for later operations.
+    fn release_spare(&self) {}
+
     /// Copies from the host.
     fn upload(&self, into: Self::ViewMut<'_>, values: &[f32]) -> Result<()>;
 
@@ -106,7 +117,7 @@ pub trait Backend: Clone + Debug + Send + Sync {
         into: Write,
     ) -> Result<()>;
 
-    /// `out = x * inverse * scale` with `inverse = 1 / sqrt(mean(x^2) + epsilon)` for each row.
+    /// `out = x * inverse * scale` with `inverse = 1 / sqrt(mean(x^2) + epsilon)` for each row. Makes `out` factors.
     ///
     /// `out`, `x`: `[rows, width]`; `inverse`: `[rows]`; `scale`: `[width]`.
     fn rms_norm(
@@ -129,7 +140,7 @@ pub trait Backend: Clone + Debug + Send + Sync {
         inverse: Self::View<'_>,
     ) -> Result<()>;
 
-    /// Turns the rotary pairs of all query and key heads by their position, in place; or back.
+    /// Turns the rotary pairs of all query and key heads by their position, in place; or back, which makes factors.
     ///
     /// `packed`: as [`AttentionShape`] says; `cosines`, `sines`: `[positions, head_width / 2]`. A pair is made of the
     /// channels `i` and `i + head_width / 2`.
@@ -164,7 +175,7 @@ pub trait Backend: Clone + Debug + Send + Sync {
         shape: AttentionShape,
     ) -> Result<()>;
 
-    /// `hidden = silu(gate) * up`.
+    /// `hidden = silu(gate) * up`. Makes `hidden` factors.
     ///
     /// `hidden`: `[rows, width]`; `gate_up`: `[rows, 2 * width]`, in each row first the gate.
     fn swiglu(
@@ -175,7 +186,7 @@ pub trait Backend: Clone + Debug + Send + Sync {
     ) -> Result<()>;
 
     /// The gradient of [`swiglu`](Self::swiglu), in place: `gate_up` becomes its own gradient, and `hidden`, which comes
-    /// in as the gradient of `hidden`, becomes `hidden` itself, so that nobody has to keep it.
+    /// in as the gradient of `hidden`, becomes `hidden` itself, so that nobody has to keep it. Makes both factors.
     fn swiglu_backward(
         &self,
         gate_up: Self::ViewMut<'_>,

@@ -25,10 +25,10 @@ impl<B: Backend> Recycler<B> {
     }
 
     /// From now on for samples of so many tokens.
-    pub(crate) fn serve(&mut self, rows: usize) {
+    pub(crate) fn serve(&mut self, backend: &B, rows: usize) {
         if rows != self.rows {
             self.rows = rows;
-            self.clear();
+            self.clear(backend);
         }
     }
 
@@ -40,7 +40,8 @@ impl<B: Backend> Recycler<B> {
         }
     }
 
-    pub(crate) fn give(&mut self, backend: &B, buffer: B::Buffer) {
+    pub(crate) fn give(&mut self, backend: &B, mut buffer: B::Buffer) {
+        backend.retire(&mut buffer);
         self.free
             .entry(backend.elements(&buffer))
             .or_default()
@@ -54,9 +55,10 @@ impl<B: Backend> Recycler<B> {
         }
     }
 
-    /// Frees what is not in use.
-    pub(crate) fn clear(&mut self) {
+    /// Frees what is not in use, here and on the device.
+    pub(crate) fn clear(&mut self, backend: &B) {
         self.free.clear();
+        backend.release_spare();
     }
 }
 
@@ -73,7 +75,7 @@ mod tests {
         let device = Counting::new(1, Precision::F32);
         let mut recycler = Recycler::new();
         for rows in [3, 8, 5, 8, 2] {
-            recycler.serve(rows);
+            recycler.serve(&device, rows);
             let first = recycler.take(&device, 10 * rows).unwrap();
             recycler.give(&device, first);
             let again = recycler.take(&device, 10 * rows).unwrap();
@@ -86,11 +88,11 @@ mod tests {
     fn a_buffer_that_comes_back_late_is_kept_if_it_still_fits() {
         let device = Counting::new(1, Precision::F32);
         let mut recycler = Recycler::new();
-        recycler.serve(3);
+        recycler.serve(&device, 3);
         let [fits, late] = [(); 2].map(|()| recycler.take(&device, 30).unwrap());
         recycler.give_late(&device, 3, fits);
         assert_eq!(device.held_bytes(), 4 * 60);
-        recycler.serve(4);
+        recycler.serve(&device, 4);
         recycler.give_late(&device, 3, late);
         assert_eq!(device.held_bytes(), 0);
     }

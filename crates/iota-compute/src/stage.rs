@@ -536,7 +536,7 @@ impl<B: Backend> Stage<B> {
 
     /// Frees the buffers that are kept for the next pass: before the memory is wanted for something else.
     pub fn release_scratch(&mut self) {
-        self.recycler.clear();
+        self.recycler.clear(&self.backend);
     }
 }
 

@@ -181,6 +181,14 @@ impl<B: Backend> Backend for Timed<B> {
         self.view_mut(buffer, 0..elements)
     }
 
+    fn retire(&self, buffer: &mut B::Buffer) {
+        self.inner.retire(buffer);
+    }
+
+    fn release_spare(&self) {
+        self.inner.release_spare();
+    }
+
     fn upload(&self, into: Self::ViewMut<'_>, values: &[f32]) -> Result<()> {
         self.note("upload", moves(2 * into.elements), |inner| {
             inner.upload(into.view, values)

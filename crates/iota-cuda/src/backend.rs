@@ -8,7 +8,10 @@
 use std::ops::Range;
 
 use iota_compute::Backend;
-use iota_compute::backend::{AdamUpdate, AttentionShape, MomentumUpdate, Product, Turn, Write};
+use iota_compute::backend::{
+    AdamUpdate, AttentionShape, Form, MomentumUpdate, Product, Turn, Write,
+};
+use iota_model::Precision;
 
 use crate::copies::{Download, Indices};
 use crate::device::{Cuda, element_blocks, to_u32};
@@ -47,6 +50,15 @@ impl Backend for Cuda {
 
     fn view_mut<'a>(&self, buffer: &'a mut Buffer, range: Range<usize>) -> ViewMut<'a> {
         buffer.view_mut(range)
+    }
+
+    fn retire(&self, buffer: &mut Buffer) {
+        buffer.retire();
+    }
+
+    fn release_spare(&self) {
+        self.rooms.clear();
+        self.scratch.clear();
     }
 
     fn upload(&self, mut into: ViewMut<'_>, values: &[f32]) -> Result<()> {
@@ -131,11 +143,17 @@ impl Backend for Cuda {
             (rows * columns, rows * inner, inner * columns),
             "shapes of {product:?}"
         );
+        // Weights and the gradients of outputs are factors of another product too, activations of this one only.
+        let [a_again, b_again] = match product.form {
+            Form::TransposedRight => [false, true],
+            Form::Plain => [true, true],
+            Form::TransposedLeft => [true, false],
+        };
         let room = self
             .scratch
-            .take([a.len(), b.len()].map(|elements| self.factor_room(elements)))?;
-        let left = self.factor(a.address(), a.len(), room.parts[0])?;
-        let right = self.factor(b.address(), b.len(), room.parts[1])?;
+            .take([self.factor_room(a, a_again), self.factor_room(b, b_again)])?;
+        let right = self.factor(b, b_again, room.parts[1])?;
+        let left = self.factor(a, a_again, room.parts[0])?;
         Ok(self.multiply(product, [out.address(), left, right], into == Write::Add)?)
     }
 
@@ -154,14 +172,15 @@ impl Backend for Cuda {
             "shapes of an RMSNorm"
         );
         let arguments = [
-            (&out).into(),
+            self.as_factors(&out)?.into(),
             (&inverse).into(),
             x.into(),
             scale.into(),
             to_u32(width).into(),
             epsilon.into(),
         ];
-        Ok(self.launch("rms_norm", [rows, 1], &arguments)?)
+        let kernel = self.by_factors("rms_norm_f32", "rms_norm_bf16");
+        Ok(self.launch(kernel, [rows, 1], &arguments)?)
     }
 
     fn rms_norm_backward(
@@ -241,21 +260,26 @@ impl Backend for Cuda {
             cosines.len().min(sines.len()) >= shape.tokens * half,
             "positions of the rotary tables"
         );
-        let sign = match turn {
-            Turn::Forward => 1.0_f32,
-            Turn::Back => -1.0,
-        };
-        let arguments = [
-            (&packed).into(),
-            cosines.into(),
-            sines.into(),
+        let tables = [cosines.into(), sines.into()];
+        let sizes = [
             to_u32(shape.tokens).into(),
             to_u32(shape.heads + shape.key_value_heads).into(),
             to_u32(half).into(),
             to_u32(shape.packed_width()).into(),
-            sign.into(),
         ];
-        Ok(self.launch("rotate", [shape.rows(), 1], &arguments)?)
+        let rows = [shape.rows(), 1];
+        if (turn, self.precision) == (Turn::Back, Precision::Bf16) {
+            let places = [self.as_factors(&packed)?.into(), (&packed).into()];
+            let arguments = [&places[..], &tables, &sizes].concat();
+            return Ok(self.launch("rotate_back_bf16", rows, &arguments)?);
+        }
+        let sign = match turn {
+            Turn::Forward => 1.0_f32,
+            Turn::Back => -1.0,
+        };
+        let (place, sign) = ([(&packed).into()], [sign.into()]);
+        let arguments = [&place[..], &tables, &sizes, &sign].concat();
+        Ok(self.launch("rotate", rows, &arguments)?)
     }
 
     fn attention(
@@ -290,8 +314,10 @@ impl Backend for Cuda {
     fn swiglu(&self, hidden: ViewMut<'_>, gate_up: View<'_>, width: usize) -> Result<()> {
         let rows = rows_of(hidden.len(), width);
         assert_eq!(gate_up.len(), 2 * hidden.len(), "shapes of a SwiGLU");
-        let arguments = [(&hidden).into(), gate_up.into(), to_u32(width).into()];
-        Ok(self.launch("swiglu", [rows, 1], &arguments)?)
+        let hidden = self.as_factors(&hidden)?;
+        let arguments = [hidden.into(), gate_up.into(), to_u32(width).into()];
+        let kernel = self.by_factors("swiglu_f32", "swiglu_bf16");
+        Ok(self.launch(kernel, [rows, 1], &arguments)?)
     }
 
     fn swiglu_backward(
@@ -306,8 +332,15 @@ impl Backend for Cuda {
             2 * hidden.len(),
             "shapes of a SwiGLU's gradient"
         );
-        let arguments = [(&gate_up).into(), (&hidden).into(), to_u32(width).into()];
-        Ok(self.launch("swiglu_backward", [rows, 1], &arguments)?)
+        let arguments = [
+            self.as_factors(&gate_up)?.into(),
+            self.as_factors(&hidden)?.into(),
+            (&gate_up).into(),
+            (&hidden).into(),
+            to_u32(width).into(),
+        ];
+        let kernel = self.by_factors("swiglu_backward_f32", "swiglu_backward_bf16");
+        Ok(self.launch(kernel, [rows, 1], &arguments)?)
     }
 
     fn silu(&self, out: ViewMut<'_>, x: View<'_>) -> Result<()> {

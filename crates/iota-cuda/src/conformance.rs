@@ -99,6 +99,8 @@ pub struct Outcome {
     pub computed: Vec<f32>,
     /// From the same f32 inputs, in f64; from factors rounded to bf16, if a product's factors are.
     pub exact: Vec<f64>,
+    /// Whether the device may have made factors of it, and so rounded it.
+    pub is_factors: bool,
 }
 
 impl Outcome {

@@ -12,8 +12,9 @@ use crate::driver::{
     Address, Argument, Driver, Factors, Launch, Matrix, Multiplication, factor_columns,
 };
 use crate::error::Result;
+use crate::factors::{Room, Rooms};
 use crate::kernels::{LANES, THREADS};
-use crate::memory::Scratch;
+use crate::memory::{Scratch, View, ViewMut};
 
 /// A card, as a [`Backend`](iota_compute::Backend). Clones are handles to the same one.
 ///
@@ -23,6 +24,7 @@ use crate::memory::Scratch;
 pub struct Cuda {
     pub(crate) driver: Arc<dyn Driver>,
     pub(crate) scratch: Arc<Scratch>,
+    pub(crate) rooms: Arc<Rooms>,
     pub(crate) copies: Arc<Copies>,
     pub(crate) precision: Precision,
     pub(crate) pieces: Pieces,
@@ -59,6 +61,7 @@ impl Cuda {
     pub fn on(driver: Arc<dyn Driver>, precision: Precision) -> Self {
         Self {
             scratch: Arc::new(Scratch::new(Arc::clone(&driver))),
+            rooms: Rooms::new(Arc::clone(&driver)),
             copies: Arc::new(Copies::new(Arc::clone(&driver))),
             driver,
             precision,
@@ -175,23 +178,43 @@ impl Cuda {
         unsafe { self.driver.multiply(multiplication) }
     }
 
-    /// f32 numbers as factors, at `room`, or where they are if no rounding is called for.
-    pub(crate) fn factor(&self, x: Address, elements: usize, room: Address) -> Result<Address> {
-        match self.precision {
-            Precision::F32 => Ok(x),
-            Precision::Bf16 => {
-                let arguments = [room.into(), x.into(), (elements as u64).into()];
-                self.launch_elements("round_to_bf16", elements, &arguments)?;
-                Ok(room)
-            }
+    /// Numbers as factors: where they lie as such already, where they are if no rounding is called for, or else at `room`,
+    /// which is as large as [`factor_room`](Self::factor_room) says; or, if they are `wanted_again`, in room of their own, to
+    /// be found there the next time.
+    pub(crate) fn factor(&self, x: View<'_>, wanted_again: bool, room: Address) -> Result<Address> {
+        if self.precision == Precision::F32 {
+            return Ok(x.address());
         }
+        if let Some(known) = x.find_factors() {
+            return Ok(known);
+        }
+        let mut own = None;
+        if wanted_again {
+            own = Some(self.rooms.take(x.len())?);
+        }
+        let at = own.as_ref().map_or(room, Room::address);
+        let arguments = [at.into(), x.into(), (x.len() as u64).into()];
+        self.launch_elements("round_to_bf16", x.len(), &arguments)?;
+        if let Some(own) = own {
+            x.keep_factors(own);
+        }
+        Ok(at)
     }
 
     /// Bytes of room that [`factor`](Self::factor) needs.
-    pub(crate) const fn factor_room(&self, elements: usize) -> usize {
+    pub(crate) fn factor_room(&self, x: View<'_>, wanted_again: bool) -> usize {
         match self.precision {
             Precision::F32 => 0,
-            Precision::Bf16 => elements * Factors::Bf16.bytes(),
+            Precision::Bf16 if wanted_again || x.find_factors().is_some() => 0,
+            Precision::Bf16 => x.len() * Factors::Bf16.bytes(),
+        }
+    }
+
+    /// Where a result goes that is wanted as factors only.
+    pub(crate) fn as_factors(&self, out: &ViewMut<'_>) -> Result<Address> {
+        match self.precision {
+            Precision::F32 => Ok(out.address()),
+            Precision::Bf16 => out.make_factors(&self.rooms),
         }
     }
 }

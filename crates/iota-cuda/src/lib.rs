@@ -29,7 +29,7 @@
 //! |---|---|
 //! | `device` | [`Cuda`]: what operations have at hand |
 //! | `backend`, `attention`, `loss` | the operations |
-//! | `memory` | buffers, views, scratch space |
+//! | `memory`, `factors` | buffers, views, scratch space; what buffers are as factors of products |
 //! | `copies` | what goes to and from the host beside the passes |
 //! | [`driver`] | [`Driver`]: what is asked of a card |
 //! | [`kernels`] | the kernels' sources and names |
@@ -50,6 +50,7 @@ mod costs;
 mod device;
 pub mod driver;
 mod error;
+mod factors;
 pub mod kernels;
 mod loss;
 mod memory;

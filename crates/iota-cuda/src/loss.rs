@@ -164,12 +164,11 @@ impl Cuda {
             } else {
                 0
             },
-            self.factor_room(x.len()),
-            self.factor_room(projection.len()),
+            self.factor_room(x, false),
         ])?;
-        let [losses, logits, gradient, x_room, projection_room] = room.parts;
-        let x = self.factor(x.address(), x.len(), x_room)?;
-        let projection = self.factor(projection.address(), projection.len(), projection_room)?;
+        let [losses, logits, gradient, x_room] = room.parts;
+        let x = self.factor(x, false, x_room)?;
+        let projection = self.factor(projection, true, Address(0))?;
         for start in (0..rows).step_by(at_a_time) {
             let chunk = Chunk {
                 rows: start..(start + at_a_time).min(rows),

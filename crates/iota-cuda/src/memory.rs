@@ -4,12 +4,12 @@
     reason = "a driver is given addresses, and bytes of numbers"
 )]
 
-use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::driver::{Address, Argument, Driver};
 use crate::error::Result;
+use crate::factors::{Room, Rooms, Rounded};
 
 /// Memory that is given back when it is dropped.
 #[derive(Debug)]
@@ -37,11 +37,12 @@ impl Drop for Allocation {
     }
 }
 
-/// f32 numbers on a card.
+/// f32 numbers on a card. It remembers what they are as factors of products.
 #[derive(Debug)]
 pub struct Buffer {
     memory: Allocation,
     elements: usize,
+    rounded: Rounded,
 }
 
 impl Buffer {
@@ -50,11 +51,20 @@ impl Buffer {
         let memory = Allocation::new(driver, bytes)?;
         // SAFETY: these bytes are the allocation's.
         unsafe { driver.zero(memory.address, bytes)? };
-        Ok(Self { memory, elements })
+        Ok(Self {
+            memory,
+            elements,
+            rounded: Rounded::default(),
+        })
     }
 
     pub(crate) const fn elements(&self) -> usize {
         self.elements
+    }
+
+    /// Forgets what all of it is as factors.
+    pub(crate) fn retire(&mut self) {
+        self.rounded.forget(&(0..self.elements));
     }
 
     pub(crate) fn driver(&self) -> &dyn Driver {
@@ -64,100 +74,152 @@ impl Buffer {
     /// # Panics
     /// If the range exceeds the buffer.
     pub(crate) fn view(&self, range: Range<usize>) -> View<'_> {
+        self.check(&range);
         View {
-            address: self.at(&range),
-            elements: range.len(),
-            buffer: PhantomData,
+            buffer: self,
+            range: (range.start, range.end),
         }
     }
 
+    /// Forgets what the numbers there are as factors, since they are about to change.
+    ///
     /// # Panics
     /// If the range exceeds the buffer.
     pub(crate) fn view_mut(&mut self, range: Range<usize>) -> ViewMut<'_> {
+        self.check(&range);
+        self.rounded.forget(&range);
         ViewMut {
-            address: self.at(&range),
-            elements: range.len(),
-            buffer: PhantomData,
+            buffer: self,
+            range,
         }
     }
 
-    fn at(&self, range: &Range<usize>) -> Address {
+    fn check(&self, range: &Range<usize>) {
         assert!(
             range.start <= range.end && range.end <= self.elements,
             "{range:?} exceeds a buffer of {}",
             self.elements
         );
-        self.memory.address.offset(range.start * size_of::<f32>())
+    }
+
+    fn at(&self, element: usize) -> Address {
+        self.memory.address.offset(element * size_of::<f32>())
     }
 }
 
 /// A part of a [`Buffer`], to read.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
-    address: Address,
-    elements: usize,
-    buffer: PhantomData<&'a Buffer>,
+    buffer: &'a Buffer,
+    /// First element, and the one behind the last.
+    range: (usize, usize),
 }
 
-/// A part of a [`Buffer`], to write.
+/// A part of a [`Buffer`], to write. The buffer is borrowed alone.
 #[derive(Debug)]
 pub struct ViewMut<'a> {
-    address: Address,
-    elements: usize,
-    buffer: PhantomData<&'a mut Buffer>,
+    buffer: &'a Buffer,
+    range: Range<usize>,
 }
 
 impl View<'_> {
     pub(crate) const fn len(&self) -> usize {
-        self.elements
+        self.range.1 - self.range.0
     }
 
-    pub(crate) const fn address(&self) -> Address {
-        self.address
+    const fn elements(&self) -> Range<usize> {
+        self.range.0..self.range.1
+    }
+
+    /// Of the f32 numbers.
+    ///
+    /// # Panics
+    /// If the numbers are there as factors only.
+    pub(crate) fn address(&self) -> Address {
+        assert!(
+            !self.buffer.rounded.are_alone(&self.elements()),
+            "what is there as factors only is read as numbers"
+        );
+        self.buffer.at(self.range.0)
+    }
+
+    /// Of the numbers as factors, if the buffer remembers them.
+    pub(crate) fn find_factors(&self) -> Option<Address> {
+        self.buffer.rounded.find(&self.elements())
+    }
+
+    /// From now on these are the numbers as factors.
+    pub(crate) fn keep_factors(&self, room: Room) {
+        self.buffer.rounded.keep(self.elements(), room, false);
     }
 
     /// From the card, after all that was asked for.
     pub(crate) fn download(&self, driver: &dyn Driver) -> Result<Vec<f32>> {
-        let mut values = vec![0.0_f32; self.elements];
-        // SAFETY: any bytes are f32 numbers, and these are of a buffer that is borrowed.
-        unsafe { driver.download(bytes_of_mut(&mut values), self.address)? };
-        Ok(values)
+        match self.find_factors() {
+            Some(factors) if self.buffer.rounded.are_alone(&self.elements()) => {
+                let mut halves = vec![0_u16; self.len()];
+                // SAFETY: any bytes are numbers, and these are factors of a buffer that is borrowed.
+                unsafe { driver.download(bytes_of_mut(&mut halves), factors)? };
+                let widened = |half: u16| f32::from_bits(u32::from(half) << 16);
+                Ok(halves.into_iter().map(widened).collect())
+            }
+            _ => {
+                let mut values = vec![0.0_f32; self.len()];
+                // SAFETY: any bytes are f32 numbers, and these are of a buffer that is borrowed.
+                unsafe { driver.download(bytes_of_mut(&mut values), self.address())? };
+                Ok(values)
+            }
+        }
     }
 }
 
 impl ViewMut<'_> {
     pub(crate) const fn len(&self) -> usize {
-        self.elements
+        self.range.end - self.range.start
     }
 
-    pub(crate) const fn address(&self) -> Address {
-        self.address
+    pub(crate) fn address(&self) -> Address {
+        self.buffer.at(self.range.start)
+    }
+
+    /// Room for the numbers as factors. From now on they are there as such only.
+    pub(crate) fn make_factors(&self, rooms: &Arc<Rooms>) -> Result<Address> {
+        let room = rooms.take(self.len())?;
+        let address = room.address();
+        self.buffer.rounded.keep(self.range.clone(), room, true);
+        Ok(address)
     }
 
     /// To the card.
     pub(crate) fn upload(&mut self, driver: &dyn Driver, values: &[f32]) -> Result<()> {
-        assert_eq!(values.len(), self.elements, "length of what is uploaded");
+        assert_eq!(values.len(), self.len(), "length of what is uploaded");
         // SAFETY: as many bytes are of a buffer that is borrowed alone.
-        unsafe { driver.upload(self.address, bytes_of(values)) }
+        unsafe { driver.upload(self.address(), bytes_of(values)) }
     }
 
     /// On the card.
     pub(crate) fn copy(&mut self, driver: &dyn Driver, from: View<'_>) -> Result<()> {
-        assert_eq!(from.elements, self.elements, "length of what is copied");
+        assert_eq!(from.len(), self.len(), "length of what is copied");
         // SAFETY: one buffer is borrowed, the other borrowed alone, so they are two.
-        unsafe { driver.copy(self.address, from.address, self.elements * size_of::<f32>()) }
+        unsafe {
+            driver.copy(
+                self.address(),
+                from.address(),
+                self.len() * size_of::<f32>(),
+            )
+        }
     }
 }
 
 impl From<View<'_>> for Argument {
     fn from(view: View<'_>) -> Self {
-        Self::Address(view.address)
+        Self::Address(view.address())
     }
 }
 
 impl From<&ViewMut<'_>> for Argument {
     fn from(view: &ViewMut<'_>) -> Self {
-        Self::Address(view.address)
+        Self::Address(view.address())
     }
 }
 
@@ -184,6 +246,11 @@ impl Scratch {
             driver,
             room: Mutex::new(None),
         }
+    }
+
+    /// Frees the room.
+    pub(crate) fn clear(&self) {
+        *self.room.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// Parts of so many bytes each, aligned as allocations are.
@@ -242,6 +309,7 @@ pub(crate) trait Number: Copy + Default {}
 impl Number for f32 {}
 impl Number for f64 {}
 impl Number for u32 {}
+impl Number for u16 {}
 
 pub(crate) fn bytes_of<T: Number>(values: &[T]) -> &[u8] {
     // SAFETY: numbers have no padding, and bytes no alignment.

@@ -18,7 +18,7 @@ pub(super) struct Parts<'a, B: Backend> {
 
 impl<B: Backend> Stage<B> {
     pub(super) fn parts(&mut self, attention: AttentionShape) -> Parts<'_, B> {
-        self.recycler.serve(attention.rows());
+        self.recycler.serve(&self.backend, attention.rows());
         Parts {
             run: Run {
                 backend: &self.backend,

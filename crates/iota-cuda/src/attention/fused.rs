@@ -109,9 +109,9 @@ impl Fused {
         log_sums: &ViewMut<'_>,
         packed: View<'_>,
     ) -> Result<()> {
-        let room = device.scratch.take([device.factor_room(packed.len())])?;
+        let room = device.scratch.take([device.factor_room(packed, false)])?;
         let [packed_room] = room.parts;
-        let factors = device.factor(packed.address(), packed.len(), packed_room)?;
+        let factors = device.factor(packed, false, packed_room)?;
         let mut arguments = vec![out.into(), log_sums.into(), factors.into()];
         arguments.extend(self.sizes());
         arguments.extend([to_u32(self.heads_together).into(), self.scale()]);
@@ -128,13 +128,13 @@ impl Fused {
         packed: View<'_>,
     ) -> Result<()> {
         let room = device.scratch.take([
-            device.factor_room(packed.len()),
-            device.factor_room(out_gradient.len()),
+            device.factor_room(packed, false),
+            device.factor_room(out_gradient, false),
             log_sums.len() * size_of::<f32>(),
         ])?;
         let [packed_room, gradient_room, along] = room.parts;
-        let factors = device.factor(packed.address(), packed.len(), packed_room)?;
-        let slopes = device.factor(out_gradient.address(), out_gradient.len(), gradient_room)?;
+        let factors = device.factor(packed, false, packed_room)?;
+        let slopes = device.factor(out_gradient, false, gradient_room)?;
         // Laid out like the logarithms: as if each head had keys of its own.
         device.along(
             [along, out_gradient.address(), out.address()],

@@ -57,6 +57,15 @@ fn outcome(name: &'static str, computed: Vec<f32>, exact: Vec<f64>) -> Outcome {
         name,
         computed,
         exact,
+        is_factors: false,
+    }
+}
+
+/// Of what an operation makes factors.
+fn of_factors(name: &'static str, computed: Vec<f32>, exact: Vec<f64>) -> Outcome {
+    Outcome {
+        is_factors: true,
+        ..outcome(name, computed, exact)
     }
 }
 
@@ -179,7 +188,7 @@ impl<B: Backend> Bench<'_, B> {
         let added = sum(&exact.x_gradient, &x_before);
         let scale_added = sum(&exact.scale_gradient, &scale_before);
         Ok(vec![
-            outcome("out", self.get(&out)?, exact.out),
+            of_factors("out", self.get(&out)?, exact.out),
             outcome("inverse", self.get(&inverse)?, exact.inverse),
             outcome("gradient of x", x_replaced, exact.x_gradient),
             outcome("gradient of x that is added", x_added, added),
@@ -207,7 +216,10 @@ impl<B: Backend> Bench<'_, B> {
                     turn,
                 )?;
                 let exact = exact::rotate(shape, &packed, &cosines, &sines, turn);
-                Ok(outcome(name, self.get(&turned)?, exact))
+                Ok(Outcome {
+                    is_factors: turn == Turn::Back,
+                    ..outcome(name, self.get(&turned)?, exact)
+                })
             })
             .collect()
     }
@@ -272,9 +284,9 @@ impl<B: Backend> Bench<'_, B> {
         )?;
         let (exact_hidden, exact_gradient) = exact::swiglu(&gate_up, &hidden_gradient, width);
         Ok(vec![
-            outcome("hidden", self.get(&hidden)?, exact_hidden.clone()),
-            outcome("hidden again", self.get(&gradient)?, exact_hidden),
-            outcome("gradient", self.get(&on_device)?, exact_gradient),
+            of_factors("hidden", self.get(&hidden)?, exact_hidden.clone()),
+            of_factors("hidden again", self.get(&gradient)?, exact_hidden),
+            of_factors("gradient", self.get(&on_device)?, exact_gradient),
         ])
     }
 

@@ -1,8 +1,9 @@
 // RMSNorm, forward and backward.
 
-// out = x inverse scale, inverse = 1 / sqrt(mean(x^2) + epsilon). A block for each row.
-extern "C" __global__ void rms_norm(float* __restrict__ out, float* __restrict__ inverse, const float* __restrict__ x,
-                                    const float* __restrict__ scale, u32 width, float epsilon) {
+// out = x inverse scale, as factors, inverse = 1 / sqrt(mean(x^2) + epsilon). A block for each row.
+template <typename T>
+__device__ inline void rms_norm(T* __restrict__ out, float* __restrict__ inverse, const float* __restrict__ x,
+                                const float* __restrict__ scale, u32 width, float epsilon) {
     out += (u64)blockIdx.x * width;
     x += (u64)blockIdx.x * width;
     float squares = 0.0f;
@@ -17,8 +18,18 @@ extern "C" __global__ void rms_norm(float* __restrict__ out, float* __restrict__
     // The row comes from the cache this time.
 #pragma unroll 4
     for (u32 channel = threadIdx.x; channel < width; channel += THREADS) {
-        out[channel] = x[channel] * of_row * scale[channel];
+        out[channel] = as_factor<T>(x[channel] * of_row * scale[channel]);
     }
+}
+
+extern "C" __global__ void rms_norm_f32(float* out, float* inverse, const float* x, const float* scale, u32 width,
+                                        float epsilon) {
+    rms_norm<float>(out, inverse, x, scale, width, epsilon);
+}
+
+extern "C" __global__ void rms_norm_bf16(Bf16* out, float* inverse, const float* x, const float* scale, u32 width,
+                                         float epsilon) {
+    rms_norm<Bf16>(out, inverse, x, scale, width, epsilon);
 }
 
 // dx = dy scale inverse - x inverse^3 sum(dy scale x) / width, replaced or added. A block for each row.

@@ -1,11 +1,12 @@
 use std::sync::Arc;
 
-use iota_cuda::conformance::{Operation, small};
+use iota_cuda::conformance::small;
 use iota_cuda::driver::{Address, Driver as _};
 use iota_cuda::{Card, Cuda, Error, Pieces};
 use iota_model::Precision;
 
 use crate::emulator::stand_in_for_nvidia;
+use crate::operations::tolerance;
 
 fn card() -> Option<Arc<Card>> {
     stand_in_for_nvidia().then(|| Card::open(0, None).unwrap())
@@ -24,15 +25,8 @@ fn operations_reach_the_driver_and_its_libraries_as_these_take_them() {
             logits: 2000,
         });
         for operation in small() {
-            let allowed = match operation {
-                Operation::Attention(_) | Operation::CrossEntropy { .. }
-                    if precision == Precision::Bf16 =>
-                {
-                    6e-3
-                }
-                _ => 3e-6,
-            };
             for outcome in operation.run(&device, precision, 5).unwrap() {
+                let allowed = tolerance(&operation, &outcome, precision);
                 let (error, name) = (outcome.error(), outcome.name);
                 assert!(error < allowed, "{name} of {operation:?} is {error:e} off");
             }

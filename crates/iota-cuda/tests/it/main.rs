@@ -11,6 +11,8 @@ mod card;
 mod drift;
 /// A driver whose card is the C++ compiler.
 mod emulator;
+/// Factors are rounded once, and again when they have changed.
+mod factors;
 /// Attention by fused kernels, and by products.
 mod fused;
 /// What tensor cores do, as it is documented.
