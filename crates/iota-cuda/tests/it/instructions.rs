@@ -7,7 +7,7 @@ use crate::emulator::Emulator;
 
 /// Rows of four matrices of 8 x 8 numbers of two bytes.
 const ROWS: usize = 32;
-const SHARED_BYTES: u32 = 1024;
+const SHARED_BYTES: u32 = 2048;
 
 /// What a kernel that only tests have leaves in `out` numbers of four bytes, after these inputs of two bytes each.
 fn run(
@@ -70,17 +70,22 @@ fn a_product_of_fragments_is_the_product_of_the_matrices() {
     }
 }
 
-fn load(place: u32, transposed: bool, [waits, meets]: [bool; 2]) -> Option<Vec<[u8; 4]>> {
+/// 32 rows from a place on, so far apart.
+fn load(
+    [place, apart]: [u32; 2],
+    transposed: bool,
+    [waits, meets]: [bool; 2],
+) -> Option<Vec<[u8; 4]>> {
     let rows: Vec<u16> = (0..(ROWS * 8) as u16).collect();
     let rest = [transposed, waits, meets].map(u32::from);
-    let rest = [place, rest[0], rest[1], rest[2]].map(Argument::from);
+    let rest = [place, apart, rest[0], rest[1], rest[2]].map(Argument::from);
     run("test_load", 32 * 4, &[&rows], &rest)
 }
 
 #[test]
 fn a_lane_is_given_the_documented_numbers_of_each_matrix() {
     for transposed in [false, true] {
-        let Some(out) = load(256, transposed, [true; 2]) else {
+        let Some(out) = load([256, 16], transposed, [true; 2]) else {
             return;
         };
         for (i, word) in out.into_iter().enumerate() {
@@ -102,7 +107,7 @@ fn a_lane_is_given_the_documented_numbers_of_each_matrix() {
 #[test]
 fn copies_are_not_numbers_before_a_wait_and_a_barrier_behind_it() {
     for waits_and_meets in [[false, false], [false, true], [true, false]] {
-        let Some(out) = load(0, false, waits_and_meets) else {
+        let Some(out) = load([0, 16], false, waits_and_meets) else {
             return;
         };
         let nothing_is_there = out.into_iter().all(|word| word == [0xff; 4]);
@@ -111,20 +116,21 @@ fn copies_are_not_numbers_before_a_wait_and_a_barrier_behind_it() {
 }
 
 #[track_caller]
-fn assert_refused(place: u32, reason: &str) {
-    let refused = std::panic::catch_unwind(|| load(place, false, [true; 2]));
+fn assert_refused(places: [u32; 2], reason: &str) {
+    let refused = std::panic::catch_unwind(|| load(places, false, [true; 2]));
     let message = match refused {
         Ok(None) => return,
-        Ok(Some(_)) => panic!("place {place} was taken"),
+        Ok(Some(_)) => panic!("{places:?} were taken"),
         Err(message) => *message.downcast::<String>().unwrap(),
     };
     assert!(message.contains(reason), "{message}");
 }
 
 #[test]
-fn places_that_are_not_aligned_or_not_there_are_refused() {
-    assert_refused(8, "is not aligned to 16 bytes");
-    assert_refused(SHARED_BYTES - 256, "beyond the shared memory");
+fn places_that_are_not_aligned_or_not_there_or_in_the_same_banks_are_refused() {
+    assert_refused([8, 16], "is not aligned to 16 bytes");
+    assert_refused([SHARED_BYTES - 256, 16], "beyond the shared memory");
+    assert_refused([0, 32], "in the same banks");
 }
 
 /// A kernel that a card would refuse.

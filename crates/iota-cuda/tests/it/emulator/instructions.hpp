@@ -30,13 +30,14 @@ extern "C" __global__ void test_multiply(float* out, const Bf16* left, const Bf1
     out[(group + 8) * 8 + pair + 1] = c[3];
 }
 
-// Copies 32 rows of 8 numbers to a place in shared memory, and loads them as four matrices. out: [lanes, 4]. waits: whether
-// each lane waits for what it copies before it is read; meets: whether the lanes then meet at a barrier.
-extern "C" __global__ void test_load(u32* out, const Bf16* rows, u32 place, u32 transposed, u32 waits, u32 meets) {
+// Copies 32 rows of 8 numbers to places in shared memory, so far apart, and loads them as four matrices. out: [lanes, 4].
+// waits: whether each lane waits for what it copies before it is read; meets: whether the lanes then meet at a barrier.
+extern "C" __global__ void test_load(u32* out, const Bf16* rows, u32 place, u32 apart, u32 transposed, u32 waits,
+                                     u32 meets) {
     if (threadIdx.x >= LANES) {
         return;
     }
-    const u32 row = place + 16 * threadIdx.x;
+    const u32 row = place + apart * threadIdx.x;
     begin_copy_16(row, rows + 8 * threadIdx.x, true);
     if (waits) {
         finish_copies();

@@ -4,7 +4,8 @@
 // Copies to shared memory are shown in the worst light. What they will overwrite is NaN as soon as they are begun, and is
 // what was copied when the thread that has begun them has waited for them and then come to a barrier, not before: matrices
 // are read by other threads than those that have copied them. Places that are not aligned, or not in the memory that the
-// launch has asked for, are failures.
+// launch has asked for, are failures; so are rows of a matrix of which two lie in the same banks, which a card would read one
+// after the other.
 
 namespace emulator {
 
@@ -51,6 +52,13 @@ inline void load_matrices(unsigned (&matrices)[4], unsigned row, bool transposed
     exchange.words[current->index.x % 32] = row;
     wait(State::AtWarpBarrier);
     for (unsigned matrix = 0; matrix < 4; matrix++) {
+        // 32 banks of 4 bytes: 8 rows of 16 bytes, if each has its own.
+        unsigned rows_of_banks[8] = {};
+        for (unsigned i = 0; i < 8; i++) {
+            if (rows_of_banks[exchange.words[8 * matrix + i] / 16 % 8]++ > 0) {
+                fail("rows of a matrix lie in the same banks");
+            }
+        }
         unsigned short pair[2];
         for (unsigned i = 0; i < 2; i++) {
             const unsigned from_row = transposed ? 2 * thread_in_group() + i : group_id();
