@@ -15,6 +15,7 @@ pub const SOURCE: &str = concat!(
     include_str!("kernels/norm.cu"),
     include_str!("kernels/attention.cu"),
     include_str!("kernels/attention_fused.cu"),
+    include_str!("kernels/attention_fused_backward.cu"),
     include_str!("kernels/loss.cu"),
     include_str!("kernels/optimizers.cu"),
 );

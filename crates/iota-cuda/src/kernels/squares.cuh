@@ -3,7 +3,8 @@
 // Rows of a square, and its columns.
 static const u32 SIDE = 16;
 
-// Where lanes hold numbers of a square: of sums the columns COLUMN and COLUMN + 1 of each half, of the rows ROW and ROW + 8.
+// Where a lane's numbers lie in a square: in the rows lane_row() and 8 further down, in the columns lane_column(), the next
+// one, and 8 further to the right of both.
 __device__ inline u32 lane_row() {
     return threadIdx.x % LANES / 4;
 }
@@ -62,11 +63,13 @@ struct Rows {
 
     u32 start;
 
-    // COPIERS threads, of which this is one, begin to copy COUNT rows, `stride` apart. Those beyond `there` become zeros.
+    // COPIERS threads, of which this is one, begin to copy COUNT rows, the first at base[from], the others `stride` apart.
+    // Those beyond `there` become zeros.
     template <u32 COUNT, u32 COPIERS>
     __device__ inline void begin_copy(u32 copier, const Bf16* base, u32 from, u32 stride, u32 there) const {
         const u32 piece = copier % PIECES;
         from += piece * (PIECE_BYTES / sizeof(Bf16));
+        // More at a time would need registers that sums have.
 #pragma unroll 2
         for (u32 i = 0; i < COUNT; i += COPIERS / PIECES) {
             const u32 row = i + copier / PIECES;
@@ -85,12 +88,14 @@ struct Rows {
         return start + row * BYTES + (of_lane ^ channel * (u32)sizeof(Bf16));
     }
 
+    // 16 rows and 16 channels from there on.
     __device__ inline Square square(u32 row, u32 channel) const {
         Square square;
         load_matrices(square.of, lane_piece(row, channel));
         return square;
     }
 
+    // The same, each of its four matrices transposed.
     __device__ inline Square transposed(u32 row, u32 channel) const {
         Square square;
         load_matrices_transposed(square.of, lane_piece(row, channel));
@@ -112,10 +117,10 @@ __device__ inline void keep_rows(Square (&squares)[WIDTH / SIDE], u32 start, con
     }
 }
 
-// 16 rows of results, times `scale`, those that are there.
+// 16 rows of results, the first at base[at], as many as are `there`. scale: of the upper and the lower 8.
 template <u32 WIDTH>
-__device__ inline void write_rows(float* base, u32 at, u32 stride, const Sums (&sums)[WIDTH / SIDE], const float (&scale)[2],
-                                  u32 there) {
+__device__ inline void write_rows(float* base, u32 at, u32 stride, const Sums (&sums)[WIDTH / SIDE],
+                                  const float (&scale)[2], u32 there) {
 #pragma unroll
     for (u32 lower = 0; lower < 2; lower++) {
         const u32 row = lane_row() + lower * 8;
