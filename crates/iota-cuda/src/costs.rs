@@ -154,34 +154,27 @@ pub(crate) fn of_launch(launch: &Launch<'_>) -> Cost {
 /// Queries, keys and values are read once, and so are gradients; multiplications are those of keys that a query sees.
 fn of_fused_attention(launch: &Launch<'_>, number: impl Fn(usize) -> u64) -> Option<Cost> {
     let (kernel, width) = launch.kernel.rsplit_once('_')?;
-    let width: u64 = width.parse().ok()?;
-    let is_forward = kernel == "attention_fused_forward";
-    let [tokens, heads, key_value_heads] =
-        [0, 1, 2].map(|i| number(if is_forward { 3 } else { 5 } + i));
+    let (products, sizes) = match kernel {
+        "attention_fused_forward" => (2, 3),
+        "attention_fused_queries" => (3, 5),
+        "attention_fused_keys" => (4, 5),
+        _ => return None,
+    };
+    let width: u64 = width.parse().expect("it is named after a width");
+    let [tokens, heads, key_value_heads] = [0, 1, 2].map(|i| number(sizes + i));
     let blocks = u64::from(launch.blocks[0]);
     let sequences = match kernel {
-        "attention_fused_forward" => blocks * number(6) / heads,
-        "attention_fused_queries" => blocks * number(8) / heads,
         "attention_fused_keys" => blocks / key_value_heads,
-        _ => return None,
+        _ => blocks * number(sizes + 3) / heads,
     };
     let rows = sequences * tokens;
     let [of_queries, of_keys] = [heads, 2 * key_value_heads].map(|heads| rows * heads * width);
     // Logarithms, and going back what lies along each output.
     let for_each_query = 4 * rows * heads;
-    let (products, bytes) = match kernel {
-        "attention_fused_forward" => (
-            2,
-            2 * (of_queries + of_keys) + 4 * of_queries + for_each_query,
-        ),
-        "attention_fused_queries" => (
-            3,
-            4 * of_queries + 2 * of_keys + 4 * of_queries + 2 * for_each_query,
-        ),
-        _ => (
-            4,
-            4 * of_queries + 2 * of_keys + 4 * of_keys + 2 * for_each_query,
-        ),
+    let bytes = match kernel {
+        "attention_fused_forward" => 2 * (of_queries + of_keys) + 4 * of_queries + for_each_query,
+        "attention_fused_queries" => 8 * of_queries + 2 * of_keys + 2 * for_each_query,
+        _ => 4 * of_queries + 6 * of_keys + 2 * for_each_query,
     };
     let pairs = sequences * heads * tokens * (tokens + 1) / 2;
     Some(Cost::once(

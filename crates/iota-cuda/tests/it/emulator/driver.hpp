@@ -9,6 +9,7 @@
 //     none that need not;
 //   - if what they copy has changed in between, they copy nothing.
 
+#include <cstdio>
 #include <deque>
 #include <functional>
 #include <map>
@@ -146,6 +147,8 @@ Status copy(void* to, const void* from, std::size_t bytes, void* stream) {
 extern "C" {
 
 Status cuInit(unsigned) { return 0; }
+Status cuGetErrorName(Status, const char** text) { return *text = "an error", 0; }
+Status cuGetErrorString(Status, const char** text) { return *text = "of the stand-in", 0; }
 Status cuDriverGetVersion(int* version) { return *version = 13000, 0; }
 Status cuDeviceGetCount(int* count) { return *count = 1, 0; }
 Status cuDeviceGet(int* device, int ordinal) { return *device = ordinal, 0; }
@@ -208,6 +211,7 @@ Status cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsign
         }
         char message[256];
         if (emulate(name, grid, block_x, shared_bytes, pointers.data(), nullptr, 1, message, sizeof message)) {
+            std::fprintf(stderr, "%s: %s\n", name, message);
             trouble = 719;
         }
     });
