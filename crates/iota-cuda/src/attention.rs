@@ -1,4 +1,4 @@
-//! Causal grouped-query attention, as matrix products of blocks of queries.
+//! Causal grouped-query attention: by fused kernels where there are such, otherwise as matrix products of blocks of queries.
 //!
 //! ```text
 //!             keys, values: [tokens, head_width] of a pair, a sequence and a key-value head
@@ -14,14 +14,26 @@
 //! card's memory, or its cache. Going back, scores are made again from queries and keys, and probabilities from scores and
 //! the saved logarithms of the softmax's denominators.
 
+mod fused;
+
 use std::ops::Range;
 
 use iota_compute::backend::{AttentionShape, Form, Product};
 
+use self::fused::Fused;
 use crate::device::{Cuda, to_u32};
 use crate::driver::{Address, Argument, Matrix, Multiplication};
 use crate::error::Result;
 use crate::memory::{View, ViewMut};
+
+/// How attention is computed where there is a choice. Both make the same numbers, up to rounding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttentionPath {
+    /// By kernels that keep scores to themselves, if factors are bf16 and heads have 64 or 128 channels.
+    Fused,
+    /// By matrix products, with scores in memory between them: of any width, in f32 and bf16.
+    Products,
+}
 
 /// Rows of scores start at multiples of so many elements, as tensor cores like it.
 const SCORES_ALIGNED: usize = 64;
@@ -208,6 +220,38 @@ impl Part {
 }
 
 impl Cuda {
+    /// The kernels that make this `result`, if it is not made of products.
+    fn fused(&self, shape: AttentionShape, result: &ViewMut<'_>) -> Option<Fused> {
+        match self.attention_path {
+            AttentionPath::Fused => Fused::new(self, shape, result),
+            AttentionPath::Products => None,
+        }
+    }
+
+    /// Sums over a head's channels of out_gradient * out, as [pairs, tokens, group].
+    fn along(
+        &self,
+        [along, out_gradient, out]: [Address; 3],
+        shape: AttentionShape,
+        group: usize,
+    ) -> Result<()> {
+        let heads = shape.rows() * shape.heads;
+        self.launch_warps(
+            "attention_along",
+            heads,
+            &[
+                along.into(),
+                out_gradient.into(),
+                out.into(),
+                (heads as u64).into(),
+                to_u32(shape.heads).into(),
+                to_u32(group).into(),
+                to_u32(shape.tokens).into(),
+                to_u32(shape.head_width).into(),
+            ],
+        )
+    }
+
     pub(crate) fn attention_forward(
         &self,
         out: &ViewMut<'_>,
@@ -216,6 +260,9 @@ impl Cuda {
         shape: AttentionShape,
     ) -> Result<()> {
         assert_shapes(shape, packed.len(), out.len(), log_sums.len());
+        if let Some(fused) = self.fused(shape, out) {
+            return fused.forward(self, out, log_sums, packed);
+        }
         let sizes = Sizes::new(shape, self);
         let (queries, keys) = (sizes.query_elements(), sizes.key_elements());
         let bytes = self.factors().bytes();
@@ -291,6 +338,9 @@ impl Cuda {
             (packed.len(), out.len()),
             "shapes of an attention's gradients"
         );
+        if let Some(fused) = self.fused(shape, packed_gradient) {
+            return fused.backward(self, packed_gradient, out_gradient, out, log_sums, packed);
+        }
         let sizes = Sizes::new(shape, self);
         let (queries, keys, all_scores) =
             (sizes.query_elements(), sizes.key_elements(), sizes.scores());
@@ -327,20 +377,10 @@ impl Cuda {
             Part::Queries.channels(&sizes),
             &sizes,
         )?;
-        let heads = shape.rows() * shape.heads;
-        self.launch_warps(
-            "attention_along",
-            heads,
-            &[
-                along.into(),
-                out_gradient.into(),
-                out.into(),
-                (heads as u64).into(),
-                to_u32(shape.heads).into(),
-                to_u32(sizes.group).into(),
-                to_u32(shape.tokens).into(),
-                to_u32(shape.head_width).into(),
-            ],
+        self.along(
+            [along, out_gradient.address(), out.address()],
+            shape,
+            sizes.group,
         )?;
         let softmax = self.by_factors("attention_backward_f32", "attention_backward_bf16");
         for block in sizes.blocks() {

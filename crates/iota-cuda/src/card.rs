@@ -27,7 +27,7 @@ use self::staging::Staging;
 use self::tickets::Tickets;
 use crate::driver::{Address, Argument, Driver, Factors, Launch, Multiplication, Ticket};
 use crate::error::{Error, Result};
-use crate::kernels::{NAMES, THREADS};
+use crate::kernels::{NAMES, THREADS, shared_bytes};
 
 /// A card's memory, kernels and streams. Dropped, it gives everything back.
 pub struct Card {
@@ -158,6 +158,16 @@ impl Card {
                 let c_name = CString::new(*name).expect("names have no zeros");
                 let kernel =
                     driver::module::get_function(module, c_name).call("cuModuleGetFunction")?;
+                let shared_bytes = shared_bytes(name);
+                if shared_bytes > 0 {
+                    // More than 48 KiB are refused of a kernel that has not been promised them.
+                    driver::function::set_function_attribute(
+                        kernel,
+                        driver_sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+                        to_c(shared_bytes as usize),
+                    )
+                    .call("cuFuncSetAttribute")?;
+                }
                 kernels.insert(*name, kernel);
             }
             let stream = || driver::stream::create(StreamKind::NonBlocking).call("cuStreamCreate");
@@ -350,7 +360,7 @@ unsafe impl Driver for Card {
                 kernel,
                 (x, y, 1),
                 (THREADS, 1, 1),
-                0,
+                shared_bytes(launch.kernel),
                 self.stream,
                 &mut pointers,
             )

@@ -157,6 +157,9 @@ pub fn small() -> Vec<Operation> {
         [2, 13, 6, 2, 6],
         [1, 70, 4, 1, 16],
         [3, 33, 2, 2, 34],
+        [2, 5, 4, 1, 64],
+        [1, 70, 3, 1, 64],
+        [1, 130, 4, 2, 128],
     ] {
         let shape = AttentionShape {
             sequences,

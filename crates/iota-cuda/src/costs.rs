@@ -98,6 +98,9 @@ pub(crate) fn of_launch(launch: &Launch<'_>) -> Cost {
             panic!("argument {place} of {} counts nothing", launch.kernel)
         }
     };
+    if let Some(cost) = of_fused_attention(launch, number) {
+        return cost;
+    }
     let is_given = |place: usize| launch.arguments[place] != Argument::Address(Address(0));
     let blocks = u64::from(launch.blocks[0]);
     let bytes = match launch.kernel {
@@ -146,4 +149,72 @@ pub(crate) fn of_launch(launch: &Launch<'_>) -> Cost {
         other => panic!("nobody has said what {other} moves"),
     };
     Cost::once(launch.kernel, bytes, 0)
+}
+
+/// Queries, keys and values are read once, and so are gradients; multiplications are those of keys that a query sees.
+fn of_fused_attention(launch: &Launch<'_>, number: impl Fn(usize) -> u64) -> Option<Cost> {
+    let (kernel, width) = launch.kernel.rsplit_once('_')?;
+    let (products, sizes) = match kernel {
+        "attention_fused_forward" => (2, 3),
+        "attention_fused_queries" => (3, 5),
+        "attention_fused_keys" => (4, 5),
+        _ => return None,
+    };
+    let width: u64 = width.parse().expect("it is named after a width");
+    let [tokens, heads, key_value_heads] = [0, 1, 2].map(|i| number(sizes + i));
+    let blocks = u64::from(launch.blocks[0]);
+    let sequences = match kernel {
+        "attention_fused_keys" => blocks / key_value_heads,
+        _ => blocks * number(sizes + 3) / heads,
+    };
+    let rows = sequences * tokens;
+    let [of_queries, of_keys] = [heads, 2 * key_value_heads].map(|heads| rows * heads * width);
+    // Logarithms, and going back what lies along each output.
+    let for_each_query = 4 * rows * heads;
+    let bytes = match kernel {
+        "attention_fused_forward" => 2 * (of_queries + of_keys) + 4 * of_queries + for_each_query,
+        "attention_fused_queries" => 8 * of_queries + 2 * of_keys + 2 * for_each_query,
+        _ => 4 * of_queries + 6 * of_keys + 2 * for_each_query,
+    };
+    let pairs = sequences * heads * tokens * (tokens + 1) / 2;
+    Some(Cost::once(
+        launch.kernel,
+        bytes,
+        products * 2 * pairs * width,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two sequences of 100 tokens, 8 heads of 64 channels, of which 4 share keys.
+    #[test]
+    fn fused_attention_costs_what_its_shapes_say() {
+        let pointer = Argument::Address(Address(256));
+        let cost = |kernel, pointers: usize, blocks, rest: &[u32]| {
+            let mut arguments = vec![pointer; pointers];
+            arguments.extend([100, 8, 2].map(Argument::U32));
+            arguments.extend(rest.iter().copied().map(Argument::U32));
+            of_launch(&Launch {
+                kernel,
+                blocks: [blocks, 2],
+                arguments: &arguments,
+            })
+        };
+        let forward = cost("attention_fused_forward_64", 3, 4, &[4]);
+        let queries = cost("attention_fused_queries_64", 5, 4, &[4]);
+        let keys = cost("attention_fused_keys_64", 5, 4, &[]);
+        let pairs = 2 * 8 * 100 * 101 / 2;
+        let operations = [forward, queries, keys].map(|cost| cost.operations / (2 * 64 * pairs));
+        assert_eq!(operations, [2, 3, 4]);
+        let [packed, out, keys_and_values, logarithms] = [12, 8, 4, 8].map(|of| 200 * of * 64);
+        let logarithms = logarithms / 64;
+        assert_eq!(forward.bytes, 2 * packed + 4 * out + 4 * logarithms);
+        assert_eq!(queries.bytes, 2 * (packed + out) + 4 * out + 8 * logarithms);
+        assert_eq!(
+            keys.bytes,
+            2 * (packed + out) + 4 * keys_and_values + 8 * logarithms
+        );
+    }
 }

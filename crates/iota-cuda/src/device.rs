@@ -6,6 +6,7 @@ use std::sync::Arc;
 use iota_compute::backend::Product;
 use iota_model::Precision;
 
+use crate::attention::AttentionPath;
 use crate::copies::Copies;
 use crate::driver::{
     Address, Argument, Driver, Factors, Launch, Matrix, Multiplication, factor_columns,
@@ -27,6 +28,7 @@ pub struct Cuda {
     pub(crate) copies: Arc<Copies>,
     pub(crate) precision: Precision,
     pub(crate) pieces: Pieces,
+    pub(crate) attention_path: AttentionPath,
 }
 
 /// How much of a thing is worked on at a time: more is faster up to a point, and takes scratch space. Other choices give
@@ -64,6 +66,7 @@ impl Cuda {
             driver,
             precision,
             pieces: Pieces::default(),
+            attention_path: AttentionPath::Fused,
         }
     }
 
@@ -71,6 +74,15 @@ impl Cuda {
     #[must_use]
     pub fn with_pieces(self, pieces: Pieces) -> Self {
         Self { pieces, ..self }
+    }
+
+    /// With attention computed in another way than by fused kernels where there are such.
+    #[must_use]
+    pub fn with_attention_path(self, attention_path: AttentionPath) -> Self {
+        Self {
+            attention_path,
+            ..self
+        }
     }
 
     pub(crate) const fn factors(&self) -> Factors {

@@ -9,9 +9,13 @@ pub(crate) const LANES: u32 = 32;
 /// All kernels as one CUDA C++ source without any header.
 pub const SOURCE: &str = concat!(
     include_str!("kernels/common.cuh"),
+    include_str!("kernels/tensor.cuh"),
+    include_str!("kernels/squares.cuh"),
     include_str!("kernels/elementwise.cu"),
     include_str!("kernels/norm.cu"),
     include_str!("kernels/attention.cu"),
+    include_str!("kernels/attention_fused.cu"),
+    include_str!("kernels/attention_fused_backward.cu"),
     include_str!("kernels/loss.cu"),
     include_str!("kernels/optimizers.cu"),
 );
@@ -44,6 +48,12 @@ pub const NAMES: &[&str] = &[
     "attention_along",
     "attention_backward_f32",
     "attention_backward_bf16",
+    "attention_fused_forward_64",
+    "attention_fused_forward_128",
+    "attention_fused_queries_64",
+    "attention_fused_queries_128",
+    "attention_fused_keys_64",
+    "attention_fused_keys_128",
     "embedding",
     "embedding_partial",
     "embedding_add",
@@ -55,6 +65,28 @@ pub const NAMES: &[&str] = &[
     "blend",
 ];
 
+/// Bytes of shared memory that every launch of a kernel asks for, beside what the kernel declares. An A100 has 163 KiB for a
+/// block, an H100 227.
+pub fn shared_bytes(kernel: &str) -> u32 {
+    const TILE: u32 = 64;
+    // Keys and values, or queries and gradients: a tile of each is worked on, and one is on its way.
+    const TILES: u32 = 4;
+    const QUERIES: u32 = 256;
+    const FACTOR_BYTES: u32 = 2;
+    // A logarithm and a sum for each query of two tiles.
+    const SUMS_BYTES: u32 = 2 * 2 * TILE * 4;
+    let rows = |width: u32, rows: u32| rows * width * FACTOR_BYTES;
+    match kernel {
+        "attention_fused_forward_64" => rows(64, QUERIES + TILES * TILE),
+        "attention_fused_forward_128" => rows(128, QUERIES + TILES * TILE),
+        "attention_fused_queries_64" => rows(64, TILES * TILE),
+        "attention_fused_queries_128" => rows(128, TILES * TILE),
+        "attention_fused_keys_64" => rows(64, TILES * TILE) + SUMS_BYTES,
+        "attention_fused_keys_128" => rows(128, TILES * TILE) + SUMS_BYTES,
+        _ => 0,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,6 +97,10 @@ mod tests {
         let in_sources: Vec<&str> = SOURCE
             .split("extern \"C\" __global__ void ")
             .skip(1)
+            .map(|rest| {
+                rest.trim_start_matches("__launch_bounds__(THREADS, 1)")
+                    .trim_start()
+            })
             .map(|rest| rest.split('(').next().unwrap())
             .collect();
         assert_eq!(in_sources, NAMES);

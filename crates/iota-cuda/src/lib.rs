@@ -56,6 +56,7 @@ mod loss;
 mod memory;
 mod planner;
 
+pub use attention::AttentionPath;
 #[cfg(feature = "cuda")]
 pub use card::{Card, CardInfo};
 pub use copies::{Download, Indices};

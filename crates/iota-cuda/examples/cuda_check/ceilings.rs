@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use iota_compute::Backend;
 use iota_compute::backend::{Form, Product, Write};
+use iota_compute::timed::Entry;
 use iota_cuda::{Card, Cuda};
 use iota_model::Precision;
 use serde_json::{Value, json};
@@ -23,6 +24,13 @@ pub(crate) struct Ceilings {
 }
 
 impl Ceilings {
+    /// Seconds that an operation takes at least, by its arithmetic or by the operands that it reads and writes.
+    pub(crate) fn floor_s(&self, entry: &Entry) -> f64 {
+        let by_arithmetic = entry.operations as f64 / self.product_per_s;
+        let by_memory = entry.operand_bytes as f64 / self.memory_bytes_per_s;
+        f64::max(by_arithmetic, by_memory)
+    }
+
     pub(crate) fn to_json(&self) -> Value {
         json!({
             "memory_bytes_per_s": self.memory_bytes_per_s,
@@ -103,7 +111,7 @@ pub(crate) fn measure(card: &Arc<Card>, small: bool, findings: &mut Findings) ->
 }
 
 /// Seconds that something takes until the card is done with it: the median, after one to warm up.
-fn repeated(
+pub(crate) fn repeated(
     card: &Card,
     times: usize,
     mut work: impl FnMut() -> iota_compute::Result<()>,

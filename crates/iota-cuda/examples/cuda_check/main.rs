@@ -7,16 +7,18 @@
 //!
 //! 1. The card's ceilings: copies on the card, copies to and from the host, a large product.
 //! 2. Every operation against its definition in f64, in f32 and bf16, beside the CPU; twice, for the bits.
-//! 3. 200 steps of a small model on the CPU and on the card.
-//! 4. How far card and CPU come apart while one redoes what the other does: what audits of a card have to tolerate.
-//! 5. Steps of body stages of the 8B and 15B models: tokens per second, MFU, and each operation beside its floor.
-//! 6. Steps of a body stage whose copies go beside its passes, and of one whose passes wait for them.
+//! 3. Attention by fused kernels beside attention by products, on the 8B model's shapes: times, and how far apart.
+//! 4. 200 steps of a small model on the CPU and on the card.
+//! 5. How far card and CPU come apart while one redoes what the other does: what audits of a card have to tolerate.
+//! 6. Steps of body stages of the 8B and 15B models: tokens per second, MFU, and each operation beside its floor.
+//! 7. Steps of a body stage whose copies go beside its passes, and of one whose passes wait for them.
 //!
 //! Fails if an operation is wrong, bits differ between two runs, or the losses part. What a part has found is in the file as
-//! soon as the part has ended, and each stage of 5 when it has been timed; a part that fails is a failure and costs no other
-//! part. Ends within the budget, leaving out what is left of 5 and 6: exit code 0 if all holds, 1 if something does not, 2 if there
+//! soon as the part has ended, and each stage of 6 when it has been timed; a part that fails is a failure and costs no other
+//! part. Ends within the budget, leaving out what is left of 6 and 7: exit code 0 if all holds, 1 if something does not, 2 if there
 //! is no card to work on. With `--small` everything is tiny: that is how it is tried where there is no card.
 
+mod attention;
 mod cases;
 mod ceilings;
 mod copies;
@@ -150,6 +152,12 @@ fn run() -> Result<usize> {
         operations::check(&card, small, findings)
     });
     report.save("operations", found.into(), &findings)?;
+    if let Some(ceilings) = &ceilings {
+        let found = part("attention", &mut findings, |findings| {
+            attention::compare(&card, ceilings, small, findings)
+        });
+        report.save("attention", found.into(), &findings)?;
+    }
     let found = part("learning", &mut findings, |findings| {
         learning::compare(&card, small, findings)
     });

@@ -176,9 +176,7 @@ fn print_operations(entries: &[Entry], ceilings: &Ceilings, step_s: f64) -> Vec<
         .iter()
         .map(|entry| {
             let elapsed_s = entry.elapsed.as_secs_f64();
-            let by_arithmetic = entry.operations as f64 / ceilings.product_per_s;
-            let by_memory = entry.operand_bytes as f64 / ceilings.memory_bytes_per_s;
-            let floor_s = f64::max(by_arithmetic, by_memory);
+            let floor_s = ceilings.floor_s(entry);
             let shape = entry.product.map_or_else(String::new, |product| {
                 format!("{} x {} x {}", product.rows, product.columns, product.inner)
             });

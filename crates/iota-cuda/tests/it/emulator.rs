@@ -114,6 +114,16 @@ impl Emulator {
         }))
     }
 
+    /// As [`Driver::launch`], of kernels that only tests have too, with as much shared memory as is said here.
+    ///
+    /// # Safety
+    /// As there.
+    pub(crate) unsafe fn launch_with(&self, launch: &Launch<'_>, shared_bytes: u32) {
+        self.ask(1, launch.arguments.iter().filter_map(address));
+        // SAFETY: the caller vouches for the arguments; their kinds are compared with the kernel's.
+        unsafe { self.kernels.launch(launch, shared_bytes, self.seed) };
+    }
+
     /// A test that panics gives back what it holds.
     fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
@@ -289,9 +299,8 @@ unsafe impl Driver for Emulator {
     }
 
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
-        self.ask(1, launch.arguments.iter().filter_map(address));
-        // SAFETY: the caller vouches for the arguments; their kinds are compared with the kernel's.
-        unsafe { self.kernels.launch(launch, self.seed) };
+        // SAFETY: the caller's.
+        unsafe { self.launch_with(launch, kernels::shared_bytes(launch.kernel)) };
         Ok(())
     }
 
@@ -381,6 +390,7 @@ type Emulate = unsafe extern "C" fn(
     *const c_char,
     *const u32,
     u32,
+    u32,
     *mut *mut c_void,
     *const c_char,
     u64,
@@ -402,7 +412,7 @@ impl Kernels {
 
     /// # Safety
     /// As [`Driver::launch`].
-    unsafe fn launch(&self, launch: &Launch<'_>, seed: u64) {
+    unsafe fn launch(&self, launch: &Launch<'_>, shared_bytes: u32, seed: u64) {
         let mut arguments = launch.arguments.to_vec();
         let kinds: String = arguments.iter().map(kind).collect();
         let mut pointers: Vec<*mut c_void> = arguments
@@ -425,6 +435,7 @@ impl Kernels {
                 name.as_ptr(),
                 launch.blocks.as_ptr(),
                 kernels::THREADS,
+                shared_bytes,
                 pointers.as_mut_ptr(),
                 kinds.as_ptr(),
                 seed,
@@ -485,12 +496,15 @@ pub(crate) fn stand_in_for_nvidia() -> bool {
 fn compiled(name: &str, added: &str) -> Option<PathBuf> {
     let entries: String = kernels::NAMES
         .iter()
+        .chain(&["test_multiply", "test_load"])
         .map(|name| format!("X({name}) "))
         .collect();
     let source = format!(
-        "{}\n{}\n#define KERNELS(X) {entries}\n{}\n{added}",
+        "{}\n{}\n{}\n{}\n#define KERNELS(X) {entries}\n{}\n{added}",
         include_str!("emulator/emulator.hpp"),
+        include_str!("emulator/tensor.hpp"),
         kernels::SOURCE,
+        include_str!("emulator/instructions.hpp"),
         include_str!("emulator/launch.hpp")
     );
     let digest = blake3::hash(source.as_bytes()).to_hex();

@@ -11,7 +11,12 @@ mod card;
 mod drift;
 /// A driver whose card is the C++ compiler.
 mod emulator;
+/// Factors are rounded once, and again when they have changed.
 mod factors;
+/// Attention by fused kernels, and by products.
+mod fused;
+/// What tensor cores do, as it is documented.
+mod instructions;
 /// Memory is planned, and what does not fit is an error.
 mod memory;
 /// Every operation is what its definition says, in f32 and in bf16.

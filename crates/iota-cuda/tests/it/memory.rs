@@ -1,5 +1,9 @@
-use iota_compute::{Error, Input, OptimizerSettings, Stage, StageOptions};
-use iota_cuda::{Cuda, memory_plan};
+use std::sync::Arc;
+
+use iota_compute::backend::AttentionShape;
+use iota_compute::memory::MemoryCount;
+use iota_compute::{Backend, Error, Input, OptimizerSettings, Stage, StageOptions};
+use iota_cuda::{AttentionPath, Cuda, Planner, memory_plan};
 use iota_model::{Precision, StagePlan, preset};
 
 use crate::emulator::Emulator;
@@ -50,4 +54,39 @@ fn a_card_that_is_full_is_an_error_that_says_so() {
         panic!("{error}");
     };
     assert!(bytes > 0);
+}
+
+#[test]
+fn fused_attention_is_planned_without_room_for_scores() {
+    let shape = AttentionShape {
+        sequences: 1,
+        tokens: 4096,
+        heads: 32,
+        key_value_heads: 8,
+        head_width: 128,
+    };
+    let planned = |path| {
+        let planner = Planner::default();
+        let device = Cuda::on(Arc::new(planner.clone()), Precision::Bf16).with_attention_path(path);
+        let buffer = |elements| device.allocate(elements).unwrap();
+        let packed = buffer(shape.rows() * shape.packed_width());
+        let mut out = buffer(shape.rows() * shape.width());
+        let mut log_sums = buffer(shape.rows() * shape.heads);
+        let before = planner.held_bytes();
+        device
+            .attention(
+                device.all_mut(&mut out),
+                device.all_mut(&mut log_sums),
+                device.all(&packed),
+                shape,
+            )
+            .unwrap();
+        planner.held_bytes_max() - before
+    };
+    let [fused, products] = [AttentionPath::Fused, AttentionPath::Products].map(planned);
+    let rounded_bytes = 2 * (shape.rows() * shape.packed_width()) as u64;
+    assert_eq!(fused, rounded_bytes);
+    // Scores of 256 queries and all keys, for each head in f32 and bf16.
+    let scores_bytes = (4 + 2) * 256 * (shape.tokens * shape.heads) as u64;
+    assert!(products > fused + scores_bytes / 2, "{products}");
 }

@@ -129,3 +129,21 @@ fn rounded_factors_move_the_losses_a_little() {
     assert_close(&computed, &expected, 0.02);
     assert_ne!(computed, expected, "factors are rounded");
 }
+
+/// Heads of 64 channels, for which there are fused kernels.
+#[test]
+fn a_model_with_fused_attention_learns_as_it_does_on_a_cpu() {
+    let config = ModelConfig {
+        width: 256,
+        heads: 4,
+        key_value_heads: 2,
+        ..model(Boundary::None)
+    };
+    let plan = StagePlan::new(&config, 2).unwrap();
+    let optimizer = StageOptions::default().optimizer;
+    let computed = on_cuda(Precision::Bf16, &plan, optimizer, Recompute::Blocks);
+    let Some(computed) = computed else {
+        return;
+    };
+    assert_close(&computed, &on_cpu(&plan, optimizer), 0.02);
+}

@@ -9,6 +9,7 @@
 //     none that need not;
 //   - if what they copy has changed in between, they copy nothing.
 
+#include <cstdio>
 #include <deque>
 #include <functional>
 #include <map>
@@ -81,6 +82,7 @@ struct Event {
 };
 
 inline std::recursive_mutex turn;
+inline std::map<void*, unsigned> shared_bytes_allowed;
 inline Stream* work = nullptr;
 // What went wrong in a stream: whoever waits is told, from then on.
 inline Status trouble = 0;
@@ -145,6 +147,8 @@ Status copy(void* to, const void* from, std::size_t bytes, void* stream) {
 extern "C" {
 
 Status cuInit(unsigned) { return 0; }
+Status cuGetErrorName(Status, const char** text) { return *text = "an error", 0; }
+Status cuGetErrorString(Status, const char** text) { return *text = "of the stand-in", 0; }
 Status cuDriverGetVersion(int* version) { return *version = 13000, 0; }
 Status cuDeviceGetCount(int* count) { return *count = 1, 0; }
 Status cuDeviceGet(int* device, int ordinal) { return *device = ordinal, 0; }
@@ -171,9 +175,24 @@ Status cuModuleGetFunction(void** function, void*, const char* name) {
 #undef X
     return 500;
 }
+// Dynamic shared memory of a launch, at most: 48 KiB unless more was asked for, of which an A100 has 163 KiB for a block.
+Status cuFuncSetAttribute(void* function, int attribute, int value) {
+    // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES.
+    if (attribute != 8 || value < 0 || value > 163 * 1024) {
+        return 1;
+    }
+    const Turn mine(turn);
+    shared_bytes_allowed[function] = value;
+    return 0;
+}
 Status cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsigned block_x, unsigned block_y,
                       unsigned block_z, unsigned shared_bytes, void* stream, void** arguments, void** extra) {
-    if (z != 1 || block_y != 1 || block_z != 1 || shared_bytes != 0 || extra != nullptr) {
+    if (z != 1 || block_y != 1 || block_z != 1 || extra != nullptr) {
+        return 1;
+    }
+    const Turn mine(turn);
+    const auto allowed = shared_bytes_allowed.find(function);
+    if (shared_bytes > (allowed == shared_bytes_allowed.end() ? 48 * 1024 : allowed->second)) {
         return 1;
     }
     const char* const name = static_cast<char*>(function);
@@ -184,7 +203,6 @@ Status cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsign
     }
     KERNELS(X)
 #undef X
-    const Turn mine(turn);
     ask(stream, [=]() mutable {
         const unsigned grid[2] = {x, y};
         std::vector<void*> pointers;
@@ -192,7 +210,8 @@ Status cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned z, unsign
             pointers.push_back(&value);
         }
         char message[256];
-        if (emulate(name, grid, block_x, pointers.data(), nullptr, 1, message, sizeof message)) {
+        if (emulate(name, grid, block_x, shared_bytes, pointers.data(), nullptr, 1, message, sizeof message)) {
+            std::fprintf(stderr, "%s: %s\n", name, message);
             trouble = 719;
         }
     });
