@@ -42,6 +42,8 @@ const ROWS: &[&[&str]] = &[
         "iota-journal",
         "iota-ledger",
     ],
+    // Calls and objects are encrypted alike.
+    &["iota-tls"],
     &["iota-protocol"],
 ];
 
@@ -98,6 +100,7 @@ const OWNED: &[(&[&str], &[&str])] = &[
     (&["candle*", "gemm"], &["iota-compute"]),
     (&["cudarc"], &["iota-cuda"]),
     (&["schnorrkel"], &["iota-identity"]),
+    (&["rustls*", "tokio-rustls", "rcgen"], &["iota-tls"]),
     (&["rusqlite", "libsqlite3-sys"], &["iota-journal"]),
     // Chance comes from seeds that are passed in, time from iota_protocol::Timestamp, laziness from std.
     (
