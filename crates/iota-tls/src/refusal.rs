@@ -53,7 +53,7 @@ impl Refusal {
                 presented,
             }) => Some(Self::OtherName {
                 asked: expected.to_str().into_owned(),
-                names: presented.join(", "),
+                names: names(presented),
             }),
             rustls::Error::InvalidCertificate(error) => Some(Self::Certificate(problem(error))),
             rustls::Error::InvalidMessage(
@@ -84,6 +84,19 @@ fn tls_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a rustls::Erro
         };
     }
     None
+}
+
+/// The names in a certificate, which the library gives with their kinds: `DnsName("orchestrator.example")`.
+fn names(presented: &[String]) -> String {
+    let bare = |name: &String| {
+        let inner = name.split_once('(').map_or(name.as_str(), |(_, rest)| rest);
+        inner.trim_end_matches(')').trim_matches('"').to_owned()
+    };
+    let names: Vec<String> = presented.iter().map(bare).collect();
+    if names.is_empty() {
+        return "nobody by name (it needs a subjectAltName)".to_owned();
+    }
+    names.join(", ")
 }
 
 /// What is wrong with a certificate, for people.

@@ -69,7 +69,14 @@ async fn each_kind_of_disagreement_has_its_name() {
         panic!("the certificate is another's");
     };
     assert_eq!(asked, "orchestrator.example");
-    assert!(names.contains("127.0.0.1"), "{names}");
+    assert_eq!(names, "127.0.0.1");
+
+    let address = server(authority.server(&[])).await;
+    let error = call(&trust, Protocol::Http2, "127.0.0.1", address).await;
+    let Refusal::OtherName { names, .. } = refusal(error) else {
+        panic!("the certificate names nobody");
+    };
+    assert!(names.contains("subjectAltName"), "{names}");
 
     let address = server(good()).await;
     let error = call(&trust, Protocol::Http1, "127.0.0.1", address).await;
