@@ -169,13 +169,14 @@ impl Opened {
             (Some(objects), _) => objects,
             (None, Some(server)) => {
                 addresses.store_listen = server.local_address();
-                if certificate.is_none() {
-                    warn_if_readable("grants and tensors", addresses.store_listen);
-                }
                 let signer = match &addresses.store_url {
                     Some(url) => server.grants_at(url)?,
                     None => server.grants(),
                 };
+                match certificate {
+                    Some(certificate) => warn_if_not_named(certificate, &addresses),
+                    None => warn_if_readable("grants and tensors", addresses.store_listen),
+                }
                 (server.store()?, signer)
             }
             (None, None) => unreachable!("a store is opened unless one is brought"),
@@ -198,6 +199,24 @@ fn warn_if_readable(what: &str, address: SocketAddr) {
             %address,
             "{what} are not encrypted, and whoever reads a grant on its way can use it; --tls-certificate and --tls-key \
              encrypt them"
+        );
+    }
+}
+
+/// Says so if grants lead peers to a store that they cannot believe. Behind a proxy with a certificate of its own they may.
+fn warn_if_not_named(certificate: &ServerCertificate, addresses: &Addresses) {
+    let host = match &addresses.store_url {
+        Some(url) if url.scheme() != "https" => {
+            warn!(%url, "grants are for a URL without TLS, and the store speaks nothing else");
+            return;
+        }
+        Some(url) => url.host_str().unwrap_or_default().to_owned(),
+        None => addresses.store_listen.ip().to_string(),
+    };
+    if !certificate.names(&host) {
+        warn!(
+            %host,
+            "the certificate does not name the host where peers are granted objects; --store-url names one that it does"
         );
     }
 }

@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::ParsedCertificate;
-use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, InconsistentKeys, RootCertStore, ServerConfig};
 
 use crate::refusal::problem;
+use crate::renewal::Shown;
+use crate::trust::server_name;
 use crate::{Error, Protocol, TlsAcceptor, VERSIONS, pem, provider};
 
 /// Where a certificate and its key are.
@@ -23,27 +25,18 @@ pub struct CertificateFiles {
 
 /// A certificate chain and its key. Cheap to clone.
 #[derive(Clone)]
-pub struct ServerCertificate {
-    key: Arc<CertifiedKey>,
-    files: Option<CertificateFiles>,
-}
+pub struct ServerCertificate(Arc<Shown>);
 
 impl ServerCertificate {
-    /// Reads both files.
+    /// Reads both files. When they are written again, what is in them then is shown from the next connection on; if it cannot
+    /// be used, a warning says so, and the one before stays.
     ///
     /// # Errors
     /// Names the file and says why nobody could accept it: it is not there, it is not PEM, the key is another's, or the
     /// certificate has expired or is not one of a server. Whether peers trust whoever signed it, and which names it has
     /// to bear, cannot be known here.
     pub fn from_files(files: &CertificateFiles) -> Result<Self, Error> {
-        let certificate = files.certificate.display().to_string();
-        let key = files.key.display().to_string();
-        let texts = (pem::read(&files.certificate)?, pem::read(&files.key)?);
-        let read = Self::read((&texts.0, &certificate), (&texts.1, &key))?;
-        Ok(Self {
-            files: Some(files.clone()),
-            ..read
-        })
+        Ok(Self(Arc::new(Shown::of(files)?)))
     }
 
     /// Of two texts in PEM, as they would be in files.
@@ -51,48 +44,73 @@ impl ServerCertificate {
     /// # Errors
     /// As [`from_files`](Self::from_files).
     pub fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, Error> {
-        Self::read(
+        let key = read(
             (certificate, "the certificate that was given"),
             (key, "the key that was given"),
-        )
+        )?;
+        Ok(Self(Arc::new(Shown::always(key))))
     }
 
     /// The files that it was read from, if it was.
-    pub const fn files(&self) -> Option<&CertificateFiles> {
-        self.files.as_ref()
+    pub fn files(&self) -> Option<&CertificateFiles> {
+        self.0.files()
+    }
+
+    /// Whether it names a host: whoever calls `host`, a name or an IP address, accepts it for no other.
+    pub fn names(&self, host: &str) -> bool {
+        let key = self.0.current();
+        let own = key.cert.first().map(ParsedCertificate::try_from);
+        match (own, server_name(host)) {
+            (Some(Ok(own)), Ok(name)) => rustls::client::verify_server_name(&own, &name).is_ok(),
+            _ => false,
+        }
     }
 
     /// A server's side of connections that carry `protocol`.
     pub fn acceptor(&self, protocol: Protocol) -> TlsAcceptor {
+        let shown: Arc<Shown> = Arc::clone(&self.0);
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
             .expect(VERSIONS)
             .with_no_client_auth()
-            .with_cert_resolver(Arc::new(SingleCertAndKey::from(Arc::clone(&self.key))));
+            .with_cert_resolver(shown);
         config.alpn_protocols = protocol.names();
         TlsAcceptor::new(config)
     }
+}
 
-    /// Of texts, each with where it comes from.
-    fn read(certificate: (&[u8], &str), key: (&[u8], &str)) -> Result<Self, Error> {
-        let (certificate, certificate_origin) = certificate;
-        let (key, key_origin) = key;
-        let chain = pem::certificates(certificate, certificate_origin)?;
-        let key = pem::private_key(key, key_origin)?;
-        check(&chain, UnixTime::now())
-            .map_err(|problem| Error::unusable(certificate_origin, problem))?;
-        let key = CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
-            rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => Error::unusable(
-                key_origin,
-                format!("it is not the key of {certificate_origin}"),
-            ),
-            error => Error::unusable(key_origin, error.to_string()),
-        })?;
-        Ok(Self {
-            key: Arc::new(key),
-            files: None,
-        })
+impl fmt::Debug for ServerCertificate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerCertificate")
+            .field("files", &self.files())
+            .finish_non_exhaustive()
     }
+}
+
+impl CertificateFiles {
+    pub(crate) fn read(&self) -> Result<CertifiedKey, Error> {
+        let certificate = self.certificate.display().to_string();
+        let key = self.key.display().to_string();
+        let texts = (pem::read(&self.certificate)?, pem::read(&self.key)?);
+        read((&texts.0, &certificate), (&texts.1, &key))
+    }
+}
+
+/// A certificate and its key of texts, each with where it comes from.
+fn read(certificate: (&[u8], &str), key: (&[u8], &str)) -> Result<CertifiedKey, Error> {
+    let (certificate, certificate_origin) = certificate;
+    let (key, key_origin) = key;
+    let chain = pem::certificates(certificate, certificate_origin)?;
+    let key = pem::private_key(key, key_origin)?;
+    check(&chain, UnixTime::now())
+        .map_err(|problem| Error::unusable(certificate_origin, problem))?;
+    CertifiedKey::from_der(chain, key, &provider()).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => Error::unusable(
+            key_origin,
+            format!("it is not the key of {certificate_origin}"),
+        ),
+        error => Error::unusable(key_origin, error.to_string()),
+    })
 }
 
 /// Whether a peer could accept a chain, if it trusted whoever signed its last certificate.
@@ -114,13 +132,5 @@ fn check(chain: &[CertificateDer<'static>], now: UnixTime) -> Result<(), String>
         Ok(()) | Err(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => Ok(()),
         Err(rustls::Error::InvalidCertificate(error)) => Err(problem(&error)),
         Err(error) => Err(error.to_string()),
-    }
-}
-
-impl fmt::Debug for ServerCertificate {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerCertificate")
-            .field("files", &self.files)
-            .finish_non_exhaustive()
     }
 }

@@ -25,6 +25,7 @@
 //! | module | concern |
 //! |---|---|
 //! | [`certificate`] | what a server shows: read from files, and refused if nobody could accept it |
+//! | `renewal` | a certificate that is written anew while it is shown |
 //! | [`trust`] | whom a client believes, and its side of a connection |
 //! | [`accept`] | a server's side of a connection |
 //! | [`refusal`] | why a connection is not made, for people and for whoever would try again |
@@ -40,6 +41,7 @@ pub mod certificate;
 mod error;
 mod pem;
 pub mod refusal;
+mod renewal;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod trust;

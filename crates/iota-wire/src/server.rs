@@ -166,10 +166,6 @@ pub async fn serve(
 }
 
 /// Nothing is read from, and nothing told to, whoever comes without TLS to a port for TLS.
-#[expect(
-    clippy::result_large_err,
-    reason = "what an interceptor gives back is tonic's"
-)]
 fn refuse_unencrypted(request: Request<()>) -> Result<Request<()>, Status> {
     match request.extensions().get() {
         Some(Way::Unencrypted) => Err(ApiError::OnlyTls.into()),

@@ -1,28 +1,32 @@
 use std::io;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use iota_tls::testing::Authority;
-use iota_tls::{Accepted, Protocol, Refusal, ServerCertificate, Trust};
+use iota_tls::{Accepted, CertificateFiles, Protocol, Refusal, ServerCertificate, Trust};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
-/// A server that accepts one connection for calls, and says a word on it.
+/// A server that accepts connections for calls, and says a word on each.
 async fn server(certificate: ServerCertificate) -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
-        let (stream, _) = listener.accept().await.unwrap();
-        match certificate.acceptor(Protocol::Http2).accept(stream).await {
-            Ok(Accepted::Encrypted(mut stream)) => {
-                stream.write_all(b"welcome").await.unwrap();
-                stream.shutdown().await.unwrap();
+        let acceptor = certificate.acceptor(Protocol::Http2);
+        while let Ok((stream, _)) = listener.accept().await {
+            match acceptor.accept(stream).await {
+                Ok(Accepted::Encrypted(mut stream)) => {
+                    stream.write_all(b"welcome").await.unwrap();
+                    stream.shutdown().await.unwrap();
+                }
+                Ok(Accepted::Plain(mut stream)) => {
+                    let mut heard = [0; 5];
+                    stream.read_exact(&mut heard).await.unwrap();
+                    stream.write_all(&heard).await.unwrap();
+                }
+                // The client does not get on with us; it says why.
+                Err(_) => {}
             }
-            Ok(Accepted::Plain(mut stream)) => {
-                let mut heard = [0; 5];
-                stream.read_exact(&mut heard).await.unwrap();
-                stream.write_all(&heard).await.unwrap();
-            }
-            // The client does not get on with us; it says why.
-            Err(_) => {}
         }
     });
     address
@@ -51,6 +55,48 @@ async fn a_server_is_believed_under_each_of_its_names_and_addresses() {
         let heard = call(&authority.trust(), Protocol::Http2, host, address).await;
         assert_eq!(heard.unwrap(), "welcome", "{host}");
     }
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_to_whoever_comes_next_and_a_spoilt_one_to_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let files = CertificateFiles {
+        certificate: folder.path().join("certificate.pem"),
+        key: folder.path().join("key.pem"),
+    };
+    let mut written = SystemTime::UNIX_EPOCH;
+    let mut write = |path: &Path, text: &str| {
+        std::fs::write(path, text).unwrap();
+        // Files that are written one after the other may have been written at the same time, by the system's clock.
+        written += Duration::from_secs(1);
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.set_modified(written).unwrap();
+    };
+    let (before, after) = (Authority::new(), Authority::new());
+    let old = before.issue(&["127.0.0.1"]);
+    write(&files.certificate, &old.certificate);
+    write(&files.key, &old.key);
+    let address = server(ServerCertificate::from_files(&files).unwrap()).await;
+    let believed = async |authority: &Authority| {
+        let trust = authority.trust();
+        let heard = call(&trust, Protocol::Http2, "127.0.0.1", address).await;
+        heard.is_ok()
+    };
+    assert!(believed(&before).await && !believed(&after).await);
+
+    // Of the new one only the first file is there.
+    let new = after.issue(&["127.0.0.1"]);
+    write(&files.certificate, &new.certificate);
+    assert!(believed(&before).await && !believed(&after).await);
+    write(&files.key, &new.key);
+    assert!(!believed(&before).await && believed(&after).await);
+
+    let expired = after.issue_expired(&["127.0.0.1"]);
+    write(&files.key, &expired.key);
+    write(&files.certificate, &expired.certificate);
+    assert!(believed(&after).await);
+    std::fs::remove_file(&files.key).unwrap();
+    assert!(believed(&after).await);
 }
 
 #[tokio::test]

@@ -45,6 +45,17 @@ fn a_certificate_with_its_key_is_taken_alone_and_with_its_authority() {
 }
 
 #[test]
+fn a_certificate_names_hosts_as_urls_write_them() {
+    let server = Authority::new().server(&["orchestrator.example", "127.0.0.1", "::1"]);
+    for host in ["orchestrator.example", "127.0.0.1", "[::1]"] {
+        assert!(server.names(host), "{host}");
+    }
+    for host in ["store.example", "127.0.0.2", "0.0.0.0", "no host", ""] {
+        assert!(!server.names(host), "{host}");
+    }
+}
+
+#[test]
 fn what_nobody_could_accept_is_refused_by_file_and_reason() {
     let authority = Authority::new();
     let good = authority.issue(&["orchestrator.example"]);
