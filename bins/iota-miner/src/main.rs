@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use iota_identity::KeyLock;
-use iota_miner::{Behaviour, Device, DeviceName, Miner, Stop};
+use iota_miner::{Behaviour, Device, DeviceName, Miner, Network, Stop, Trust};
 use iota_model::Precision;
 use iota_node::{Exit, Shutdown, Telemetry};
 
@@ -49,9 +49,13 @@ impl From<Factors> for Precision {
 
 #[derive(Debug, Args)]
 struct Run {
-    /// Where the orchestrator answers, such as `http://127.0.0.1:7400`.
+    /// Where the orchestrator answers, such as `https://orchestrator.example:7400`.
     #[arg(long, value_name = "URL", env = "IOTA_ORCHESTRATOR")]
     orchestrator: String,
+    /// A certificate authority of one's own, in PEM, that orchestrator and store may have their certificates from; beside
+    /// those that the system trusts.
+    #[arg(long, value_name = "FILE", env = "IOTA_CA")]
+    ca: Option<PathBuf>,
     /// The miner's key; made on first use.
     #[arg(
         long,
@@ -134,6 +138,9 @@ fn main() -> Exit {
 
 fn start(run: Run) -> anyhow::Result<Stop> {
     Telemetry::from_environment()?.init()?;
+    // Before there is a key: whoever names a wrong file has not begun.
+    let network = run.ca.as_deref().map(Trust::and_file).transpose()?;
+    let network = network.map(Network::trusting).unwrap_or_default();
     let keypair = iota_identity::load_or_create(&run.key)
         .with_context(|| format!("the miner's key, {}", run.key.display()))?;
     let Some(_lock) = KeyLock::take(&run.key)? else {
@@ -152,6 +159,7 @@ fn start(run: Run) -> anyhow::Result<Stop> {
         };
         let mut miner = Miner::builder(run.orchestrator)
             .with_keypair(keypair)
+            .with_network(network)
             .with_threads(run.threads)
             .with_device(device)
             .with_capacity(run.capacity)
@@ -183,6 +191,9 @@ fn at_least_one() -> RangedU64ValueParser<usize> {
 }
 
 fn exit_code(error: &anyhow::Error) -> Exit {
+    if error.is::<iota_tls::Error>() {
+        return Exit::Unusable;
+    }
     match error.downcast_ref::<iota_miner::Error>() {
         Some(error) if error.is_bad_url() => Exit::Unusable,
         _ => Exit::Failed,

@@ -157,7 +157,21 @@ pub(crate) struct Resume {
     #[arg(long, value_name = "DIR", default_value = "iota-run")]
     pub(crate) out: PathBuf,
     #[command(flatten)]
+    pub(crate) tls: Tls,
+    #[command(flatten)]
     pub(crate) restore: Restore,
+}
+
+/// How connections of a served run are encrypted. A resumed run is encrypted as it was, if nothing else is said.
+#[derive(Debug, Args)]
+pub(crate) struct Tls {
+    /// A certificate chain in PEM: calls and the embedded store are encrypted, under URLs that begin with https. Has to name
+    /// the host or address by which peers call.
+    #[arg(long, value_name = "FILE", env = "IOTA_TLS_CERTIFICATE")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// The certificate's key in PEM, without a passphrase.
+    #[arg(long, value_name = "FILE", env = "IOTA_TLS_KEY")]
+    pub(crate) tls_key: Option<PathBuf>,
 }
 
 /// How to make a run folder anew.
@@ -247,6 +261,8 @@ pub(crate) struct Run {
 pub(crate) struct Serve {
     #[command(flatten)]
     pub(crate) run: Run,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
     /// Miners that every stage needs before training starts.
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub(crate) miners_to_start: u32,
@@ -322,6 +338,22 @@ impl Testnet {
         for (name, given) in [("processes", self.processes), ("baseline", self.baseline)] {
             if given {
                 flags.insert(name.to_owned(), true.into());
+            }
+        }
+        flags
+    }
+}
+
+impl Serve {
+    /// The flags that were given, as settings.
+    pub(crate) fn flags(&self) -> toml::Table {
+        let mut flags = self.run.flags();
+        for (name, file) in [
+            ("tls_certificate", &self.tls.tls_certificate),
+            ("tls_key", &self.tls.tls_key),
+        ] {
+            if let Some(file) = file {
+                flags.insert(name.to_owned(), file.display().to_string().into());
             }
         }
         flags

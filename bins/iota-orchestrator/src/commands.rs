@@ -7,8 +7,8 @@ use iota_journal::SqliteJournal;
 use iota_node::settings::SettingsError;
 use iota_node::{Clock as _, Exit, Layers, Loaded, Shutdown, SystemClock, Telemetry};
 use iota_orchestrator::{
-    JOURNAL, LeftStore, Orchestrator, OrchestratorBuilder, Participants, RestoreOptions, Setup,
-    SetupError, TimingOptions, check_addresses,
+    JOURNAL, LeftStore, Orchestrator, OrchestratorBuilder, Participants, RestoreOptions,
+    ServerCertificate, Setup, SetupError, TimingOptions, check_addresses,
 };
 use iota_peer::Device;
 use iota_testnet::{
@@ -111,6 +111,8 @@ const fn orchestrator_exit_code(error: &iota_orchestrator::Error) -> Exit {
         | Error::NothingToRestore { .. }
         | Error::RunFile { .. }
         | Error::AnotherKey { .. }
+        | Error::Tls(_)
+        | Error::NoCertificate
         | Error::Journal(
             Journal::Missing { .. }
             | Journal::Exists { .. }
@@ -139,6 +141,7 @@ fn load(
         "IOTA_CUDA_KERNELS",
         "IOTA_CAPACITY",
         "IOTA_MEMORY_LIMIT_MIB",
+        "IOTA_CA",
     ];
     let mut layers = Layers::new(defaults)?.reserve(others);
     if let Some(file) = file {
@@ -211,7 +214,14 @@ fn run_testnet(testnet: Testnet) -> anyhow::Result<Exit> {
 }
 
 fn resume(flags: Resume) -> anyhow::Result<Exit> {
-    let Resume { out, restore } = flags;
+    let Resume { out, tls, restore } = flags;
+    // As settings are checked that say the same, and before there is a folder.
+    let settings = TestnetSettings {
+        tls_certificate: tls.tls_certificate.unwrap_or_default(),
+        tls_key: tls.tls_key.unwrap_or_default(),
+        ..TestnetSettings::default()
+    };
+    let certificate = certificate(&settings)?;
     if let Some(store) = restore.from_store {
         let variable = |name: &str| std::env::var(name).ok();
         let options = RestoreOptions {
@@ -226,11 +236,25 @@ fn resume(flags: Resume) -> anyhow::Result<Exit> {
         restore_folder(&options, &out)?;
     }
     if folder::holds_testnet(&out) {
+        settings.validate()?;
         start_telemetry("warn")?;
         return run_testnet(Testnet::resume(out)?);
     }
     Telemetry::from_environment()?.init()?;
-    serve_until_over(Orchestrator::resume(out)?)
+    let mut builder = Orchestrator::resume(out)?;
+    if let Some(certificate) = certificate {
+        builder = builder.with_certificate(certificate);
+    }
+    serve_until_over(builder)
+}
+
+/// What a served run shows, if it is to be encrypted.
+fn certificate(settings: &TestnetSettings) -> anyhow::Result<Option<ServerCertificate>> {
+    let files = settings.certificate_files()?;
+    let certificate = files.as_ref().map(ServerCertificate::from_files);
+    Ok(certificate
+        .transpose()
+        .map_err(iota_orchestrator::Error::from)?)
 }
 
 /// Makes `out` the folder of the run that is left in a store, and says what is lost.
@@ -285,7 +309,8 @@ fn serve(flags: Serve) -> anyhow::Result<Exit> {
         timing: TimingOptions::default(),
         ..TestnetSettings::default()
     };
-    let settings = load(&defaults, flags.run.flags(), flags.run.config.as_ref())?.settings;
+    let settings = load(&defaults, flags.flags(), flags.run.config.as_ref())?.settings;
+    let certificate = certificate(&settings)?;
     Telemetry::from_environment()?.init()?;
     let participants = Participants {
         miners_to_start: flags.miners_to_start,
@@ -310,6 +335,9 @@ fn serve(flags: Serve) -> anyhow::Result<Exit> {
         .with_key_file(flags.key);
     if let Some(url) = store_url {
         builder = builder.with_store_url(url);
+    }
+    if let Some(certificate) = certificate {
+        builder = builder.with_certificate(certificate);
     }
     serve_until_over(builder)
 }

@@ -5,6 +5,8 @@
 use std::net::TcpListener;
 use std::process::{Command, Output};
 
+use iota_tls::testing::Authority;
+
 fn orchestrator(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_iota-orchestrator"))
         .args(arguments)
@@ -60,6 +62,56 @@ fn unusable_input_is_exit_code_2_and_says_what_would_do() {
         let arguments = [command, "--out", &out, "--store-url", "the proxy"];
         refused(&arguments, 2, &["store_url"]);
     }
+    assert!(!folder.path().join("run").exists());
+}
+
+#[test]
+fn a_certificate_that_cannot_be_used_is_said_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let issued = Authority::new().issue(&["127.0.0.1"]);
+    let other = Authority::new().issue(&["127.0.0.1"]);
+    let files = [
+        ("certificate.pem", issued.certificate.as_str()),
+        ("key.pem", &issued.key),
+        ("other.pem", &other.key),
+        ("empty.pem", ""),
+    ];
+    for (name, text) in files {
+        std::fs::write(path(name), text).unwrap();
+    }
+    let out = path("run");
+    let cases = [
+        ("certificate.pem", "other.pem", "other.pem"),
+        ("empty.pem", "key.pem", "empty.pem"),
+        ("certificate.pem", "missing.pem", "missing.pem"),
+        ("certificate.pem", "certificate.pem", "no private key"),
+    ];
+    for (certificate, key, word) in cases {
+        let (certificate, key) = (path(certificate), path(key));
+        let tls = ["--tls-certificate", &certificate, "--tls-key", &key];
+        let serve = ["serve", "--preset", "tiny", "--out", &out];
+        refused(&[&serve[..], &tls].concat(), 2, &[word]);
+        refused(&[&["resume", "--out", &out][..], &tls].concat(), 2, &[word]);
+    }
+    let alone = [
+        "serve",
+        "--out",
+        &out,
+        "--tls-certificate",
+        "certificate.pem",
+    ];
+    refused(&alone, 2, &["tls_key"]);
+    assert!(!folder.path().join("run").exists());
+    // As a setting of a testnet, which nobody could reach by it.
+    let config = path("settings.toml");
+    let settings = "tls_certificate = 'certificate.pem'\ntls_key = 'key.pem'\n";
+    std::fs::write(&config, settings).unwrap();
+    refused(
+        &["testnet", "--out", &out, "--config", &config],
+        2,
+        &["tls_certificate", "serve"],
+    );
     assert!(!folder.path().join("run").exists());
 }
 

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::builder::RangedU64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use iota_node::{Exit, Shutdown, Telemetry};
-use iota_validator::{Stop, Validator};
+use iota_validator::{Network, Stop, Trust, Validator};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -38,9 +38,13 @@ enum Command {
 
 #[derive(Debug, Args)]
 struct Run {
-    /// Where the orchestrator answers, such as `http://127.0.0.1:7400`.
+    /// Where the orchestrator answers, such as `https://orchestrator.example:7400`.
     #[arg(long, value_name = "URL", env = "IOTA_ORCHESTRATOR")]
     orchestrator: String,
+    /// A certificate authority of one's own, in PEM, that orchestrator and store may have their certificates from; beside
+    /// those that the system trusts.
+    #[arg(long, value_name = "FILE", env = "IOTA_CA")]
+    ca: Option<PathBuf>,
     /// The validator's key; made on first use.
     #[arg(
         long,
@@ -79,6 +83,9 @@ fn identity(key: &PathBuf) -> anyhow::Result<Exit> {
 
 fn start(run: Run) -> anyhow::Result<Exit> {
     Telemetry::from_environment()?.init()?;
+    // Before there is a key: whoever names a wrong file has not begun.
+    let network = run.ca.as_deref().map(Trust::and_file).transpose()?;
+    let network = network.map(Network::trusting).unwrap_or_default();
     let keypair = load(&run.key)?;
     let Some(_lock) = iota_identity::KeyLock::take(&run.key)? else {
         anyhow::bail!("another process is using the key {}", run.key.display());
@@ -91,6 +98,7 @@ fn start(run: Run) -> anyhow::Result<Exit> {
         let shutdown = Shutdown::on_signals()?;
         let validator = Validator::builder(run.orchestrator)
             .with_keypair(keypair)
+            .with_network(network)
             .with_threads(run.threads);
         anyhow::Ok(validator.run(shutdown).await?)
     })?;
@@ -110,6 +118,9 @@ fn at_least_one() -> RangedU64ValueParser<usize> {
 }
 
 fn exit_code(error: &anyhow::Error) -> Exit {
+    if error.is::<iota_tls::Error>() {
+        return Exit::Unusable;
+    }
     match error.downcast_ref::<iota_validator::Error>() {
         Some(error) if error.is_bad_url() => Exit::Unusable,
         _ => Exit::Failed,

@@ -41,13 +41,13 @@ use iota_identity::Keypair;
 use iota_model::Precision;
 use iota_node::{Clock, Shutdown, SystemClock};
 use iota_peer::session::connect;
-use iota_peer::{Gate, Network, Participation, participate};
+use iota_peer::{Gate, Participation, participate};
 use iota_protocol::Role;
 use iota_run::Description;
 use tracing::warn;
 
 pub use behaviour::Behaviour;
-pub use iota_peer::{Device, DeviceName, Error};
+pub use iota_peer::{Device, DeviceName, Error, Network, Trust};
 pub use iota_protocol::peer::Stop;
 
 use stage_thread::StageThread;
@@ -152,7 +152,8 @@ impl MinerBuilder {
         self
     }
 
-    /// Reaches orchestrator and store by other means than TCP and HTTP.
+    /// Reaches orchestrator and store in other ways: believing an authority of one's own ([`Network::trusting`]), or by other
+    /// means than TCP and HTTP.
     #[must_use]
     pub fn with_network(mut self, network: Network) -> Self {
         self.network = Some(network);

@@ -60,6 +60,12 @@ pub enum Error {
         /// Whose key it was.
         found: PeerId,
     },
+    /// The certificate or its key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] iota_tls::Error),
+    /// The run was encrypted by a certificate that a program brought along, and nobody brings one now.
+    #[error("the run is encrypted, and its certificate has to be given again")]
+    NoCertificate,
     /// A key file cannot be used.
     #[error(transparent)]
     Key(#[from] iota_identity::KeyFileError),

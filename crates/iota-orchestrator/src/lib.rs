@@ -88,6 +88,7 @@ pub use course::Course;
 pub use error::Error;
 pub use history::{Finding, History, LedgerAudit, Story};
 pub use iota_run::{Codec, OptimizerState, Wire};
+pub use iota_tls::{CertificateFiles, Error as TlsError, ServerCertificate};
 pub use options::{
     AuditOptions, BoundaryChoice, CodecName, ComparisonName, CutError, CutOptions, CutRule, Cuts,
     DeltaChoice, MergingOptions, ModelOptions, MuonOptions, NAdamOptions, OpensChoice,

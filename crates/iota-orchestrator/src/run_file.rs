@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use iota_data::DataManifest;
 use iota_protocol::{PeerId, RunId};
 use iota_run::Description;
+use iota_tls::{CertificateFiles, ServerCertificate};
 use serde::{Deserialize, Serialize};
 use url::Url;
 
@@ -39,6 +40,9 @@ pub(crate) struct RunFile {
     pub(crate) store_listen: SocketAddr,
     /// Under which URL peers reach the store, if not there.
     pub(crate) store_url: Option<Url>,
+    /// Whether both speak TLS.
+    #[serde(default, skip_serializing_if = "Tls::is_off")]
+    pub(crate) tls: Tls,
     /// Where the embedded store keeps its objects, if not in `store` in the run folder: the run was restored from there.
     #[serde(default)]
     pub(crate) store_folder: Option<PathBuf>,
@@ -56,6 +60,60 @@ pub(crate) struct Addresses {
     pub(crate) listen: SocketAddr,
     pub(crate) store_listen: SocketAddr,
     pub(crate) store_url: Option<Url>,
+    pub(crate) tls: Tls,
+}
+
+/// Whether a run is served by TLS. A run that was does not go on without.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Tls {
+    #[default]
+    Off,
+    /// With a certificate that a program brought along.
+    Brought,
+    /// With what is in these files.
+    Files { certificate: PathBuf, key: PathBuf },
+}
+
+impl Tls {
+    /// What is to be noted of a certificate, so that whoever resumes the run finds it, from whatever folder.
+    pub(crate) fn of(certificate: Option<&ServerCertificate>) -> Result<Self, Error> {
+        let Some(certificate) = certificate else {
+            return Ok(Self::Off);
+        };
+        let Some(files) = certificate.files() else {
+            return Ok(Self::Brought);
+        };
+        let absolute = |path: &PathBuf| {
+            std::path::absolute(path).map_err(|source| Error::Folder {
+                path: path.clone(),
+                source,
+            })
+        };
+        Ok(Self::Files {
+            certificate: absolute(&files.certificate)?,
+            key: absolute(&files.key)?,
+        })
+    }
+
+    /// The certificate, if the run needs one.
+    pub(crate) fn load(&self) -> Result<Option<ServerCertificate>, Error> {
+        match self {
+            Self::Off => Ok(None),
+            Self::Brought => Err(Error::NoCertificate),
+            Self::Files { certificate, key } => {
+                let files = CertificateFiles {
+                    certificate: certificate.clone(),
+                    key: key.clone(),
+                };
+                Ok(Some(ServerCertificate::from_files(&files)?))
+            }
+        }
+    }
+
+    fn is_off(&self) -> bool {
+        *self == Self::Off
+    }
 }
 
 impl RunFile {
@@ -72,6 +130,7 @@ impl RunFile {
             listen: addresses.listen,
             store_listen: addresses.store_listen,
             store_url: addresses.store_url,
+            tls: addresses.tls,
             store_folder: None,
             description,
             held_out,

@@ -13,6 +13,7 @@ use iota_protocol::{RunSettings, State, Timestamp};
 use iota_run::Description;
 use iota_store::server::S3Server;
 use iota_store::{Grants, Store};
+use iota_tls::ServerCertificate;
 use iota_wire::{AuthSettings, Authenticator, Incoming, RunInfo, RunStatus};
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info};
@@ -23,7 +24,7 @@ use crate::backup::Sources;
 use crate::grants::Granter;
 use crate::keeper::Keeper;
 use crate::owner::{Owner, Start};
-use crate::run_file::{self, Addresses, JOURNAL, RunFile, STORE};
+use crate::run_file::{self, Addresses, JOURNAL, RunFile, STORE, Tls};
 use crate::sockets::{Brought, Sockets};
 use crate::writer::Writer;
 use crate::{Error, Orchestrator, Setup, SetupError, StatusTracker};
@@ -44,6 +45,7 @@ pub struct OrchestratorBuilder {
     store_listen: SocketAddr,
     store_url: Option<Url>,
     key: Key,
+    certificate: Option<ServerCertificate>,
     companions: Vec<String>,
     journal: Option<Box<dyn Journal>>,
     brought: Brought,
@@ -75,6 +77,7 @@ impl Orchestrator {
             listen: loopback,
             store_listen: loopback,
             store_url: None,
+            certificate: None,
             companions: Vec::new(),
             journal: None,
             brought: Brought::default(),
@@ -83,7 +86,7 @@ impl Orchestrator {
     }
 
     /// An orchestrator of the run in `folder`, which goes on where the last process left it: in the same phase, with the
-    /// same sessions, leases, samples and scores, under the same addresses and the same key. Peers notice calls that have
+    /// same sessions, leases, samples and scores, under the same addresses and the same key, and by TLS if it was. Peers notice calls that have
     /// to be made again. The time in between counts against nobody.
     ///
     /// # Errors
@@ -99,6 +102,7 @@ impl Orchestrator {
             origin: Origin::Resumed(Box::new(file)),
             key: Key::File(key),
             folder,
+            certificate: None,
             companions: Vec::new(),
             journal: None,
             brought: Brought::default(),
@@ -127,6 +131,17 @@ impl OrchestratorBuilder {
     #[must_use]
     pub fn with_store_url(mut self, url: Url) -> Self {
         self.store_url = Some(url);
+        self
+    }
+
+    /// Encrypts calls and what the embedded store serves: both speak TLS only, and URLs of grants begin with `https` unless
+    /// [another URL](Self::with_store_url) is given. Peers have to find in the certificate the names or addresses by which
+    /// they call, and to trust whoever signed it. It says nothing to connections and stores that a program brings. Whoever
+    /// resumes the run finds it in the same files, gives another one in its place, or has to give it again if it was not
+    /// in files.
+    #[must_use]
+    pub fn with_certificate(mut self, certificate: ServerCertificate) -> Self {
+        self.certificate = Some(certificate);
         self
     }
 
@@ -207,6 +222,10 @@ impl OrchestratorBuilder {
     /// # Errors
     /// If the folder, the journal, an address or the setup cannot be used; nothing is left running then.
     pub async fn start(mut self, shutdown: &Shutdown) -> Result<Orchestrator, Error> {
+        let certificate = match (self.certificate, &self.origin) {
+            (None, Origin::Resumed(file)) => file.tls.load()?,
+            (certificate, _) => certificate,
+        };
         let (keypair, key_file) = match &self.origin {
             Origin::New(_) => self.key.load_or_create()?,
             Origin::Resumed(_) => self.key.load()?,
@@ -225,12 +244,14 @@ impl OrchestratorBuilder {
             listen: self.listen,
             store_listen: self.store_listen,
             store_url: self.store_url.take(),
+            tls: Tls::of(certificate.as_ref())?,
         };
         let place = Place {
             journal: self.journal.take(),
             folder: self.folder,
             files,
             addresses,
+            certificate,
             brought: self.brought,
         };
         let run = match self.origin {
@@ -271,6 +292,7 @@ struct Place {
     folder: PathBuf,
     files: Vec<String>,
     addresses: Addresses,
+    certificate: Option<ServerCertificate>,
     brought: Brought,
 }
 
@@ -285,6 +307,7 @@ struct Run {
     store_server: Option<S3Server>,
     signer: Grants,
     incoming: Incoming,
+    url: String,
     /// Requests that were made up to this time are refused.
     floor: Timestamp,
 }
@@ -295,16 +318,25 @@ async fn begin(setup: Setup, place: Place, began: Timestamp) -> Result<Run, Erro
         folder,
         files,
         addresses,
+        certificate,
         brought,
     } = place;
     let secret = &setup.settings().secret;
     let Sockets {
         incoming,
+        url,
         store,
         store_server,
         signer,
         addresses,
-    } = Sockets::open(&addresses, &folder.join(STORE), secret, brought).await?;
+    } = Sockets::open(
+        &addresses,
+        &folder.join(STORE),
+        secret,
+        brought,
+        certificate.as_ref(),
+    )
+    .await?;
     let (settings, description, held_out) = setup.publish(&store).await?;
     let genesis = Genesis { settings, began };
     let state = genesis.state().map_err(SetupError::from)?;
@@ -339,13 +371,14 @@ async fn begin(setup: Setup, place: Place, began: Timestamp) -> Result<Run, Erro
         store_server,
         signer,
         incoming,
+        url,
         // There are no earlier requests to a run whose name has just been drawn.
         floor: Timestamp::default(),
     })
 }
 
 async fn go_on(
-    file: RunFile,
+    mut file: RunFile,
     place: Place,
     clock: &Arc<dyn Clock>,
     shutdown: &Shutdown,
@@ -355,6 +388,7 @@ async fn go_on(
         folder,
         files,
         addresses,
+        certificate,
         brought,
     } = place;
     let resumed_at = clock.now();
@@ -388,6 +422,7 @@ async fn go_on(
     };
     let Sockets {
         incoming,
+        url,
         store,
         store_server,
         signer,
@@ -397,10 +432,15 @@ async fn go_on(
         &file.store_folder(&folder),
         &genesis.settings.secret,
         brought,
-        clock.as_ref(),
-        shutdown,
+        certificate.as_ref(),
+        (clock.as_ref(), shutdown),
     )
     .await?;
+    if file.tls != addresses.tls {
+        // Whoever resumes it next need not say it again, and cannot fall back to no encryption by forgetting to.
+        file.tls = addresses.tls;
+        file.write(&folder)?;
+    }
     let began = genesis.began;
     let sources = Sources { genesis, files };
     let keeper = Keeper::resume(file.run, store.clone(), &folder, sources)?;
@@ -439,6 +479,7 @@ async fn go_on(
         store_server,
         signer,
         incoming,
+        url,
     })
 }
 
@@ -499,7 +540,7 @@ impl Run {
         let store_address = self.store_server.as_ref().map(S3Server::local_address);
         info!(%run, %address, store = ?store_address, "serving");
         Ok(Orchestrator {
-            url: format!("http://{address}"),
+            url: self.url,
             run,
             owner: handle,
             state: readers,
@@ -584,94 +625,4 @@ fn follow_status(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::setup;
-
-    async fn started(builder: OrchestratorBuilder) -> Result<Orchestrator, Error> {
-        builder.start(&Shutdown::new()).await
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_run_goes_on_under_its_addresses_and_with_its_key_only() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = started(Orchestrator::builder(setup(1), folder.path()))
-            .await
-            .unwrap();
-        let (url, run) = (first.url().to_owned(), first.run());
-        let again = started(Orchestrator::resume(folder.path()).unwrap()).await;
-        assert!(
-            matches!(
-                again,
-                Err(Error::Journal(iota_journal::Error::InUse { .. }))
-            ),
-            "it is being served"
-        );
-        first.suspend();
-        let (state, _) = first.finish().await.unwrap();
-        assert!(!state.is_over());
-
-        let stranger = Orchestrator::resume(folder.path())
-            .unwrap()
-            .with_keypair(Keypair::generate());
-        assert!(matches!(
-            started(stranger).await,
-            Err(Error::AnotherKey { .. })
-        ));
-        let second = started(Orchestrator::resume(folder.path()).unwrap())
-            .await
-            .unwrap();
-        assert_eq!((second.url(), second.run()), (url.as_str(), run));
-        second.stop().await;
-        let (state, _) = second.finish().await.unwrap();
-        assert!(state.is_over());
-
-        // A run that is over can be resumed too: it is over.
-        let third = started(Orchestrator::resume(folder.path()).unwrap())
-            .await
-            .unwrap();
-        let (state, _) = third.finish().await.unwrap();
-        assert!(state.is_over());
-    }
-
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_journal_that_lost_its_end_is_not_gone_on_from() {
-        let folder = tempfile::tempdir().unwrap();
-        let first = started(Orchestrator::builder(setup(1), folder.path()))
-            .await
-            .unwrap();
-        first.stop().await;
-        first.finish().await.unwrap();
-        let journal = folder.path().join(JOURNAL);
-        std::fs::remove_file(&journal).unwrap();
-        let missing = started(Orchestrator::resume(folder.path()).unwrap()).await;
-        assert!(matches!(
-            missing,
-            Err(Error::Journal(iota_journal::Error::Missing { .. }))
-        ));
-        // A journal of the same run from before its last entry, such as an old backup.
-        let mut older = SqliteJournal::create(&journal).unwrap();
-        older
-            .begin(&Genesis {
-                settings: setup(1).settings().clone(),
-                began: Timestamp::default(),
-            })
-            .unwrap();
-        drop(older);
-        let older = started(Orchestrator::resume(folder.path()).unwrap()).await;
-        assert!(matches!(
-            older,
-            Err(Error::Journal(iota_journal::Error::Damaged { .. }))
-        ));
-    }
-
-    #[test]
-    fn a_folder_without_a_run_says_so() {
-        let folder = tempfile::tempdir().unwrap();
-        let nothing = Orchestrator::resume(folder.path());
-        assert!(matches!(nothing, Err(Error::NoRun { .. })));
-        std::fs::write(folder.path().join("run.json"), "{}").unwrap();
-        let unusable = Orchestrator::resume(folder.path());
-        assert!(matches!(unusable, Err(Error::RunFile { .. })));
-    }
-}
+mod tests;

@@ -50,6 +50,7 @@ pub use engine::{
 };
 pub use gate::Gate;
 pub use iota_compute::Distance;
+pub use iota_tls::Trust;
 pub use learned::{Base, CellPlanes};
 pub use memory::PeerMemory;
 pub use network::Network;

@@ -84,7 +84,8 @@ enum Input {
 /// `shutdown` came first.
 ///
 /// # Errors
-/// If the address is none, or the run is one that this program cannot take part in.
+/// If the address is none, or the run is one that this program cannot take part in; [`CallError::Tls`] if whoever answers
+/// cannot show that it is the server of that name. Nobody has been in the run yet, so somebody is there to correct it.
 pub async fn connect(
     url: &str,
     keypair: Arc<Keypair>,
@@ -438,6 +439,12 @@ impl<W: Worker> Inbox<W> {
 }
 
 fn call_failure(error: &CallError) -> CallFailure {
+    if let CallError::Tls(_) = error {
+        // We have called this orchestrator before. A certificate that has expired will be renewed, and whoever stands
+        // between will go: neither is worth a session, and neither is told anything.
+        warn!(%error, "trying again");
+        return CallFailure::Retry(None);
+    }
     match error.kind() {
         CallErrorKind::Retry => CallFailure::Retry(error.retry_after()),
         CallErrorKind::Rejoin => CallFailure::Rejoin,

@@ -13,7 +13,7 @@ use iota_protocol::{Digest, SampleId};
 use iota_run::{BoundaryError, Description, Merge, Tokens};
 use iota_store::{ErrorKind, Grant, GrantClient, tensor};
 use iota_wire::{GrantTarget, LeasedWork};
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::learned::CellPlanes;
 use crate::{Error, convert};
@@ -208,7 +208,11 @@ struct Trouble(iota_store::Error);
 impl Trouble {
     /// With an object's name, what is wrong with the object is its producer's fault.
     fn into_failure(self, object: Option<ObjectName>) -> Failure {
-        debug!(error = %self.0, "transfer failed");
+        match &self.0 {
+            // No other lease will fare better, and nobody else can see why.
+            error @ iota_store::Error::Tls(_) => warn!(%error, "transfer failed"),
+            error => debug!(%error, "transfer failed"),
+        }
         let difference = match &self.0 {
             iota_store::Error::Missing { .. } => Difference::Missing,
             iota_store::Error::Digest { .. } | iota_store::Error::Length { .. } => {

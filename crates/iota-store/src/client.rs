@@ -51,14 +51,34 @@ pub trait Carrier: fmt::Debug + Send + Sync {
 }
 
 impl GrantClient {
-    /// A client with a pool of connections of its own; clones share it.
+    /// A client with a pool of connections of its own; clones share it. With the feature `tls` it trusts the system's
+    /// authorities.
     ///
     /// # Panics
-    /// If the operating system's resolver or TLS set-up cannot be used at all.
+    /// If the operating system's resolver cannot be used at all.
     pub fn new() -> Self {
         #[cfg(feature = "tls")]
-        crate::tls::install_provider();
-        let http = reqwest::Client::builder()
+        {
+            Self::trusting(&iota_tls::Trust::system())
+        }
+        #[cfg(not(feature = "tls"))]
+        {
+            Self::with(reqwest::Client::builder())
+        }
+    }
+
+    /// The same for stores whose certificates `trust` believes.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    #[cfg(feature = "tls")]
+    pub fn trusting(trust: &iota_tls::Trust) -> Self {
+        let config = trust.client_config(iota_tls::Protocol::Http1);
+        Self::with(reqwest::Client::builder().tls_backend_preconfigured(config))
+    }
+
+    fn with(builder: reqwest::ClientBuilder) -> Self {
+        let http = builder
             .connect_timeout(CONNECT_TIMEOUT)
             .read_timeout(READ_TIMEOUT)
             // A signature is for one host and path; a store that redirects is not the one that was meant.
@@ -84,7 +104,7 @@ impl GrantClient {
     /// # Errors
     /// [`Error::Missing`], [`Error::Length`], [`Error::Digest`] if the object is not there or not what it should be;
     /// [`Error::Refused`] if the grant is not accepted (expired, say); [`Error::Unavailable`] if the transfer failed;
-    /// [`Error::WrongGrant`] if it is not a grant to read.
+    /// `Error::Tls` if whoever answers is not to be trusted; [`Error::WrongGrant`] if it is not a grant to read.
     pub async fn fetch(&self, grant: &Grant, seal: &Seal) -> Result<Bytes> {
         check_method(grant, Method::Get)?;
         let key = grant.url.path();
@@ -185,6 +205,8 @@ fn refusal(grant: &Grant, status: StatusCode) -> Error {
     match (grant.method, status) {
         (Method::Get, StatusCode::NOT_FOUND) => Error::Missing { key: key() },
         (Method::Put, StatusCode::PRECONDITION_FAILED) => Error::Exists { key: key() },
+        #[cfg(feature = "tls")]
+        (_, StatusCode::UPGRADE_REQUIRED) => Error::Tls(iota_tls::Refusal::OnlyTls),
         // 409 is what S3 says to all but one of several writers at the same moment: by the next try it is a 412.
         (
             _,
@@ -205,6 +227,10 @@ fn refusal(grant: &Grant, status: StatusCode) -> Error {
 }
 
 fn unavailable(error: reqwest::Error) -> Error {
+    #[cfg(feature = "tls")]
+    if let Some(refusal) = iota_tls::Refusal::of(&error) {
+        return Error::Tls(refusal);
+    }
     Error::Unavailable {
         // The URL has the signature in it.
         source: Box::new(error.without_url()),

@@ -113,6 +113,10 @@ pub enum Error {
         /// What happened.
         source: Box<dyn StdError + Send + Sync>,
     },
+    /// There is an answer, but no secure connection to whom the grant's URL names.
+    #[cfg(feature = "tls")]
+    #[error("no secure connection to the store: {0}")]
+    Tls(iota_tls::Refusal),
     /// The server's address cannot be listened on.
     #[error("cannot listen on {address}")]
     Bind {
@@ -147,6 +151,8 @@ impl Error {
     pub const fn kind(&self) -> ErrorKind {
         match self {
             Self::Unavailable { .. } => ErrorKind::Retry,
+            #[cfg(feature = "tls")]
+            Self::Tls(_) => ErrorKind::Fix,
             Self::InvalidKey { .. }
             | Self::WrongGrant { .. }
             | Self::Endpoint { .. }

@@ -67,6 +67,8 @@
 //! | `s3` | a bucket of an S3 service as the store (feature `s3`) |
 //! | [`error`] | what can go wrong, and what to do about it |
 //!
+//! With the feature `tls`, which those of `server` and `s3` bring along, grants whose URLs begin with `https` can be used.
+//!
 //! # What it does not know
 //!
 //! This crate does *not* know when something is written or deleted, who may have a grant, or what a tensor means: the
@@ -89,8 +91,6 @@ pub mod seal;
 pub mod server;
 pub mod store;
 pub mod tensor;
-#[cfg(feature = "tls")]
-mod tls;
 
 pub use client::{Carrier, GrantClient};
 pub use counter::Counter;

@@ -34,7 +34,7 @@ impl S3Location {
     /// # Errors
     /// [`Error::Endpoint`] if the location cannot be used. Nothing is sent yet.
     pub fn open(&self, credentials: &Credentials) -> Result<Store> {
-        crate::tls::install_provider();
+        iota_tls::install_provider();
         let objects = AmazonS3Builder::new()
             .with_endpoint(self.endpoint.as_str().trim_end_matches('/'))
             .with_bucket_name(&self.bucket)

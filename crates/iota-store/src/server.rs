@@ -11,6 +11,9 @@
 //!
 //! The orchestrator reads and writes the same folder directly. Uploads grow in a second folder beside it
 //! (`<root>.partial`) and appear in the first one complete or not at all.
+//!
+//! With a certificate it speaks TLS, and grants are for `https` URLs. Whoever comes without TLS all the same is answered 426
+//! (upgrade required), whatever was asked.
 
 mod access;
 mod folder;
@@ -25,9 +28,10 @@ use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use iota_tls::{Accepted, Protocol, ServerCertificate, TlsAcceptor};
 use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
@@ -79,6 +83,7 @@ impl Default for ServerSettings {
 #[derive(Debug)]
 pub struct S3Server {
     local_address: SocketAddr,
+    scheme: &'static str,
     root: PathBuf,
     credentials: Credentials,
     stop: watch::Sender<bool>,
@@ -97,12 +102,36 @@ impl S3Server {
         credentials: Credentials,
         settings: ServerSettings,
     ) -> Result<Self> {
+        Self::listen(address, root.into(), credentials, settings, None).await
+    }
+
+    /// As [`bind`](Self::bind), by TLS under this certificate.
+    ///
+    /// # Errors
+    /// As [`bind`](Self::bind).
+    pub async fn bind_tls(
+        address: SocketAddr,
+        root: impl Into<PathBuf>,
+        credentials: Credentials,
+        settings: ServerSettings,
+        certificate: &ServerCertificate,
+    ) -> Result<Self> {
+        let tls = Some(certificate.acceptor(Protocol::Http1));
+        Self::listen(address, root.into(), credentials, settings, tls).await
+    }
+
+    async fn listen(
+        address: SocketAddr,
+        root: PathBuf,
+        credentials: Credentials,
+        settings: ServerSettings,
+        tls: Option<TlsAcceptor>,
+    ) -> Result<Self> {
         // The port first: a second server must not clear away the first one's uploads.
         let bind_error = |source| Error::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(bind_error)?;
         let local_address = listener.local_addr().map_err(bind_error)?;
 
-        let root = root.into();
         let opened = {
             let (root, settings) = (root.clone(), settings.clone());
             tokio::task::spawn_blocking(move || Folder::open(&root, &settings))
@@ -121,9 +150,17 @@ impl S3Server {
         ));
         builder.set_access(Access);
         let (stop, stopped) = watch::channel(false);
-        let accepting = tokio::spawn(accept(listener, builder.build(), settings, stopped));
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let serving = Serving {
+            service: builder.build(),
+            tls,
+            header_timeout: settings.idle_timeout,
+            stopped,
+        };
+        let accepting = tokio::spawn(accept(listener, serving, settings.connections_max));
         Ok(Self {
             local_address,
+            scheme,
             root,
             credentials,
             stop,
@@ -138,7 +175,7 @@ impl S3Server {
 
     /// Signs grants for peers that reach the server at the address where it listens.
     pub fn grants(&self) -> Grants {
-        let endpoint = format!("http://{}", self.local_address)
+        let endpoint = format!("{}://{}", self.scheme, self.local_address)
             .parse()
             .expect("a socket address makes a URL");
         self.grants_at(&endpoint)
@@ -187,14 +224,18 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Pause after the operating system could not give us a connection (out of file descriptors, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-async fn accept(
-    listener: TcpListener,
+/// What a connection needs to be served.
+#[derive(Clone)]
+struct Serving {
     service: S3Service,
-    settings: ServerSettings,
+    tls: Option<TlsAcceptor>,
+    header_timeout: Duration,
     stopped: watch::Receiver<bool>,
-) {
-    let mut stop = pin!(until_stopped(stopped.clone()));
-    let slots = Arc::new(Semaphore::new(settings.connections_max));
+}
+
+async fn accept(listener: TcpListener, serving: Serving, connections_max: usize) {
+    let mut stop = pin!(until_stopped(serving.stopped.clone()));
+    let slots = Arc::new(Semaphore::new(connections_max));
     let mut connections = JoinSet::new();
     loop {
         let next = async {
@@ -209,13 +250,7 @@ async fn accept(
             Some(_) = connections.join_next() => {}
             (accepted, slot) = next => match accepted {
                 Ok((stream, _)) => {
-                    let connection = Connection {
-                        service: service.clone(),
-                        header_timeout: settings.idle_timeout,
-                        stopped: stopped.clone(),
-                        slot,
-                    };
-                    connections.spawn(connection.serve(stream));
+                    connections.spawn(serving.clone().serve(stream, slot));
                 }
                 Err(error) => {
                     warn!(%error, "no connection accepted");
@@ -228,23 +263,32 @@ async fn accept(
     while connections.join_next().await.is_some() {}
 }
 
-struct Connection {
-    service: S3Service,
-    header_timeout: Duration,
-    stopped: watch::Receiver<bool>,
-    /// Given back when the connection is gone.
-    slot: OwnedSemaphorePermit,
-}
-
-impl Connection {
-    async fn serve(self, stream: TcpStream) {
+impl Serving {
+    /// `slot` is given back when the connection is gone.
+    async fn serve(self, stream: TcpStream, slot: OwnedSemaphorePermit) {
         // Small answers must not wait for the acknowledgement of what went before them.
         let _ = stream.set_nodelay(true);
+        match &self.tls {
+            None => self.serve_http(stream).await,
+            Some(tls) => tokio::select! {
+                // Whoever has not agreed on keys yet has asked for nothing.
+                () = until_stopped(self.stopped.clone()) => {}
+                accepted = tls.accept(stream) => match accepted {
+                    Ok(Accepted::Encrypted(stream)) => self.serve_http(stream).await,
+                    Ok(Accepted::Plain(stream)) => refuse(stream).await,
+                    Err(error) => debug!(%error, "no keys agreed on with a peer"),
+                },
+            },
+        }
+        drop(slot);
+    }
+
+    async fn serve_http(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(self.header_timeout)
-            .serve_connection(TokioIo::new(stream), self.service);
-        let mut stop = pin!(until_stopped(self.stopped));
+            .serve_connection(TokioIo::new(stream), self.service.clone());
+        let mut stop = pin!(until_stopped(self.stopped.clone()));
         let mut stopping = false;
         let result = loop {
             tokio::select! {
@@ -259,7 +303,21 @@ impl Connection {
             Ok(()) => linger(connection.into_parts().io.into_inner()).await,
             Err(error) => debug!(%error, "connection broke off"),
         }
-        drop(self.slot);
+    }
+}
+
+/// What is said to whoever comes without TLS. Every client of HTTP understands it, whatever it was about to ask.
+const ONLY_TLS: &[u8] = b"HTTP/1.1 426 Upgrade Required\r\n\
+    upgrade: TLS/1.2\r\n\
+    connection: upgrade, close\r\n\
+    content-type: text/plain\r\n\
+    content-length: 33\r\n\
+    \r\n\
+    only TLS here: https:// is meant\n";
+
+async fn refuse(mut stream: TcpStream) {
+    if stream.write_all(ONLY_TLS).await.is_ok() {
+        linger(stream).await;
     }
 }
 
@@ -268,7 +326,7 @@ async fn until_stopped(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stopped| *stopped).await;
 }
 
-async fn linger(mut stream: TcpStream) {
+async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
     if stream.shutdown().await.is_err() {
         return;
     }

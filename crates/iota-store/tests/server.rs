@@ -20,6 +20,8 @@ use iota_store::{
     Credentials, Error, ErrorKind, Grant, GrantClient, Grants, KeyPrefix, ObjectKey, Result,
     S3Server, ServerSettings, Store, seal,
 };
+use iota_tls::testing::Authority;
+use iota_tls::{Refusal, Trust};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use rusty_s3::S3Action as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -50,11 +52,27 @@ impl World {
         let server = S3Server::bind(ANY_PORT, root, credentials(), settings)
             .await
             .unwrap();
+        Self::of(outer, server, GrantClient::new())
+    }
+
+    /// A server that shows a certificate, and a client that believes it.
+    async fn encrypted(authority: &Authority, names: &[&str]) -> Self {
+        let outer = tempfile::tempdir().unwrap();
+        let root = outer.path().join("objects");
+        let (settings, certificate) = (ServerSettings::default(), authority.server(names));
+        let server = S3Server::bind_tls(ANY_PORT, root, credentials(), settings, &certificate)
+            .await
+            .unwrap();
+        Self::of(outer, server, GrantClient::trusting(&authority.trust()))
+    }
+
+    fn of(outer: tempfile::TempDir, server: S3Server, client: GrantClient) -> Self {
+        iota_tls::install_provider();
         Self {
             outer,
             grants: server.grants(),
             server,
-            client: GrantClient::new(),
+            client,
             http: reqwest::Client::new(),
         }
     }
@@ -160,6 +178,60 @@ async fn status(request: RequestBuilder) -> StatusCode {
 async fn grants_on_the_server_conform() {
     let world = World::new().await;
     conformance::check(&world, RUN).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn grants_on_an_encrypted_server_conform() {
+    let world = World::encrypted(&Authority::new(), &["127.0.0.1"]).await;
+    assert_eq!(world.put_grant(&object(1), 1).url.scheme(), "https");
+    conformance::check(&world, RUN).await;
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_show_who_it_is_gets_nothing() {
+    let authority = Authority::new();
+    let world = World::encrypted(&authority, &["127.0.0.1"]).await;
+    let grant = world.put_grant(&object(1), 4);
+    let stranger = GrantClient::trusting(&Trust::system());
+    let error = stranger
+        .upload(&grant, Bytes::from_static(b"good"))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(error, Error::Tls(Refusal::UnknownIssuer)),
+        "{error:?}"
+    );
+    assert_eq!(error.kind(), ErrorKind::Fix);
+
+    let elsewhere = World::encrypted(&authority, &["store.example"]).await;
+    let error = elsewhere.upload(&object(1), b"good").await.unwrap_err();
+    assert!(
+        matches!(error, Error::Tls(Refusal::OtherName { .. })),
+        "{error:?}"
+    );
+    assert!(elsewhere.files().is_empty());
+}
+
+#[tokio::test]
+async fn a_grant_of_the_wrong_scheme_is_answered_with_the_right_one() {
+    let encrypted = World::encrypted(&Authority::new(), &["127.0.0.1"]).await;
+    let mut grant = encrypted.put_grant(&object(1), 1 << 20);
+    grant.url.set_scheme("http").unwrap();
+    // Longer than what fits into a socket: the answer has to survive what is still coming.
+    let bytes = Bytes::from(vec![7; 1 << 20]);
+    let error = encrypted.client.upload(&grant, bytes).await.unwrap_err();
+    assert!(matches!(error, Error::Tls(Refusal::OnlyTls)), "{error:?}");
+    let request = encrypted.request(Method::GET, &grant);
+    let answer = request.send().await.unwrap();
+    assert_eq!(answer.status(), StatusCode::UPGRADE_REQUIRED);
+    assert!(answer.text().await.unwrap().contains("https://"));
+
+    let plain = World::new().await;
+    let mut grant = plain.put_grant(&object(1), 4);
+    grant.url.set_scheme("https").unwrap();
+    let bytes = Bytes::from_static(b"good");
+    let error = plain.client.upload(&grant, bytes).await.unwrap_err();
+    assert!(matches!(error, Error::Tls(Refusal::NoTls)), "{error:?}");
 }
 
 /// What an orchestrator does against a cloud, done against the embedded server.
@@ -775,6 +847,22 @@ async fn a_port_in_use_is_an_error_that_says_so() {
     );
     assert!(partial.join("17").exists());
     world.upload(&key, b"still served").await.unwrap();
+}
+
+#[tokio::test]
+async fn shutting_down_waits_for_nobody_who_has_not_agreed_on_keys() {
+    let world = World::encrypted(&Authority::new(), &["127.0.0.1"]).await;
+    let silent = TcpStream::connect(world.server.local_address())
+        .await
+        .unwrap();
+    // A request of somebody else: by its end the server has the silent one, too.
+    world.upload(&object(1), b"good").await.unwrap();
+    let World { server, client, .. } = world;
+    drop(client);
+    let began = std::time::Instant::now();
+    server.shutdown(Duration::from_secs(60)).await;
+    assert!(began.elapsed() < iota_tls::accept::HANDSHAKE_TIMEOUT);
+    drop(silent);
 }
 
 #[tokio::test]

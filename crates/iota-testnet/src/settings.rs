@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use iota_orchestrator::{
-    AuditOptions, CutOptions, MergingOptions, ModelOptions, RegistrationOptions, RunOptions,
-    TimingOptions, TrainingOptions, Wire,
+    AuditOptions, CertificateFiles, CutOptions, MergingOptions, ModelOptions, RegistrationOptions,
+    RunOptions, TimingOptions, TrainingOptions, Wire,
 };
 use serde::{Deserialize, Serialize};
 use url::Url;
@@ -43,6 +43,11 @@ pub struct TestnetSettings {
     pub store_listen: std::net::SocketAddr,
     /// Under which URL peers reach the store, if not at the address where it listens; empty: at that address.
     pub store_url: String,
+    /// The certificate chain, in PEM, under which calls and the embedded store are encrypted; empty: they are not. For runs
+    /// that are served.
+    pub tls_certificate: PathBuf,
+    /// The certificate's key, in PEM.
+    pub tls_key: PathBuf,
     /// How it trains.
     pub training: TrainingOptions,
     /// How a stage's miners become of one mind again.
@@ -90,6 +95,8 @@ impl Default for TestnetSettings {
             listen: loopback,
             store_listen: loopback,
             store_url: String::new(),
+            tls_certificate: PathBuf::new(),
+            tls_key: PathBuf::new(),
             training,
             merging,
             audits,
@@ -145,6 +152,27 @@ impl TestnetSettings {
         })
     }
 
+    /// The files under which calls and the embedded store are encrypted, if they are to be.
+    ///
+    /// # Errors
+    /// If one is there without the other.
+    pub fn certificate_files(&self) -> Result<Option<CertificateFiles>, InvalidTestnet> {
+        let given = |path: &PathBuf| !path.as_os_str().is_empty();
+        let lacks = |setting, problem: &str| {
+            let problem = problem.to_owned();
+            Err(InvalidTestnet { setting, problem })
+        };
+        match (given(&self.tls_certificate), given(&self.tls_key)) {
+            (false, false) => Ok(None),
+            (true, true) => Ok(Some(CertificateFiles {
+                certificate: self.tls_certificate.clone(),
+                key: self.tls_key.clone(),
+            })),
+            (true, false) => lacks("tls_key", "the certificate needs its key"),
+            (false, true) => lacks("tls_certificate", "the key needs its certificate"),
+        }
+    }
+
     /// Checks what concerns the network; the run's own settings are checked when it is set up.
     ///
     /// # Errors
@@ -152,6 +180,12 @@ impl TestnetSettings {
     pub fn validate(&self) -> Result<(), InvalidTestnet> {
         let invalid = |setting, problem: String| Err(InvalidTestnet { setting, problem });
         self.store_url()?;
+        if self.certificate_files()?.is_some() {
+            return invalid(
+                "tls_certificate",
+                "a testnet stays on its machine, where nothing is encrypted; `serve` takes a certificate".to_owned(),
+            );
+        }
         if self.stages == 0 {
             return invalid("stages", "a model has at least one stage".to_owned());
         }

@@ -32,10 +32,10 @@ use std::sync::Arc;
 use iota_identity::Keypair;
 use iota_node::{Clock, Shutdown, SystemClock};
 use iota_peer::session::connect;
-use iota_peer::{Gate, Network, Participation, participate};
+use iota_peer::{Gate, Participation, participate};
 use iota_protocol::Role;
 
-pub use iota_peer::Error;
+pub use iota_peer::{Error, Network, Trust};
 pub use iota_protocol::peer::Stop;
 
 use worker::ValidatorWorker;
@@ -100,7 +100,8 @@ impl ValidatorBuilder {
         self
     }
 
-    /// Reaches orchestrator and store by other means than TCP and HTTP.
+    /// Reaches orchestrator and store in other ways: believing an authority of one's own ([`Network::trusting`]), or by other
+    /// means than TCP and HTTP.
     #[must_use]
     pub fn with_network(mut self, network: Network) -> Self {
         self.network = Some(network);

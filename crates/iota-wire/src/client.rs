@@ -62,10 +62,12 @@ impl Default for ConnectOptions {
 }
 
 impl Client {
-    /// Asks the orchestrator at `url`, such as `http://127.0.0.1:9000`, what its run is, and gets ready to sign for it.
+    /// Asks the orchestrator at `url`, such as `https://orchestrator.example:9000`, what its run is, and gets ready to sign
+    /// for it.
     ///
     /// # Errors
-    /// [`CallError::BadUrl`]; [`CallError::OtherVersion`] if the two would not understand each other; the errors of a
+    /// [`CallError::BadUrl`]; [`CallError::Tls`] if it is not the server that the address names, as far as a
+    /// certificate can show that; [`CallError::OtherVersion`] if the two would not understand each other; the errors of a
     /// call.
     pub async fn connect(url: &str, keypair: Arc<Keypair>) -> Result<(Self, RunInfo), CallError> {
         Self::connect_with(url, keypair, ConnectOptions::default()).await
@@ -333,8 +335,8 @@ fn endpoint(url: &str) -> Result<Endpoint, CallError> {
         problem,
     };
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| bad(error.to_string()))?;
-    if endpoint.uri().scheme_str() != Some("http") {
-        return Err(bad("it does not begin with http://".to_owned()));
+    if !matches!(endpoint.uri().scheme_str(), Some("http" | "https")) {
+        return Err(bad("it begins with neither http:// nor https://".to_owned()));
     }
     Ok(endpoint
         .connect_timeout(CALL_TIMEOUT)

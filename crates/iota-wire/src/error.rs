@@ -48,6 +48,9 @@ pub enum ApiError {
         /// When to try again.
         retry_after: Duration,
     },
+    /// The call has come without TLS, to a port where nothing else is spoken.
+    #[error("{}", iota_tls::Refusal::OnlyTls)]
+    OnlyTls,
     /// The orchestrator's own trouble; its log says more.
     #[error("internal error of the orchestrator")]
     Internal,
@@ -167,6 +170,11 @@ pub enum CallError {
         /// What the transport or the orchestrator said.
         problem: String,
     },
+    /// There is an answer, but no secure connection to whom the address names: a certificate or the address has to be
+    /// corrected. Of a run that one has been in, it may mean that a certificate has expired, or that somebody stands between:
+    /// neither is for ever.
+    #[error("no secure connection to the orchestrator: {0}")]
+    Tls(iota_tls::Refusal),
     /// No answer came in time. Whether the request had its effect is not known; repeating it is safe.
     #[error("no answer came in time")]
     TimedOut,
@@ -275,6 +283,7 @@ impl CallError {
             | Self::Invalid { .. }
             | Self::TooLarge { .. }
             | Self::Unsupported
+            | Self::Tls(_)
             | Self::Unintelligible(_)
             | Self::BadUrl { .. }
             | Self::Other { .. } => Fix,

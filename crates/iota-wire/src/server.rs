@@ -13,8 +13,9 @@ use std::time::Duration;
 use iota_protocol::work::{Failure, Outcome};
 use iota_protocol::{LeaseId, PeerId, Role, Session};
 use tokio::sync::watch;
-use tonic::service::Routes;
+use tonic::service::{InterceptorLayer, Routes};
 use tonic::transport::Server;
+use tonic::{Request, Status};
 use tonic_health::server::HealthReporter;
 
 use crate::auth::Authenticator;
@@ -26,7 +27,7 @@ use crate::message::{Joined, RunInfo, RunStatus, WorkReply, WorkRequest};
 use crate::proto;
 use crate::proto::orchestrator_service_server::OrchestratorServiceServer;
 use crate::server::handler::Handler;
-use crate::transport::Incoming;
+use crate::transport::{Incoming, Way};
 
 /// What an orchestrator can do, in the words of the protocol.
 ///
@@ -154,6 +155,7 @@ pub async fn serve(
         // Lets load balancers move callers. A long poll fits into the grace.
         .max_connection_age(Duration::from_secs(30 * 60))
         .max_connection_age_grace(Duration::from_secs(60))
+        .layer(InterceptorLayer::new(refuse_unencrypted))
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming.into_connections(), shutdown)
         .await
@@ -161,6 +163,14 @@ pub async fn serve(
             address,
             source: source.into(),
         })
+}
+
+/// Nothing is read from, and nothing told to, whoever comes without TLS to a port for TLS.
+fn refuse_unencrypted(request: Request<()>) -> Result<Request<()>, Status> {
+    match request.extensions().get() {
+        Some(Way::Unencrypted) => Err(ApiError::OnlyTls.into()),
+        _ => Ok(request),
+    }
 }
 
 /// The server cannot go on.

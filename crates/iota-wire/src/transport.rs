@@ -1,8 +1,11 @@
-//! What calls travel over: TCP, or whatever a program brings instead of it.
+//! What calls travel over: TCP, encrypted or not, or whatever a program brings instead of it.
 //!
 //! ```text
 //!   Client ── Connector ──► Connection ~~~~~~~~ Connection ◄── Incoming ── serve
 //! ```
+//!
+//! Whether a connection is encrypted, the address says: `https://` or `http://`. A port that listens for TLS answers calls that
+//! come without it, each with [`ApiError::OnlyTls`](crate::ApiError::OnlyTls), and nothing else.
 
 use std::fmt;
 use std::io;
@@ -16,14 +19,30 @@ use futures::future::BoxFuture;
 use futures::stream::BoxStream;
 use futures::{FutureExt as _, Stream, StreamExt as _};
 use http::Uri;
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
+use iota_tls::{Accepted, Protocol, ServerCertificate, TlsAcceptor, TlsConnector, Trust};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::server::{Connected, TcpIncoming};
 use tonic::transport::{Channel, Endpoint};
+use tower::ServiceExt as _;
+use tracing::debug;
 
 /// Bytes in both directions.
-pub struct Connection(Box<dyn Duplex>);
+pub struct Connection {
+    stream: Box<dyn Duplex>,
+    way: Way,
+}
+
+/// How a caller has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// As it should.
+    Open,
+    /// Without TLS, to a port for TLS.
+    Unencrypted,
+}
 
 trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 
@@ -32,7 +51,10 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
 impl Connection {
     /// A connection over `stream`.
     pub fn new(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Self {
-        Self(Box::new(stream))
+        Self {
+            stream: Box::new(stream),
+            way: Way::Open,
+        }
     }
 }
 
@@ -48,7 +70,7 @@ impl AsyncRead for Connection {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
+        Pin::new(&mut self.stream).poll_read(context, buffer)
     }
 }
 
@@ -58,7 +80,7 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
+        Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -66,27 +88,29 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write_vectored(context, slices)
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.0.is_write_vectored()
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
+        Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
 impl Connected for Connection {
     /// Who calls, its signature says; where from does not matter.
-    type ConnectInfo = ();
+    type ConnectInfo = Way;
 
-    fn connect_info(&self) {}
+    fn connect_info(&self) -> Way {
+        self.way
+    }
 }
 
 /// Connections that peers make, and the address that they make them to.
@@ -102,10 +126,27 @@ impl Incoming {
     /// If the operating system does not say what it listens on.
     pub fn tcp(listener: TcpListener) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let connections = TcpIncoming::from(listener)
-            .with_nodelay(Some(true))
-            .with_keepalive(Some(Duration::from_secs(30)))
+        let connections = sockets(listener)
             .map(|accepted| accepted.map(Connection::new))
+            .boxed();
+        Ok(Self {
+            address,
+            connections,
+        })
+    }
+
+    /// What comes in on a socket by TLS, under this certificate.
+    ///
+    /// # Errors
+    /// As [`tcp`](Self::tcp).
+    pub fn tls(listener: TcpListener, certificate: &ServerCertificate) -> io::Result<Self> {
+        let address = listener.local_addr()?;
+        let acceptor = certificate.acceptor(Protocol::Http2);
+        let connections = sockets(listener)
+            .map(move |accepted| encrypted(acceptor.clone(), accepted))
+            // Whoever is slow to agree on keys holds nobody up.
+            .buffer_unordered(HANDSHAKES_MAX)
+            .filter_map(std::future::ready)
             .boxed();
         Ok(Self {
             address,
@@ -142,26 +183,85 @@ impl fmt::Debug for Incoming {
     }
 }
 
-/// How a client reaches the orchestrator: over TCP, unless a program brings something else. Cheap to clone.
-#[derive(Clone, Default)]
-pub struct Connector(Option<Arc<dyn Fn(Uri) -> Connecting + Send + Sync>>);
+/// Callers that agree on keys at a time; more wait. A handshake that comes to nothing ends after
+/// [`HANDSHAKE_TIMEOUT`](iota_tls::accept::HANDSHAKE_TIMEOUT).
+const HANDSHAKES_MAX: usize = 1024;
+
+fn sockets(listener: TcpListener) -> TcpIncoming {
+    TcpIncoming::from(listener)
+        .with_nodelay(Some(true))
+        .with_keepalive(Some(Duration::from_secs(30)))
+}
+
+/// A connection whose caller has agreed on keys, or speaks no TLS. None if it went away meanwhile, or does not like our
+/// certificate: it knows why.
+async fn encrypted(
+    acceptor: TlsAcceptor,
+    accepted: io::Result<TcpStream>,
+) -> Option<io::Result<Connection>> {
+    let stream = match accepted {
+        Ok(stream) => stream,
+        Err(error) => return Some(Err(error)),
+    };
+    match acceptor.accept(stream).await {
+        Ok(Accepted::Encrypted(stream)) => Some(Ok(Connection::new(stream))),
+        Ok(Accepted::Plain(stream)) => Some(Ok(Connection {
+            way: Way::Unencrypted,
+            ..Connection::new(stream)
+        })),
+        Err(error) => {
+            debug!(%error, "no keys agreed on with a caller");
+            None
+        }
+    }
+}
+
+/// How a client reaches the orchestrator: over TCP, by TLS where the address says `https`, unless a program brings something
+/// else. Cheap to clone.
+#[derive(Clone)]
+pub struct Connector(Means);
+
+#[derive(Clone)]
+enum Means {
+    /// Without a trust of the program's own, the system's.
+    Tcp(Option<Trust>),
+    Brought(Arc<dyn Fn(Uri) -> Connecting + Send + Sync>),
+}
 
 type Connecting = BoxFuture<'static, io::Result<Connection>>;
 
 impl Connector {
-    /// A connector that asks `connect` for each connection to an address.
+    /// TCP, and TLS with servers whose certificates `trust` believes, where the address says `https`.
+    pub const fn trusting(trust: Trust) -> Self {
+        Self(Means::Tcp(Some(trust)))
+    }
+
+    /// A connector that asks `connect` for each connection to an address. Whether that is encrypted is its program's
+    /// business, whatever the address says.
     pub fn new<F>(connect: impl Fn(Uri) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = io::Result<Connection>> + Send + 'static,
     {
-        Self(Some(Arc::new(move |address| connect(address).boxed())))
+        Self(Means::Brought(Arc::new(move |address| {
+            connect(address).boxed()
+        })))
     }
 
     /// A channel that connects when it is first used, and again when a connection is lost.
     pub(crate) fn channel(&self, endpoint: &Endpoint) -> Channel {
-        match self.0.clone() {
-            None => endpoint.connect_lazy(),
-            Some(connect) => {
+        match &self.0 {
+            Means::Tcp(_) if endpoint.uri().scheme_str() != Some("https") => {
+                endpoint.connect_lazy()
+            }
+            Means::Tcp(trust) => {
+                let trust = trust.clone().unwrap_or_else(Trust::system);
+                let tls = trust.connector(Protocol::Http2);
+                endpoint.connect_with_connector_lazy(tower::service_fn(move |address| {
+                    by_tls(tls.clone(), address)
+                }))
+            }
+            Means::Brought(connect) => {
+                let connect = Arc::clone(connect);
                 endpoint.connect_with_connector_lazy(tower::service_fn(move |address| {
                     connect(address).map(|connected| connected.map(TokioIo::new))
                 }))
@@ -170,9 +270,29 @@ impl Connector {
     }
 }
 
+/// A connection over TCP, and over it an encrypted one.
+async fn by_tls(tls: TlsConnector, address: Uri) -> io::Result<TokioIo<Connection>> {
+    let host = address.host().unwrap_or_default().to_owned();
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_nodelay(true);
+    let stream = tcp.oneshot(address).await.map_err(io::Error::other)?;
+    let stream = tls.connect(&host, stream.into_inner()).await?;
+    Ok(TokioIo::new(Connection::new(stream)))
+}
+
+impl Default for Connector {
+    fn default() -> Self {
+        Self(Means::Tcp(None))
+    }
+}
+
 impl fmt::Debug for Connector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.0.as_ref().map_or("TCP", |_| "its program's own");
+        let name = match self.0 {
+            Means::Tcp(_) => "TCP",
+            Means::Brought(_) => "its program's own",
+        };
         f.debug_tuple("Connector").field(&name).finish()
     }
 }

@@ -272,3 +272,19 @@ fn whoever_waits_for_a_place_asks_again_no_later_than_it_was_told_to() {
     inbox.peer.handle_timeout(at);
     assert_eq!(inbox.peer.poll_effect(), Some(Effect::Join));
 }
+
+#[test]
+fn a_certificate_that_is_not_good_any_more_ends_no_session_and_loses_no_report() {
+    let expired = || CallError::Tls(iota_tls::Refusal::Certificate("it has expired".to_owned()));
+    let mut inbox = reporting(backward());
+    for input in [
+        Input::Polled(session(1), Err(expired())),
+        Input::Reported(session(1), LEASE, Err(expired())),
+    ] {
+        let effects = handle(&mut inbox, input);
+        assert!(!begins_again(&effects), "{effects:?}");
+    }
+    assert!(inbox.peer.holds(LEASE));
+    assert!(reported(&inbox).is_empty());
+    assert!(inbox.peer.poll_timeout().is_some(), "both are made again");
+}

@@ -3,10 +3,10 @@
 use iota_identity::Keypair;
 use iota_miner::{Miner, MinerBuilder};
 use iota_node::Shutdown;
-use iota_orchestrator::{Orchestrator, Participants, Setup};
+use iota_orchestrator::{Orchestrator, OrchestratorBuilder, Participants, Setup};
 use iota_protocol::PeerId;
 use iota_testnet::TestnetSettings;
-use iota_validator::Validator;
+use iota_validator::{Validator, ValidatorBuilder};
 
 /// Of a test's only validator.
 const VALIDATOR: u8 = 99;
@@ -19,8 +19,7 @@ pub(crate) async fn orchestrator(settings: &TestnetSettings, miners_to_start: u3
 /// The same, and a validator.
 pub(crate) async fn validated(settings: &TestnetSettings, miners_to_start: u32) -> Orchestrator {
     let orchestrator = started(settings, miners_to_start, vec![peer(VALIDATOR)]).await;
-    let validator = Validator::builder(orchestrator.url()).with_keypair(keypair(VALIDATOR));
-    tokio::spawn(validator.run(Shutdown::new()));
+    tokio::spawn(validator(orchestrator.url(), VALIDATOR).run(Shutdown::new()));
     orchestrator
 }
 
@@ -29,6 +28,18 @@ async fn started(
     miners_to_start: u32,
     validators: Vec<PeerId>,
 ) -> Orchestrator {
+    builder(settings, miners_to_start, validators)
+        .start(&Shutdown::new())
+        .await
+        .unwrap()
+}
+
+/// An orchestrator that has not begun.
+pub(crate) fn builder(
+    settings: &TestnetSettings,
+    miners_to_start: u32,
+    validators: Vec<PeerId>,
+) -> OrchestratorBuilder {
     let participants = Participants {
         miners_to_start,
         validators,
@@ -36,9 +47,6 @@ async fn started(
     let setup = Setup::new(&settings.run_options(), participants).unwrap();
     std::fs::create_dir_all(&settings.out).unwrap();
     Orchestrator::builder(setup, &settings.out)
-        .start(&Shutdown::new())
-        .await
-        .unwrap()
 }
 
 /// A miner that has not begun.
@@ -48,7 +56,14 @@ pub(crate) fn miner(url: &str, number: u8) -> MinerBuilder {
         .with_threads(1)
 }
 
-/// Who a miner of this number is.
+/// A validator that has not begun.
+pub(crate) fn validator(url: &str, number: u8) -> ValidatorBuilder {
+    Validator::builder(url)
+        .with_keypair(keypair(number))
+        .with_threads(1)
+}
+
+/// Who a peer of this number is.
 pub(crate) fn peer(number: u8) -> PeerId {
     keypair(number).peer_id()
 }

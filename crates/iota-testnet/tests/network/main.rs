@@ -5,6 +5,7 @@
 mod by_hand;
 mod cheating;
 mod close;
+mod encrypted;
 mod history;
 mod merging;
 mod refusing;

@@ -20,7 +20,7 @@ fn refusal(change: impl FnOnce(&mut TestnetSettings)) -> String {
 #[test]
 fn what_cannot_be_used_is_named() {
     type Change = fn(&mut TestnetSettings);
-    let cases: [(Change, &[&str]); 11] = [
+    let cases: [(Change, &[&str]); 13] = [
         (|settings| settings.stages = 0, &["stages"]),
         (|settings| settings.stages = 100, &["100", "blocks"]),
         (
@@ -50,6 +50,17 @@ fn what_cannot_be_used_is_named() {
             &["learning_rate"],
         ),
         (|settings| settings.training.beta2 = 1.5, &["beta"]),
+        (
+            |settings| settings.tls_certificate = "certificate.pem".into(),
+            &["tls_key"],
+        ),
+        (
+            |settings| {
+                settings.tls_certificate = "certificate.pem".into();
+                settings.tls_key = "key.pem".into();
+            },
+            &["tls_certificate", "serve"],
+        ),
     ];
     for (change, words) in cases {
         let message = refusal(change);

@@ -44,6 +44,8 @@ const ROWS: &[&[&str]] = &[
         "iota-journal",
         "iota-ledger",
     ],
+    // Calls and objects are encrypted alike.
+    &["iota-tls"],
     &["iota-protocol"],
 ];
 
@@ -100,6 +102,7 @@ const OWNED: &[(&[&str], &[&str])] = &[
     (&["candle*", "gemm"], &["iota-compute"]),
     (&["cudarc"], &["iota-cuda"]),
     (&["schnorrkel"], &["iota-identity"]),
+    (&["rustls*", "tokio-rustls", "rcgen"], &["iota-tls"]),
     (&["rusqlite", "libsqlite3-sys"], &["iota-journal"]),
     // Chance comes from seeds that are passed in, time from iota_protocol::Timestamp, laziness from std.
     (

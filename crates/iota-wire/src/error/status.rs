@@ -13,6 +13,7 @@
 //! | `REQUEST_TOO_LARGE` | `INVALID_ARGUMENT` | the bound |
 //! | `RATE_LIMITED` | `RESOURCE_EXHAUSTED` | `RetryInfo` |
 //! | `UNAVAILABLE` | `UNAVAILABLE` | `RetryInfo` |
+//! | `ONLY_TLS` | `FAILED_PRECONDITION` | |
 //! | `INTERNAL` | `INTERNAL` | |
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use std::time::Duration;
 
 use iota_protocol::registration::{MovedUp, Place, PlaceEnd, WaitReason};
 use iota_protocol::{Rejection, Ticket, Timestamp};
+use iota_tls::Refusal;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -64,6 +66,7 @@ impl From<ApiError> for Status {
                 details.set_retry_info(Some(*retry_after));
                 (Code::Unavailable, UNAVAILABLE)
             }
+            ApiError::OnlyTls => (Code::FailedPrecondition, ONLY_TLS),
             ApiError::Internal => (Code::Internal, INTERNAL),
         };
         details.set_error_info(reason, DOMAIN, metadata);
@@ -101,6 +104,7 @@ impl From<Status> for CallError {
                         bytes_max: number(BYTES_MAX),
                     };
                 }
+                ONLY_TLS => return Self::Tls(Refusal::OnlyTls),
                 reason => {
                     if reason == Rejection::Waiting.code()
                         && let Some(place) = place_in(&info.metadata, retry_after)
@@ -115,6 +119,10 @@ impl From<Status> for CallError {
                     }
                 }
             }
+        }
+        // No answer at all: perhaps there was no connection to get one by.
+        if let Some(refusal) = Refusal::of(&status) {
+            return Self::Tls(refusal);
         }
         match status.code() {
             Code::Unavailable => Self::Unavailable {
@@ -192,6 +200,7 @@ const INVALID_REQUEST: &str = "INVALID_REQUEST";
 const REQUEST_TOO_LARGE: &str = "REQUEST_TOO_LARGE";
 const RATE_LIMITED: &str = "RATE_LIMITED";
 const UNAVAILABLE: &str = "UNAVAILABLE";
+const ONLY_TLS: &str = "ONLY_TLS";
 const INTERNAL: &str = "INTERNAL";
 
 /// Keys of `google.rpc.ErrorInfo.metadata`.
@@ -286,6 +295,7 @@ mod tests {
             across(ApiError::TooLarge { bytes_max: 9 }),
             CallError::TooLarge { bytes_max: 9 }
         );
+        assert_eq!(across(ApiError::OnlyTls), CallError::Tls(Refusal::OnlyTls));
         assert_eq!(across(ApiError::Internal), CallError::Internal);
         let problem = "lease.id: is missing".to_owned();
         assert_eq!(

@@ -261,12 +261,7 @@ async fn a_client_does_not_sign_for_whoever_answers() {
 
 #[tokio::test]
 async fn an_address_that_cannot_work_is_told_from_one_that_does_not_answer() {
-    for url in [
-        "",
-        "127.0.0.1:9000",
-        "ftp://127.0.0.1:9000",
-        "https://127.0.0.1:9000",
-    ] {
+    for url in ["", "127.0.0.1:9000", "ftp://127.0.0.1:9000"] {
         let error = Client::connect(url, alice()).await.unwrap_err();
         assert!(
             matches!(error, CallError::BadUrl { .. }),
@@ -276,11 +271,14 @@ async fn an_address_that_cannot_work_is_told_from_one_that_does_not_answer() {
     }
     // Bound, then freed: nobody listens there.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
+    let address = listener.local_addr().unwrap();
     drop(listener);
-    let error = Client::connect(&url, alice()).await.unwrap_err();
-    assert!(matches!(error, CallError::Unavailable { .. }), "{error:?}");
-    assert_eq!(error.kind(), CallErrorKind::Retry);
+    for scheme in ["http", "https"] {
+        let url = format!("{scheme}://{address}");
+        let error = Client::connect(&url, alice()).await.unwrap_err();
+        assert!(matches!(error, CallError::Unavailable { .. }), "{error:?}");
+        assert_eq!(error.kind(), CallErrorKind::Retry);
+    }
 }
 
 #[tokio::test]

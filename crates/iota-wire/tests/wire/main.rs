@@ -10,6 +10,9 @@ mod stub;
 /// What honest callers get.
 mod calls;
 
+/// Who gets an encrypted connection, and what is said to everybody else.
+mod encrypted;
+
 /// What everybody else gets.
 mod refusals;
 

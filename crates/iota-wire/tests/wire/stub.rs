@@ -7,6 +7,7 @@ use iota_protocol::work::{Failure, Outcome};
 use iota_protocol::{
     Epoch, LeaseId, PeerId, Rejection, Role, RunId, Session, StageIndex, Timestamp,
 };
+use iota_tls::ServerCertificate;
 use iota_wire::{
     ApiError, AuthSettings, Authenticator, Clock, Incoming, Joined, OrchestratorApi,
     PROTOCOL_VERSION, RateSettings, RunInfo, RunStatus, WorkReply, WorkRequest,
@@ -144,6 +145,20 @@ pub(crate) async fn serve() -> Served {
 }
 
 pub(crate) async fn serve_with(rate: RateSettings, floor: Timestamp) -> Served {
+    served(rate, floor, None).await
+}
+
+/// By TLS, under this certificate.
+pub(crate) async fn serve_encrypted(certificate: &ServerCertificate) -> Served {
+    let (rate, floor) = (RateSettings::default(), Timestamp::default());
+    served(rate, floor, Some(certificate)).await
+}
+
+async fn served(
+    rate: RateSettings,
+    floor: Timestamp,
+    certificate: Option<&ServerCertificate>,
+) -> Served {
     let stub = Arc::new(Stub {
         asked: Mutex::default(),
         work: watch::Sender::new(None),
@@ -165,8 +180,12 @@ pub(crate) async fn serve_with(rate: RateSettings, floor: Timestamp) -> Served {
     .await;
 
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let incoming = Incoming::tcp(listener).unwrap();
-    let url = format!("http://{}", incoming.address());
+    let (scheme, incoming) = match certificate {
+        None => ("http", Incoming::tcp(listener)),
+        Some(certificate) => ("https", Incoming::tls(listener, certificate)),
+    };
+    let incoming = incoming.unwrap();
+    let url = format!("{scheme}://{}", incoming.address());
     let (stop, stopped) = oneshot::channel();
     let ended = tokio::spawn(async move {
         let shutdown = async {
