@@ -13,7 +13,7 @@ pub(crate) struct Case {
     pub(crate) recompute: Recompute,
 }
 
-pub(crate) const CASES: [Case; 4] = [
+pub(crate) const CASES: [Case; 5] = [
     Case {
         model: "8B",
         tokens: 800,
@@ -27,6 +27,11 @@ pub(crate) const CASES: [Case; 4] = [
     Case {
         model: "15B",
         tokens: 800,
+        recompute: Recompute::Nothing,
+    },
+    Case {
+        model: "15B",
+        tokens: 4096,
         recompute: Recompute::Nothing,
     },
     Case {
