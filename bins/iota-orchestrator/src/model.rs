@@ -1,13 +1,14 @@
 //! The commands that use what a run has trained: `export`, `generate`.
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use iota_compute::{Stage, StageOptions};
-use iota_ledger::Moment;
 use iota_node::Exit;
 use iota_orchestrator::History;
-use iota_protocol::{Epoch, StageIndex};
+use iota_protocol::Epoch;
+use iota_protocol::work::Checkpoint;
 use iota_run::Description;
 use iota_store::Store;
 use iota_trained::{Numbers, Sampling, Writer, stage_weights};
@@ -20,34 +21,22 @@ use crate::history::NotInThisRun;
 struct Trained {
     description: Description,
     store: Store,
-    /// Of each stage.
-    epochs: Vec<Epoch>,
+    /// Of each stage, from head to tail.
+    checkpoints: Vec<Checkpoint>,
 }
 
 impl Trained {
     fn open(model: Model) -> anyhow::Result<Self> {
         let history = History::open(model.out)?;
-        let now = history.at(Moment::Entry(u64::MAX))?.state;
-        let stages = (0..now.settings().stages()).map(StageIndex::new);
-        let newest = stages.map(|stage| now.checkpoint(stage).epoch);
-        let epochs = match model.epoch.map(Epoch::new) {
-            None => newest.collect(),
-            Some(asked) => {
-                let mut epochs = Vec::new();
-                for newest in newest {
-                    if asked > newest {
-                        let what = asked.to_string();
-                        return Err(NotInThisRun::NotYet { what }.into());
-                    }
-                    epochs.push(asked);
-                }
-                epochs
-            }
+        let epoch = model.epoch.map(Epoch::new);
+        let Some(checkpoints) = history.checkpoints(epoch)? else {
+            let what = epoch.unwrap_or_default().to_string();
+            return Err(NotInThisRun::NotYet { what }.into());
         };
         Ok(Self {
             description: history.description().clone(),
             store: history.store()?,
-            epochs,
+            checkpoints,
         })
     }
 
@@ -62,9 +51,8 @@ impl Trained {
         let mut whole = Stage::new(&plan, 0, options)?;
         // The stages' weights one after the other are the uncut model's.
         let mut start = 0;
-        for (stage, epoch) in self.epochs.iter().enumerate() {
-            let stage = StageIndex::new(stage as u16);
-            let weights = stage_weights(&self.description, &self.store, stage, *epoch).await?;
+        for checkpoint in &self.checkpoints {
+            let weights = stage_weights(&self.description, &self.store, checkpoint).await?;
             whole.state_mut().parameters[start..start + weights.len()].copy_from_slice(&weights);
             start += weights.len();
         }
@@ -81,7 +69,7 @@ pub(crate) fn export(model: Model, to: &Path, numbers: Factors) -> anyhow::Resul
     let written = runtime()?.block_on(iota_trained::export(
         &trained.description,
         &trained.store,
-        &trained.epochs,
+        &trained.checkpoints,
         numbers,
         to,
     ))?;
@@ -112,11 +100,18 @@ pub(crate) fn generate(
     let mut out = std::io::stdout();
     let mut print = |text: &str| out.write_all(text.as_bytes()).and_then(|()| out.flush());
     let mut printed = print(prompt);
-    Writer::new(whole, tokenizer).write(prompt, tokens, sampling, |piece| {
-        if printed.is_ok() {
+    if printed.is_ok() {
+        Writer::new(whole, tokenizer).write(prompt, tokens, sampling, |piece| {
             printed = print(piece);
-        }
-    })?;
-    printed.and_then(|()| print("\n"))?;
-    Ok(Exit::Done)
+            match printed {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        })?;
+    }
+    match printed.and_then(|()| print("\n")) {
+        // Whoever reads it, such as `head`, has enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Exit::Done),
+        printed => Ok(printed.map(|()| Exit::Done)?),
+    }
 }

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 
 use iota_journal::{Genesis, Journal as _, Point, Recovered, SqliteJournal, recover_at, replay};
 use iota_ledger::{Explanation, Ledger, Line, Moment, Subject};
-use iota_protocol::{SampleId, State, Timestamp};
+use iota_protocol::work::Checkpoint;
+use iota_protocol::{Epoch, SampleId, StageIndex, State, Timestamp};
 use iota_run::Description;
 use iota_store::Store;
 
@@ -95,6 +96,32 @@ impl History {
         })
     }
 
+    /// What the stages, from head to tail, start an epoch from, as repaired last: the present epoch unless another is asked
+    /// for. None if the run has not come to it yet.
+    ///
+    /// # Errors
+    /// [`Error::Journal`] if what is read of the journal is damaged.
+    pub fn checkpoints(&self, epoch: Option<Epoch>) -> Result<Option<Vec<Checkpoint>>, Error> {
+        let Some(epoch) = epoch else {
+            let now = self.at(Moment::Entry(u64::MAX))?.state;
+            return Ok(Some(checkpoints(&now)));
+        };
+        let first = checkpoints(&self.at(Moment::Entry(0))?.state);
+        if epoch == Epoch::new(0) {
+            // They follow from the seed, so that no event has them.
+            return Ok(Some(first));
+        }
+        let mut ledger = Ledger::new(&self.genesis.settings);
+        replay(&self.journal, 0, |entry| {
+            entry.events.iter().for_each(|event| ledger.follow(event));
+            Ok(())
+        })?;
+        let of_epoch = ledger.checkpoints().filter(|it| it.epoch == epoch);
+        let mut found: Vec<Checkpoint> = of_epoch.cloned().collect();
+        found.sort_by_key(|it| it.stage);
+        Ok((found.len() == first.len()).then_some(found))
+    }
+
     /// What happened to a peer, a sample or an epoch. No lines if the run knows of no such thing.
     ///
     /// # Errors
@@ -170,6 +197,12 @@ impl History {
             problem,
         }
     }
+}
+
+/// What the stages start the present epoch from.
+fn checkpoints(state: &State) -> Vec<Checkpoint> {
+    let stages = (0..state.settings().stages()).map(StageIndex::new);
+    stages.map(|it| state.checkpoint(it).clone()).collect()
 }
 
 #[cfg(test)]

@@ -55,7 +55,7 @@ impl Whole {
         Ok(Self { stages })
     }
 
-    /// The run's stages with the weights of its last checkpoint, read from the store by its manifests.
+    /// The run's stages with the weights of its last checkpoint, read from the store.
     pub(crate) async fn load(
         description: &Description,
         store: &Store,
@@ -63,9 +63,8 @@ impl Whole {
         threads: usize,
     ) -> Result<Self, Error> {
         let mut whole = Self::new(description, checkpoints.len(), threads)?;
-        for (stage, expected) in whole.stages.iter_mut().zip(checkpoints) {
-            let (index, epoch) = (expected.stage, expected.epoch);
-            let weights = stage_weights(description, store, index, epoch).await?;
+        for (stage, checkpoint) in whole.stages.iter_mut().zip(checkpoints) {
+            let weights = stage_weights(description, store, checkpoint).await?;
             stage.state_mut().parameters.copy_from_slice(&weights);
         }
         Ok(whole)

@@ -42,8 +42,18 @@ pub(crate) fn private_key(text: &[u8], origin: &str) -> Result<PrivateKeyDer<'st
     })
 }
 
+/// What is wrong with a text, in words of our own. The library's quote the line that it could not read, and that is the key
+/// where somebody has put all of it on one line.
 fn malformed(error: &pem::Error) -> String {
-    format!("it is not well-formed PEM: {error}")
+    let problem = match error {
+        pem::Error::IllegalSectionStart { .. } => "a BEGIN line does not end as it should",
+        pem::Error::MissingSectionEnd { .. } => {
+            "a section does not end, or BEGIN and END do not stand on lines of their own"
+        }
+        pem::Error::Base64Decode(_) => "what is between BEGIN and END is not base64",
+        _ => "it cannot be read",
+    };
+    format!("it is not well-formed PEM: {problem}")
 }
 
 fn is_encrypted(text: &[u8]) -> bool {

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use iota_protocol::{Epoch, StageIndex};
+
 /// What can go wrong with a trained model.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -9,6 +11,16 @@ pub enum Error {
     /// A checkpoint cannot be read.
     #[error("reading the checkpoint")]
     Store(#[from] iota_store::Error),
+    /// A checkpoint that is none of the run's stage.
+    #[error("the checkpoint of {stage} at {epoch} does not fit: {problem}")]
+    Checkpoint {
+        /// The stage.
+        stage: StageIndex,
+        /// The epoch that began from it.
+        epoch: Epoch,
+        /// What is wrong.
+        problem: &'static str,
+    },
     /// The run's description does not fit together.
     #[error(transparent)]
     Run(#[from] iota_run::Error),

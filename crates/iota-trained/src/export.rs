@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use half::bf16;
 use iota_model::{BlockTensor, Boundary, ModelConfig, TensorId, TensorLayout};
-use iota_protocol::{Epoch, StageIndex};
+use iota_protocol::work::Checkpoint;
 use iota_run::Description;
 use iota_store::Store;
 use safetensors::{Dtype, View};
@@ -40,7 +40,8 @@ pub struct Exported {
     pub is_llama: bool,
 }
 
-/// Writes the model as `epochs` began, one for each stage, to a new folder: whole or not at all.
+/// Writes the model as checkpoints have it, one for each stage from head to tail, to a new folder: whole or not at all. Until
+/// it is whole it grows in a folder beside that one.
 ///
 /// One stage is in memory at a time.
 ///
@@ -49,29 +50,26 @@ pub struct Exported {
 pub async fn export(
     description: &Description,
     store: &Store,
-    epochs: &[Epoch],
+    checkpoints: &[Checkpoint],
     numbers: Numbers,
     folder: &Path,
 ) -> Result<Exported, Error> {
-    if folder.exists() {
-        let folder = folder.to_owned();
+    // Without the slash that a shell puts behind a folder's name.
+    let folder: PathBuf = folder.components().collect();
+    // A link that leads nowhere is in the way, too.
+    if folder.symlink_metadata().is_ok() {
         return Err(Error::Occupied { folder });
     }
-    let mut name = folder.as_os_str().to_owned();
-    name.push(".partial");
-    let partial = PathBuf::from(name);
-    if partial.exists() {
-        std::fs::remove_dir_all(&partial).map_err(cannot_write(&partial))?;
-    }
-    std::fs::create_dir_all(&partial).map_err(cannot_write(&partial))?;
     let plan = description.plan()?;
+    let growing = Growing::beside(&folder)?;
+    let partial = &growing.0;
     let (mut files, mut written) = (BTreeMap::new(), Vec::new());
     let mut parameters = 0;
-    for (index, epoch) in epochs.iter().enumerate() {
-        let stage = StageIndex::new(index as u16);
-        let weights = stage_weights(description, store, stage, *epoch).await?;
+    for (index, checkpoint) in checkpoints.iter().enumerate() {
+        let weights = stage_weights(description, store, checkpoint).await?;
         parameters += weights.len();
-        let file = format!("model-{:05}-of-{:05}.safetensors", index + 1, epochs.len());
+        let count = checkpoints.len();
+        let file = format!("model-{:05}-of-{count:05}.safetensors", index + 1);
         let layout = plan.layout(index);
         let tensors: Vec<_> = layout
             .tensors()
@@ -91,7 +89,7 @@ pub async fn export(
     let exported = Exported {
         tensors: files.len(),
         parameters,
-        is_llama: description.model.boundary == Boundary::None,
+        is_llama: is_llama(description, plan.boundaries()),
     };
     let bytes = parameters * numbers.bytes();
     let index = json!({ "metadata": { "total_size": bytes }, "weight_map": files });
@@ -105,13 +103,43 @@ pub async fn export(
     }
     // The library lets nobody else read its files; these are for others.
     let as_others = std::fs::metadata(partial.join("config.json"))
-        .map_err(cannot_write(&partial))?
+        .map_err(cannot_write(partial))?
         .permissions();
     for path in written {
         std::fs::set_permissions(&path, as_others.clone()).map_err(cannot_write(&path))?;
     }
-    std::fs::rename(&partial, folder).map_err(cannot_write(folder))?;
+    std::fs::rename(partial, &folder).map_err(cannot_write(&folder))?;
     Ok(exported)
+}
+
+/// A folder that is not whole yet. What has not become another one is gone with it.
+struct Growing(PathBuf);
+
+impl Growing {
+    /// Of this process alone: another one may write the same model, and what is there already is somebody's.
+    fn beside(folder: &Path) -> Result<Self, Error> {
+        let mut name = folder.as_os_str().to_owned();
+        name.push(format!(".{}.partial", std::process::id()));
+        let path = PathBuf::from(name);
+        if let Some(parent) = path.parent() {
+            std::fs::create_dir_all(parent).map_err(cannot_write(parent))?;
+        }
+        std::fs::create_dir(&path).map_err(cannot_write(&path))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Growing {
+    fn drop(&mut self) {
+        // There is nothing under this name any more if it has become the other folder. What cannot be removed stays, under a
+        // name that says what it is.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Whether a model has no boundary in it, whichever it would have at its cuts.
+fn is_llama(description: &Description, boundaries: &[usize]) -> bool {
+    description.model.boundary == Boundary::None || boundaries.is_empty()
 }
 
 fn cannot_write(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
@@ -244,7 +272,7 @@ fn config(description: &Description, boundaries: &[usize], numbers: Numbers) -> 
             "tokenizer": description.data.tokenizer.name(),
         },
     });
-    if model.boundary != Boundary::None {
+    if !is_llama(description, boundaries) {
         config["architectures"] = json!(["IotaForCausalLM"]);
         config["model_type"] = json!("iota");
         config["iota"]["boundary"] = json!(model.boundary);

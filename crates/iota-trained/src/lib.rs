@@ -1,15 +1,17 @@
 //! What a run has trained, out of its store.
 //!
 //! ```text
-//!                                                  .--> export: safetensors and config.json, for other programs
-//!   store: manifests, merged cells --> stage_weights
-//!                                                  '--> Writer: text that goes on from a prompt
+//!   journal: a checkpoint ---.                   .--> export: safetensors and config.json, for other programs
+//!                            +--> stage_weights -+
+//!   store: merged cells -----'                   '--> Writer: text that goes on from a prompt
 //! ```
 //!
-//! Weights are read by the manifests of a checkpoint, as a miner that joins reads them, and each object must have the digest
-//! that was committed to. A run may go on meanwhile.
+//! Weights are read by a checkpoint out of the run's journal, as a miner that joins is leased it, and each object must have the
+//! digest that was committed to. A run may go on meanwhile: manifests in the store, which say the same, come a little later.
 //!
 //! ```
+//! use std::ops::ControlFlow;
+//!
 //! use iota_compute::{Stage, StageOptions};
 //! use iota_data::Tokenizer;
 //! use iota_model::{StagePlan, preset};
@@ -20,7 +22,10 @@
 //! stage.initialise(1)?;
 //! let mut writer = Writer::new(stage, Tokenizer::default());
 //! let mut text = String::new();
-//! writer.write("Once", 8, Sampling::default(), |piece| text.push_str(piece))?;
+//! writer.write("Once", 8, Sampling::default(), |piece| {
+//!     text.push_str(piece);
+//!     ControlFlow::Continue(())
+//! })?;
 //! assert!(!text.is_empty()); // nothing has been learned yet, so it is noise
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -39,8 +44,8 @@ mod writer;
 
 use iota_compute::initialise;
 use iota_model::StagePlan;
+use iota_protocol::StageIndex;
 use iota_protocol::work::{Checkpoint, SegmentSource};
-use iota_protocol::{Epoch, StageIndex};
 use iota_run::Description;
 use iota_store::{ObjectKey, Store, tensor};
 
@@ -48,34 +53,39 @@ pub use error::Error;
 pub use export::{Exported, Numbers, export};
 pub use writer::{Sampling, Writer};
 
-/// The flat parameters of a stage as an epoch of the run began: what [`StagePlan::layout`] maps.
+/// The flat parameters of a stage as a checkpoint of the run has them: what [`StagePlan::layout`] maps.
 ///
 /// # Errors
-/// [`Error::Store`] if there is no such checkpoint, or something of it is gone or not what was committed to.
+/// [`Error::Store`] if an object of it is gone or not what was committed to; [`Error::Checkpoint`] if it is not one of such a
+/// stage.
+///
+/// # Panics
+/// If the run has no such stage.
 pub async fn stage_weights(
     description: &Description,
     store: &Store,
-    stage: StageIndex,
-    epoch: Epoch,
+    checkpoint: &Checkpoint,
 ) -> Result<Vec<f32>, Error> {
-    let plan = description.plan()?;
+    let (plan, stage) = (description.plan()?, checkpoint.stage);
     let mut weights = vec![0.0; plan.layout(usize::from(stage.get())).elements()];
-    let segments = if epoch == Epoch::new(0) {
-        // Nobody has merged anything, so there is no manifest.
-        begin(&plan, description.seed, stage, &mut weights)?;
-        Vec::new()
-    } else {
-        let key = ObjectKey::checkpoint(description.run, epoch, stage);
-        let checkpoint: Checkpoint = store.get_manifest(&key).await?;
-        checkpoint.segments
-    };
+    let segments = &checkpoint.segments;
     if segments
         .iter()
         .any(|it| it.source == SegmentSource::Genesis)
     {
         begin(&plan, description.seed, stage, &mut weights)?;
     }
-    for segment in &segments {
+    let unfit = |problem| Error::Checkpoint {
+        stage,
+        epoch: checkpoint.epoch,
+        problem,
+    };
+    let mut covered = 0;
+    for segment in segments {
+        if segment.range.start != covered || segment.range.end > weights.len() as u64 {
+            break;
+        }
+        covered = segment.range.end;
         let SegmentSource::Merged {
             object,
             offset,
@@ -91,7 +101,12 @@ pub async fn stage_weights(
         let planes = tensor::decode(&bytes, &spec).map_err(iota_store::Error::from)?;
         let target = segment.range.start as usize..segment.range.end as usize;
         let source = *offset as usize..*offset as usize + target.len();
-        weights[target].copy_from_slice(&planes[0][source]);
+        let values = planes[0].get(source);
+        let values = values.ok_or_else(|| unfit("a segment exceeds its cell"))?;
+        weights[target].copy_from_slice(values);
+    }
+    if covered != weights.len() as u64 {
+        return Err(unfit("its segments do not cover the stage in order"));
     }
     Ok(weights)
 }

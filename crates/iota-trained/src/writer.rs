@@ -1,5 +1,7 @@
 //! Text from a model, token by token.
 
+use std::ops::ControlFlow;
+
 use iota_compute::{Input, Stage};
 use iota_data::Tokenizer;
 use rand_chacha::ChaCha8Rng;
@@ -44,7 +46,8 @@ impl Writer {
         Self { stage, tokenizer }
     }
 
-    /// Goes on from the prompt by so many tokens, and hands on the text as soon as there is any.
+    /// Goes on from the prompt by so many tokens, and hands on the text as soon as there is any, until whoever gets it has
+    /// enough.
     ///
     /// The model sees the last tokens that its context has room for.
     ///
@@ -55,7 +58,7 @@ impl Writer {
         prompt: &str,
         count: usize,
         sampling: Sampling,
-        mut hand_on: impl FnMut(&str),
+        mut hand_on: impl FnMut(&str) -> ControlFlow<()>,
     ) -> Result<(), Error> {
         let mut tokens = self.tokenizer.encode(prompt);
         if tokens.is_empty() {
@@ -72,7 +75,9 @@ impl Writer {
             // A character may have come in part only.
             let is_whole = !text.ends_with(char::REPLACEMENT_CHARACTER);
             if is_whole || tokens.len() - handed_on >= CHARACTER_BYTES || written == count {
-                hand_on(&text);
+                if hand_on(&text).is_break() {
+                    return Ok(());
+                }
                 handed_on = tokens.len();
             }
         }
@@ -115,8 +120,8 @@ mod tests {
 
     const TEXT: &str = "Zürich, Köln, Genf. ";
 
-    /// A model that has learned nothing but the text above, again and again.
-    fn taught() -> Writer {
+    /// A model that has learned nothing.
+    fn untaught() -> Writer {
         let model = ModelConfig {
             boundary: Boundary::Iota { channels: 24 },
             ..preset("tiny").unwrap()
@@ -124,17 +129,23 @@ mod tests {
         let plan = StagePlan::new(&model, 2).unwrap().regroup(1).unwrap();
         let mut stage = Stage::new(&plan, 0, StageOptions::default()).unwrap();
         stage.initialise(5).unwrap();
-        let tokenizer = Tokenizer::default();
-        let text = tokenizer.encode(&TEXT.repeat(4));
+        Writer::new(stage, Tokenizer::default())
+    }
+
+    /// A model that has learned nothing but the text above, again and again.
+    fn taught() -> Writer {
+        let mut writer = untaught();
+        let context = writer.stage.plan().config().context;
+        let text = writer.tokenizer.encode(&TEXT.repeat(4));
         for step in 0..150 {
             let start = step % TEXT.len();
-            let tokens = &text[start..start + model.context];
-            let targets = &text[start + 1..=start + model.context];
+            let tokens = &text[start..start + context];
+            let targets = &text[start + 1..=start + context];
             let input = Input::Tokens(tokens);
-            stage.forward_backward_loss(input, targets).unwrap();
-            stage.step(0.01, 1).unwrap();
+            writer.stage.forward_backward_loss(input, targets).unwrap();
+            writer.stage.step(0.01, 1).unwrap();
         }
-        Writer::new(stage, tokenizer)
+        writer
     }
 
     /// Longer than the context, from shorter than it, and through characters of two bytes.
@@ -148,7 +159,10 @@ mod tests {
         };
         let prompt = "Zürich, K";
         writer
-            .write(prompt, 60, sampling, |piece| pieces.push(piece.to_owned()))
+            .write(prompt, 60, sampling, |piece| {
+                pieces.push(piece.to_owned());
+                ControlFlow::Continue(())
+            })
             .unwrap();
         let expected = TEXT.repeat(5);
         let written = pieces.concat();
@@ -158,8 +172,25 @@ mod tests {
     }
 
     #[test]
+    fn whoever_has_enough_gets_no_more() {
+        let mut pieces = 0;
+        // More than a test has time for.
+        let written = untaught().write("Z", usize::MAX, Sampling::default(), |_| {
+            pieces += 1;
+            if pieces < 3 {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        });
+        written.unwrap();
+        assert_eq!(pieces, 3);
+    }
+
+    #[test]
     fn nothing_is_written_of_nothing() {
-        let refused = taught().write("", 1, Sampling::default(), |_| ());
+        let nobody = |_: &str| ControlFlow::Continue(());
+        let refused = untaught().write("", 1, Sampling::default(), nobody);
         assert!(matches!(refused, Err(Error::NoPrompt)));
     }
 

@@ -97,6 +97,28 @@ fn what_nobody_could_accept_is_refused_by_file_and_reason() {
 }
 
 #[test]
+fn a_key_that_cannot_be_read_is_not_shown_either() {
+    let Issued { certificate, key } = Authority::new().issue(&["orchestrator.example"]);
+    let one_line = key.replace('\n', " ");
+    // Without the dashes at its end, with them, and as text that is no base64.
+    for spoilt in [
+        one_line.trim_end().trim_end_matches('-').to_owned(),
+        one_line,
+        key.replacen('M', "!", 1),
+    ] {
+        let error =
+            ServerCertificate::from_pem(certificate.as_bytes(), spoilt.as_bytes()).unwrap_err();
+        let text = format!("{error} {error:?}");
+        assert!(text.contains("not well-formed PEM"), "{text}");
+        // The library would show bytes as a list of numbers.
+        assert!(
+            !text.contains('[') && !text.contains("MIGH") && text.len() < 400,
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn a_file_that_is_not_there_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let missing = CertificateFiles {
