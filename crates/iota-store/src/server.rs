@@ -17,6 +17,7 @@
 
 mod access;
 mod folder;
+mod patient;
 mod service;
 
 use std::future::poll_fn;
@@ -40,6 +41,7 @@ use url::Url;
 
 use self::access::Access;
 use self::folder::Folder;
+use self::patient::Patient;
 use self::service::FolderService;
 use crate::error::{Error, Result};
 use crate::grant::{Credentials, Grants};
@@ -61,7 +63,8 @@ pub struct ServerSettings {
     pub total_bytes_max: u64,
     /// Connections at a time; more wait to be accepted.
     pub connections_max: usize,
-    /// How long a peer may take for the head of a request, and how long it may be silent in its body.
+    /// How long a peer may take for the head of a request, and how long it may be silent in its body. Four times as long it
+    /// may read nothing of an answer: where much is on its way, a slow line has room for more only now and then.
     pub idle_timeout: Duration,
     /// Whether an upload is on the disk before it is answered. Off, a power cut can lose objects; their digests say so.
     pub sync_writes: bool,
@@ -154,7 +157,7 @@ impl S3Server {
         let serving = Serving {
             service: builder.build(),
             tls,
-            header_timeout: settings.idle_timeout,
+            idle_timeout: settings.idle_timeout,
             stopped,
         };
         let accepting = tokio::spawn(accept(listener, serving, settings.connections_max));
@@ -229,7 +232,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 struct Serving {
     service: S3Service,
     tls: Option<TlsAcceptor>,
-    header_timeout: Duration,
+    idle_timeout: Duration,
     stopped: watch::Receiver<bool>,
 }
 
@@ -284,9 +287,10 @@ impl Serving {
     }
 
     async fn serve_http(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+        let stream = Patient::new(stream, 4 * self.idle_timeout);
         let mut connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(self.header_timeout)
+            .header_read_timeout(self.idle_timeout)
             .serve_connection(TokioIo::new(stream), self.service.clone());
         let mut stop = pin!(until_stopped(self.stopped.clone()));
         let mut stopping = false;
@@ -327,10 +331,12 @@ async fn until_stopped(mut stopped: watch::Receiver<bool>) {
 }
 
 async fn linger(mut stream: impl AsyncRead + AsyncWrite + Unpin) {
-    if stream.shutdown().await.is_err() {
-        return;
-    }
     let mut dropped = vec![0; 64 << 10];
-    let drain = async { while matches!(stream.read(&mut dropped).await, Ok(1..)) {} };
+    let drain = async {
+        // TLS says farewell, for which there is no room as long as the peer does not read what came before.
+        if stream.shutdown().await.is_ok() {
+            while matches!(stream.read(&mut dropped).await, Ok(1..)) {}
+        }
+    };
     let _ = tokio::time::timeout(LINGER, drain).await;
 }

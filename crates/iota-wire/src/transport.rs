@@ -27,7 +27,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::server::{Connected, TcpIncoming};
 use tonic::transport::{Channel, Endpoint};
 use tower::ServiceExt as _;
-use tracing::debug;
+use tracing::{debug, warn};
 
 /// Bytes in both directions.
 pub struct Connection {
@@ -187,10 +187,27 @@ impl fmt::Debug for Incoming {
 /// [`HANDSHAKE_TIMEOUT`](iota_tls::accept::HANDSHAKE_TIMEOUT).
 const HANDSHAKES_MAX: usize = 1024;
 
-fn sockets(listener: TcpListener) -> TcpIncoming {
-    TcpIncoming::from(listener)
+/// Pause after the operating system could not give us a connection (out of file descriptors, mostly). The server asks for the
+/// next one at once, for as long as it takes.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+fn sockets(listener: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> + Send {
+    let sockets = TcpIncoming::from(listener)
         .with_nodelay(Some(true))
-        .with_keepalive(Some(Duration::from_secs(30)))
+        .with_keepalive(Some(Duration::from_secs(30)));
+    unhurried(sockets)
+}
+
+fn unhurried<T: Send>(
+    accepted: impl Stream<Item = io::Result<T>> + Send,
+) -> impl Stream<Item = io::Result<T>> + Send {
+    accepted.then(async |accepted| {
+        if let Err(error) = &accepted {
+            warn!(%error, "no connection accepted");
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+        }
+        accepted
+    })
 }
 
 /// A connection whose caller has agreed on keys, or speaks no TLS. None if it went away meanwhile, or does not like our
@@ -294,5 +311,20 @@ impl fmt::Debug for Connector {
             Means::Brought(_) => "its program's own",
         };
         f.debug_tuple("Connector").field(&name).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_system_cannot_give_is_not_asked_for_without_a_pause() {
+        let out_of_files = || io::Error::other("too many open files");
+        let asked = [Err(out_of_files()), Err(out_of_files()), Ok(())];
+        let began = tokio::time::Instant::now();
+        let given: Vec<_> = unhurried(futures::stream::iter(asked)).collect().await;
+        assert_eq!(given.iter().filter(|it| it.is_ok()).count(), 1);
+        assert_eq!(began.elapsed(), 2 * ACCEPT_PAUSE);
     }
 }
