@@ -89,7 +89,7 @@ pub async fn export(
     let exported = Exported {
         tensors: files.len(),
         parameters,
-        is_llama: is_llama(description, plan.boundaries()),
+        is_llama: is_llama(&description.model, plan.boundaries()),
     };
     let bytes = parameters * numbers.bytes();
     let index = json!({ "metadata": { "total_size": bytes }, "weight_map": files });
@@ -138,8 +138,8 @@ impl Drop for Growing {
 }
 
 /// Whether a model has no boundary in it, whichever it would have at its cuts.
-fn is_llama(description: &Description, boundaries: &[usize]) -> bool {
-    description.model.boundary == Boundary::None || boundaries.is_empty()
+fn is_llama(model: &ModelConfig, boundaries: &[usize]) -> bool {
+    model.boundary == Boundary::None || boundaries.is_empty()
 }
 
 fn cannot_write(path: &Path) -> impl FnOnce(std::io::Error) -> Error + use<> {
@@ -272,7 +272,7 @@ fn config(description: &Description, boundaries: &[usize], numbers: Numbers) -> 
             "tokenizer": description.data.tokenizer.name(),
         },
     });
-    if !is_llama(description, boundaries) {
+    if !is_llama(model, boundaries) {
         config["architectures"] = json!(["IotaForCausalLM"]);
         config["model_type"] = json!("iota");
         config["iota"]["boundary"] = json!(model.boundary);
@@ -323,6 +323,21 @@ mod tests {
             // Embedding, projection and last norm; of each block nine.
             assert_eq!(names.len() - own, 3 + 9 * model.blocks);
             assert!(own > 0);
+        }
+    }
+
+    #[test]
+    fn a_model_that_is_cut_nowhere_or_without_bottlenecks_is_a_llama() {
+        let narrow = preset("tiny").unwrap();
+        assert_ne!(narrow.boundary, Boundary::None);
+        let wide = ModelConfig {
+            boundary: Boundary::None,
+            ..narrow.clone()
+        };
+        for (model, stages, expected) in [(&narrow, 2, false), (&narrow, 1, true), (&wide, 2, true)]
+        {
+            let plan = StagePlan::new(model, stages).unwrap();
+            assert_eq!(is_llama(model, plan.boundaries()), expected, "{stages}");
         }
     }
 }
