@@ -86,8 +86,8 @@ impl Orchestrator {
     }
 
     /// An orchestrator of the run in `folder`, which goes on where the last process left it: in the same phase, with the
-    /// same sessions, leases, samples and scores, under the same addresses and the same key, and by TLS if it was. Peers notice calls that have
-    /// to be made again. The time in between counts against nobody.
+    /// same sessions, leases, samples and scores, under the same addresses and the same key, and by TLS if it was. Peers
+    /// notice calls that have to be made again. The time in between counts against nobody.
     ///
     /// # Errors
     /// [`Error::NoRun`] and [`Error::RunFile`] if there is nothing to go on with.

@@ -31,7 +31,7 @@ pub(crate) fn certificates(
 pub(crate) fn private_key(text: &[u8], origin: &str) -> Result<PrivateKeyDer<'static>, Error> {
     PrivateKeyDer::from_pem_slice(text).map_err(|error| {
         let problem = match error {
-            pem::Error::NoItemsFound if is_encrypted(text) => {
+            _ if is_encrypted(text) => {
                 "its key is encrypted, and nobody is there to ask for the passphrase; `openssl pkey` takes it off"
                     .to_owned()
             }
@@ -56,7 +56,8 @@ fn malformed(error: &pem::Error) -> String {
     format!("it is not well-formed PEM: {problem}")
 }
 
+/// In PKCS #8, or as OpenSSL wrote it before there was that.
 fn is_encrypted(text: &[u8]) -> bool {
-    let label = b"BEGIN ENCRYPTED PRIVATE KEY";
-    text.windows(label.len()).any(|window| window == label)
+    let says = |label: &[u8]| text.windows(label.len()).any(|window| window == label);
+    says(b"BEGIN ENCRYPTED PRIVATE KEY") || says(b"Proc-Type: 4,ENCRYPTED")
 }

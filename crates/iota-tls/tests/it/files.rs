@@ -69,12 +69,17 @@ fn what_nobody_could_accept_is_refused_by_file_and_reason() {
         &good.certificate,
         &["private.pem", "no private key"],
     );
-    let encrypted = good.key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
-    refused(
-        &good.certificate,
-        &encrypted,
-        &["private.pem", "encrypted", "openssl pkey"],
-    );
+    let old_header = "PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,A305\n";
+    for encrypted in [
+        good.key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY"),
+        good.key.replacen("PRIVATE KEY-----\n", old_header, 1),
+    ] {
+        refused(
+            &good.certificate,
+            &encrypted,
+            &["private.pem", "encrypted", "openssl pkey"],
+        );
+    }
     refused(
         &good.certificate,
         &other.key,
