@@ -17,6 +17,7 @@
 //! | `INTERNAL` | `INTERNAL` | |
 
 use std::collections::HashMap;
+use std::error::Error as _;
 use std::time::Duration;
 
 use iota_protocol::registration::{MovedUp, Place, PlaceEnd, WaitReason};
@@ -124,6 +125,7 @@ impl From<Status> for CallError {
         if let Some(refusal) = Refusal::of(&status) {
             return Self::Tls(refusal);
         }
+        let problem = with_cause(&status);
         match status.code() {
             Code::Unavailable => Self::Unavailable {
                 retry_after,
@@ -139,6 +141,16 @@ impl From<Status> for CallError {
             Code::InvalidArgument => Self::Invalid { problem },
             code => Self::Other { code, problem },
         }
+    }
+}
+
+/// What the transport said, and the first thing that it comes from: "transport error" alone helps nobody.
+fn with_cause(status: &Status) -> String {
+    let message = status.message();
+    let first = std::iter::successors(status.source(), |&error| error.source()).last();
+    match first.map(ToString::to_string) {
+        Some(cause) if !message.contains(&cause) => format!("{message}: {cause}"),
+        _ => message.to_owned(),
     }
 }
 

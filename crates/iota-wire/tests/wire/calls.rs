@@ -278,6 +278,7 @@ async fn an_address_that_cannot_work_is_told_from_one_that_does_not_answer() {
         let error = Client::connect(&url, alice()).await.unwrap_err();
         assert!(matches!(error, CallError::Unavailable { .. }), "{error:?}");
         assert_eq!(error.kind(), CallErrorKind::Retry);
+        assert!(error.to_string().contains("refused"), "{error}");
     }
 }
 
