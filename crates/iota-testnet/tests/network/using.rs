@@ -30,8 +30,10 @@ const NAMES: [(TensorId, &str); 4] = [
     (TensorId::Projection, "lm_head.weight"),
 ];
 
+type Spoil = fn(&mut Checkpoint);
+
 /// What makes a checkpoint none of its stage, and what is said of it.
-const SPOILT: [(fn(&mut Checkpoint), &str); 4] = [
+const SPOILT: [(Spoil, &str); 4] = [
     (|it| it.segments.clear(), "cover"),
     (|it| it.segments[0].range.start += 1, "cover"),
     (|it| it.segments[0].range.end = u64::MAX, "cover"),
