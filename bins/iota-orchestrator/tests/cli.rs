@@ -3,7 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "what fails here fails the test")]
 
 use std::net::TcpListener;
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
 
 use iota_tls::testing::Authority;
 
@@ -226,6 +227,7 @@ fn a_run_that_is_over_can_be_audited_explained_and_replayed() {
         .unwrap();
     let miner = said(&["explain", "miner", miner]);
     assert!(miner.contains("joined as a miner of"), "{miner}");
+    uses_its_model(&out, &folder.path().join("model").display().to_string());
     let end = said(&["replay", "--at", "365d", "--json"]);
     let end: serde_json::Value = serde_json::from_str(&end).unwrap();
     assert_eq!(end["summary"]["phase"], "over", "{end}");
@@ -260,6 +262,38 @@ fn a_run_that_is_over_can_be_audited_explained_and_replayed() {
         audit.contains("does NOT add up") && audit.contains("it is not there"),
         "{audit}"
     );
+}
+
+/// Writes with the model of the run in `out`, and exports it as `model`.
+fn uses_its_model(out: &str, model: &str) {
+    let generate = ["generate", "--out", out, "--prompt", "line 7"];
+    let written = [(); 2].map(|()| {
+        let written = orchestrator(&[&generate[..], &["--tokens", "9"]].concat());
+        assert!(written.status.success(), "{written:?}");
+        written.stdout
+    });
+    assert!(written[0].starts_with(b"line 7"), "{written:?}");
+    assert_eq!(written[0], written[1], "the same seed");
+    // Whoever reads has enough before the first word: of so many there would be no end.
+    let mut endless = Command::new(env!("CARGO_BIN_EXE_iota-orchestrator"))
+        .args(generate)
+        .args(["--tokens", &usize::MAX.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(endless.stdout.take());
+    assert!(endless.wait().unwrap().success());
+    refused(
+        &[&generate[..], &["--epoch", "7"]].concat(),
+        2,
+        &["epoch_7"],
+    );
+
+    let export = ["export", "--out", out, "--to", model];
+    let exported = orchestrator(&export);
+    assert!(exported.status.success(), "{exported:?}");
+    assert!(Path::new(model).join("config.json").is_file());
+    refused(&export, 2, &[model, "there already"]);
 }
 
 #[test]
