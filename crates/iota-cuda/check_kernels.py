@@ -3,10 +3,10 @@
 takes. Fails if one does not compile or spills registers.
 
     pip install nvidia-cuda-nvrtc          # CUDA's run-time compiler alone, 90 MB
-    python crates/iota-cuda/check_kernels.py [--save FOLDER]
+    python crates/iota-cuda/check_kernels.py [--nvrtc FILE] [--save FOLDER]
 
 With --save it leaves the compiled kernels in the folder. A miner that is given the folder (--cuda-kernels FOLDER) needs no
-NVRTC, only the driver and cuBLAS.
+NVRTC, only the driver and cuBLAS. With --nvrtc that version compiles: versions differ in what they fit into registers.
 """
 
 import argparse
@@ -43,8 +43,8 @@ def find_nvrtc():
 
 
 class Compiler:
-    def __init__(self):
-        self.library = find_nvrtc()
+    def __init__(self, library):
+        self.library = library
         major, minor = ctypes.c_int(), ctypes.c_int()
         self.call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
         self.version = f"{major.value}.{minor.value}"
@@ -91,8 +91,9 @@ def report(architecture, cubin, log):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--save", type=pathlib.Path, metavar="FOLDER")
+    parser.add_argument("--nvrtc", metavar="FILE", help="another libnvrtc than the one that is installed")
     arguments = parser.parse_args()
-    compiler = Compiler()
+    compiler = Compiler(ctypes.CDLL(arguments.nvrtc) if arguments.nvrtc else find_nvrtc())
     print(f"NVRTC {compiler.version}")
     spilling = []
     for architecture in ARCHITECTURES:
