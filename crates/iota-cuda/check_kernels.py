@@ -74,7 +74,7 @@ def report(architecture, cubin, log):
     """Prints a line for each kernel. Returns those that spill."""
     spilling = []
     print(f"{architecture}: {len(cubin)} bytes")
-    print(f"  {'kernel':<26} registers  shared bytes  stack bytes  spilled bytes")
+    print(f"  {'kernel':<34} registers  shared bytes  stack bytes  spilled bytes")
     for entry in log.split("Compiling entry function '")[1:]:
         name = entry.split("'")[0]
         number = lambda pattern: int((re.search(pattern, entry) or [0, 0])[1])
@@ -82,7 +82,7 @@ def report(architecture, cubin, log):
         shared = number(r"(\d+) bytes smem")
         stack = number(r"(\d+) bytes stack frame")
         spilled = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
-        print(f"  {name:<26} {registers:>9}  {shared:>12}  {stack:>11}  {spilled:>13}")
+        print(f"  {name:<34} {registers:>9}  {shared:>12}  {stack:>11}  {spilled:>13}")
         if spilled:
             spilling.append(name)
     return spilling
