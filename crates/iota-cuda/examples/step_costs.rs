@@ -1,8 +1,10 @@
 //! What a step asks of a card, without one: bytes and arithmetic of each kernel, and what an H100 cannot go below.
 //!
 //! ```text
-//! cargo run --release -p iota-cuda --example step_costs
+//! cargo run --release -p iota-cuda --example step_costs [muon]
 //! ```
+//!
+//! With `muon` the step is Muon's instead of AdamW's.
 //!
 //! The floor is a sum over kernels and products, each at the data sheet's rate of what limits it, one after the other and
 //! with nothing between them. A card reaches some 85 % of its memory's rate and 70 % of its products'.
@@ -10,7 +12,7 @@
 #[path = "cuda_check/cases.rs"]
 mod cases;
 
-use iota_compute::StageOptions;
+use iota_compute::{Muon, OptimizerSettings, StageOptions, UpdateRule};
 use iota_cuda::{Cost, memory_plan, step_costs};
 use iota_model::{Precision, StagePlan};
 
@@ -29,11 +31,20 @@ const FREE_BYTES: u64 = 77 << 30;
 const TOKENS_MAX: usize = 32 * 1024;
 
 fn main() -> Result<()> {
+    let rule = match std::env::args().nth(1).as_deref() {
+        None => UpdateRule::default(),
+        Some("muon") => UpdateRule::Muon(Muon::default()),
+        Some(other) => return Err(format!("there is no optimizer {other} here").into()),
+    };
     for case in CASES {
         let plan = plan(case, false, None)?;
         let options = StageOptions {
             precision: Precision::Bf16,
             recompute: case.recompute,
+            optimizer: OptimizerSettings {
+                rule,
+                ..OptimizerSettings::default()
+            },
             ..StageOptions::default()
         };
         let most = most_sequences(&plan, &options, case.tokens)?;
