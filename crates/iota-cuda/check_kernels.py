@@ -3,10 +3,10 @@
 takes. Fails if one does not compile or spills registers.
 
     pip install nvidia-cuda-nvrtc          # CUDA's run-time compiler alone, 90 MB
-    python crates/iota-cuda/check_kernels.py [--save FOLDER]
+    python crates/iota-cuda/check_kernels.py [--nvrtc FILE] [--save FOLDER]
 
 With --save it leaves the compiled kernels in the folder. A miner that is given the folder (--cuda-kernels FOLDER) needs no
-NVRTC, only the driver and cuBLAS.
+NVRTC, only the driver and cuBLAS. With --nvrtc that version compiles: versions differ in what they fit into registers.
 """
 
 import argparse
@@ -43,8 +43,8 @@ def find_nvrtc():
 
 
 class Compiler:
-    def __init__(self):
-        self.library = find_nvrtc()
+    def __init__(self, library):
+        self.library = library
         major, minor = ctypes.c_int(), ctypes.c_int()
         self.call("nvrtcVersion", ctypes.byref(major), ctypes.byref(minor))
         self.version = f"{major.value}.{minor.value}"
@@ -74,7 +74,7 @@ def report(architecture, cubin, log):
     """Prints a line for each kernel. Returns those that spill."""
     spilling = []
     print(f"{architecture}: {len(cubin)} bytes")
-    print(f"  {'kernel':<26} registers  shared bytes  stack bytes  spilled bytes")
+    print(f"  {'kernel':<34} registers  shared bytes  stack bytes  spilled bytes")
     for entry in log.split("Compiling entry function '")[1:]:
         name = entry.split("'")[0]
         number = lambda pattern: int((re.search(pattern, entry) or [0, 0])[1])
@@ -82,7 +82,7 @@ def report(architecture, cubin, log):
         shared = number(r"(\d+) bytes smem")
         stack = number(r"(\d+) bytes stack frame")
         spilled = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
-        print(f"  {name:<26} {registers:>9}  {shared:>12}  {stack:>11}  {spilled:>13}")
+        print(f"  {name:<34} {registers:>9}  {shared:>12}  {stack:>11}  {spilled:>13}")
         if spilled:
             spilling.append(name)
     return spilling
@@ -91,8 +91,9 @@ def report(architecture, cubin, log):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--save", type=pathlib.Path, metavar="FOLDER")
+    parser.add_argument("--nvrtc", metavar="FILE", help="another libnvrtc than the one that is installed")
     arguments = parser.parse_args()
-    compiler = Compiler()
+    compiler = Compiler(ctypes.CDLL(arguments.nvrtc) if arguments.nvrtc else find_nvrtc())
     print(f"NVRTC {compiler.version}")
     spilling = []
     for architecture in ARCHITECTURES:

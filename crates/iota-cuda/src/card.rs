@@ -68,6 +68,8 @@ pub struct CardInfo {
     pub multiprocessors: u32,
     /// All of its memory.
     pub memory_bytes: u64,
+    /// Shared memory that a block may have.
+    pub shared_bytes: u32,
     /// Highest version of CUDA that the driver knows, times 1,000.
     pub driver_version: u32,
 }
@@ -159,7 +161,7 @@ impl Card {
                 let kernel =
                     driver::module::get_function(module, c_name).call("cuModuleGetFunction")?;
                 let shared_bytes = shared_bytes(name);
-                if shared_bytes > 0 {
+                if (1..=info.shared_bytes).contains(&shared_bytes) {
                     // More than 48 KiB are refused of a kernel that has not been promised them.
                     driver::function::set_function_attribute(
                         kernel,
@@ -348,6 +350,10 @@ unsafe impl Driver for Card {
             .call("cuMemcpyDtoDAsync")
     }
 
+    fn shared_bytes_max(&self) -> u32 {
+        self.info.shared_bytes
+    }
+
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         let _desk = self.enter()?;
         let kernel = self.kernels[launch.kernel];
@@ -468,6 +474,7 @@ fn find(ordinal: usize) -> Result<(driver_sys::CUdevice, CardInfo)> {
     let device = driver::device::get(to_c(ordinal)).call("cuDeviceGet")?;
     use driver_sys::CUdevice_attribute::{
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+        CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
         CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
     };
     let attribute = |attribute| {
@@ -492,6 +499,7 @@ fn find(ordinal: usize) -> Result<(driver_sys::CUdevice, CardInfo)> {
         ),
         multiprocessors: attribute(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         memory_bytes: memory as u64,
+        shared_bytes: attribute(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         driver_version: u32::try_from(driver_version).unwrap_or(0),
     };
     Ok((device, info))

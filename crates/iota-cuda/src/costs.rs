@@ -154,6 +154,7 @@ pub(crate) fn of_launch(launch: &Launch<'_>) -> Cost {
 /// Queries, keys and values are read once, and so are gradients; multiplications are those of keys that a query sees.
 fn of_fused_attention(launch: &Launch<'_>, number: impl Fn(usize) -> u64) -> Option<Cost> {
     let (kernel, width) = launch.kernel.rsplit_once('_')?;
+    let kernel = kernel.trim_end_matches("_small");
     let (products, sizes) = match kernel {
         "attention_fused_forward" => (2, 3),
         "attention_fused_queries" => (3, 5),

@@ -99,6 +99,11 @@ pub unsafe trait Driver: Debug + Send + Sync {
     /// The bytes are allocated at both, and do not overlap.
     unsafe fn copy(&self, to: Address, from: Address, bytes: usize) -> Result<()>;
 
+    /// Shared memory that a block may have, in bytes: kernels that ask for more are not launched.
+    fn shared_bytes_max(&self) -> u32 {
+        crate::kernels::SHARED_BYTES_OF_A100
+    }
+
     /// Runs a kernel of [`crate::kernels`].
     ///
     /// # Safety

@@ -57,9 +57,19 @@ impl Rounded {
     }
 
     /// These elements are about to change.
+    ///
+    /// # Panics
+    /// If the buffer does not hold others beside them that are forgotten too.
     pub(crate) fn forget(&mut self, elements: &Range<usize>) {
         let parts = self.parts.get_mut().unwrap_or_else(PoisonError::into_inner);
-        parts.retain(|part| !part.meets(elements));
+        parts.retain(|part| {
+            let meets = part.meets(elements);
+            assert!(
+                !(meets && part.alone) || part.is_within(elements),
+                "of what is there as factors only, a part is overwritten"
+            );
+            !meets
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Part>> {
@@ -70,6 +80,10 @@ impl Rounded {
 impl Part {
     fn meets(&self, elements: &Range<usize>) -> bool {
         self.elements.start < elements.end && elements.start < self.elements.end
+    }
+
+    fn is_within(&self, elements: &Range<usize>) -> bool {
+        elements.start <= self.elements.start && self.elements.end <= elements.end
     }
 }
 

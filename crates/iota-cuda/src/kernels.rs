@@ -50,6 +50,7 @@ pub const NAMES: &[&str] = &[
     "attention_backward_bf16",
     "attention_fused_forward_64",
     "attention_fused_forward_128",
+    "attention_fused_forward_small_128",
     "attention_fused_queries_64",
     "attention_fused_queries_128",
     "attention_fused_keys_64",
@@ -65,8 +66,10 @@ pub const NAMES: &[&str] = &[
     "blend",
 ];
 
-/// Bytes of shared memory that every launch of a kernel asks for, beside what the kernel declares. An A100 has 163 KiB for a
-/// block, an H100 227.
+/// Shared memory for a block of an A100; an H100 has 227 KiB, consumers' cards of the same time 99.
+pub const SHARED_BYTES_OF_A100: u32 = 163 << 10;
+
+/// Bytes of shared memory that every launch of a kernel asks for, beside what the kernel declares.
 pub fn shared_bytes(kernel: &str) -> u32 {
     const TILE: u32 = 64;
     // Keys and values, or queries and gradients: a tile of each is worked on, and one is on its way.
@@ -79,6 +82,7 @@ pub fn shared_bytes(kernel: &str) -> u32 {
     match kernel {
         "attention_fused_forward_64" => rows(64, QUERIES + TILES * TILE),
         "attention_fused_forward_128" => rows(128, QUERIES + TILES * TILE),
+        "attention_fused_forward_small_128" => rows(128, QUERIES / 2 + TILES * TILE),
         "attention_fused_queries_64" => rows(64, TILES * TILE),
         "attention_fused_queries_128" => rows(128, TILES * TILE),
         "attention_fused_keys_64" => rows(64, TILES * TILE) + SUMS_BYTES,

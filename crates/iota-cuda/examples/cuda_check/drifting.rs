@@ -5,10 +5,10 @@ use std::sync::Arc;
 use iota_compute::drift::{Course, Quantity, drift};
 use iota_compute::{Backend, Cpu, Distance, OptimizerSettings, Stage};
 use iota_cuda::{Card, Cuda};
-use iota_model::{Boundary, ModelConfig, Precision, StagePlan, preset};
+use iota_model::{Boundary, ModelConfig, Precision, StagePlan};
 use serde_json::{Value, json};
 
-use crate::learning::{processors, text};
+use crate::learning::{model, processors, text};
 use crate::{Findings, Result};
 
 /// Between f32 and f32, and where the card rounds factors: beside a CPU that does too, and one that does not.
@@ -20,9 +20,8 @@ const PAIRS: [(Precision, Precision); 3] = [
 
 pub(crate) fn measure(card: &Arc<Card>, small: bool, findings: &mut Findings) -> Result<Value> {
     let config = ModelConfig {
-        context: if small { 16 } else { 128 },
         boundary: Boundary::None,
-        ..preset(if small { "tiny" } else { "testnet" })?
+        ..model(small)?
     };
     let plan = StagePlan::new(&config, 3)?;
     let text = text(config.vocabulary);

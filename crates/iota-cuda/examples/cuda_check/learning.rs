@@ -15,15 +15,7 @@ const ALLOWED: f64 = 0.05;
 
 pub(crate) fn compare(card: &Arc<Card>, small: bool, findings: &mut Findings) -> Result<Value> {
     let steps = if small { 4 } else { 200 };
-    let config = if small {
-        preset("tiny")?
-    } else {
-        ModelConfig {
-            context: 128,
-            ..preset("testnet")?
-        }
-    };
-    let plan = StagePlan::new(&config, 2)?;
+    let plan = StagePlan::new(&model(small)?, 2)?;
     let cpu = || Ok::<_, Box<dyn std::error::Error>>(Cpu::new(processors())?);
     let on_cpu = [
         losses([cpu()?, cpu()?], &plan, steps)?,
@@ -79,6 +71,19 @@ pub(crate) fn compare(card: &Arc<Card>, small: bool, findings: &mut Findings) ->
         "card_f32": on_card[0].losses,
         "card_bf16": on_card[1].losses,
     }))
+}
+
+/// The testnet's model, with heads as wide as fused attention has them.
+pub(crate) fn model(small: bool) -> Result<ModelConfig> {
+    if small {
+        return Ok(preset("tiny")?);
+    }
+    Ok(ModelConfig {
+        context: 128,
+        heads: 3,
+        key_value_heads: 1,
+        ..preset("testnet")?
+    })
 }
 
 struct Learned {

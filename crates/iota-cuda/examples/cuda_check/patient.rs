@@ -94,6 +94,10 @@ unsafe impl Driver for Patient {
         self.after(unsafe { self.card.copy(to, from, bytes) })
     }
 
+    fn shared_bytes_max(&self) -> u32 {
+        self.card.shared_bytes_max()
+    }
+
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
         // SAFETY: see above.
         self.after(unsafe { self.card.launch(launch) })

@@ -17,14 +17,14 @@ use iota_model::Precision;
 use crate::device::{Cuda, to_u32};
 use crate::driver::Argument;
 use crate::error::Result;
-use crate::kernels::{LANES, THREADS};
+use crate::kernels::{LANES, THREADS, shared_bytes};
 use crate::memory::{View, ViewMut};
 
 /// Queries that a warp holds, forward.
 const FORWARD_ROWS: usize = 32;
 
-/// Queries or keys that a warp holds, backward.
-const BACKWARD_ROWS: usize = 16;
+/// Queries or keys that a warp holds, backward, and forward where there is little shared memory.
+const SMALL_ROWS: usize = 16;
 
 const WARPS: usize = (THREADS / LANES) as usize;
 
@@ -36,6 +36,7 @@ const PAIR_BYTES: u64 = 8;
 pub(super) struct Fused {
     shape: AttentionShape,
     forward: &'static str,
+    forward_rows: usize,
     queries: &'static str,
     keys: &'static str,
     /// Heads of a block of queries: all of them share keys and values.
@@ -45,7 +46,7 @@ pub(super) struct Fused {
 impl Fused {
     /// None if there are no such kernels. `result`: what they would write.
     pub(super) fn new(device: &Cuda, shape: AttentionShape, result: &ViewMut<'_>) -> Option<Self> {
-        let [forward, queries, keys] = match (device.precision, shape.head_width) {
+        let [mut forward, queries, keys] = match (device.precision, shape.head_width) {
             (Precision::Bf16, 64) => [
                 "attention_fused_forward_64",
                 "attention_fused_queries_64",
@@ -58,6 +59,11 @@ impl Fused {
             ],
             _ => return None,
         };
+        let mut forward_rows = FORWARD_ROWS;
+        // What the others ask for, every card has.
+        if shared_bytes(forward) > device.driver.shared_bytes_max() {
+            (forward, forward_rows) = ("attention_fused_forward_small_128", SMALL_ROWS);
+        }
         let group = shape.heads / shape.key_value_heads;
         let heads_together = [8, 4, 2, 1]
             .into_iter()
@@ -66,6 +72,7 @@ impl Fused {
         is_aligned.then_some(Self {
             shape,
             forward,
+            forward_rows,
             queries,
             keys,
             heads_together,
@@ -86,7 +93,7 @@ impl Fused {
         let shape = self.shape;
         [
             shape.sequences * shape.key_value_heads,
-            shape.tokens.div_ceil(WARPS * BACKWARD_ROWS),
+            shape.tokens.div_ceil(WARPS * SMALL_ROWS),
         ]
     }
 
@@ -115,7 +122,11 @@ impl Fused {
         let mut arguments = vec![out.into(), log_sums.into(), factors.into()];
         arguments.extend(self.sizes());
         arguments.extend([to_u32(self.heads_together).into(), self.scale()]);
-        device.launch(self.forward, self.query_blocks(FORWARD_ROWS), &arguments)
+        device.launch(
+            self.forward,
+            self.query_blocks(self.forward_rows),
+            &arguments,
+        )
     }
 
     pub(super) fn backward(
@@ -151,7 +162,7 @@ impl Fused {
         arguments.extend(self.sizes());
         let mut of_queries = arguments.clone();
         of_queries.extend([to_u32(self.heads_together).into(), self.scale()]);
-        device.launch(self.queries, self.query_blocks(BACKWARD_ROWS), &of_queries)?;
+        device.launch(self.queries, self.query_blocks(SMALL_ROWS), &of_queries)?;
         arguments.push(self.scale());
         device.launch(self.keys, self.key_blocks(), &arguments)
     }

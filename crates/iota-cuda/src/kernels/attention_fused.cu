@@ -2,7 +2,7 @@
 // channels, forward, and backward as two kernels.
 //
 //                        a warp keeps                     what passes by, 64 rows at a time
-//   forward              32 queries: sums of values       keys and values
+//   forward              32 queries: sums of values       keys and values (16 where shared memory is scarce)
 //   backward, queries    16 queries: their gradients      keys and values
 //   backward, keys       16 keys and values: theirs       queries and gradients of outputs, of all heads that share the keys
 //
@@ -152,12 +152,11 @@ __device__ inline void hide_later_keys(Sums (&scores)[STEP_SQUARES], u32 first_k
     }
 }
 
-template <u32 WIDTH>
+// PARTS: squares below each other of a warp's queries. Two share every load of keys and values; one takes less shared memory.
+template <u32 WIDTH, u32 PARTS>
 __device__ inline void fused_forward(float* __restrict__ out, float* __restrict__ log_sums,
                                      const Bf16* __restrict__ packed, u32 tokens, u32 heads, u32 key_value_heads,
                                      u32 heads_together, float scale) {
-    // Two squares below each other share every load of keys and values.
-    const u32 PARTS = 2;
     const u32 ROWS = PARTS * SIDE;
     const u32 SQUARES = WIDTH / SIDE;
     const u32 packed_width = (heads + 2 * key_value_heads) * WIDTH;
@@ -203,18 +202,25 @@ __device__ inline void fused_forward(float* __restrict__ out, float* __restrict_
             Sums scores[PARTS][STEP_SQUARES];
 #pragma unroll
             for (u32 square = 0; square < STEP_SQUARES; square++) {
-                scores[0][square].clear();
-                scores[1][square].clear();
+#pragma unroll
+                for (u32 part = 0; part < PARTS; part++) {
+                    scores[part][square].clear();
+                }
             }
 #pragma unroll
             for (u32 index = 0; index < SQUARES; index++) {
-                const Square upper = queries.square(0, index * SIDE);
-                const Square lower = queries.square(SIDE, index * SIDE);
+                Square of_queries[PARTS];
+#pragma unroll
+                for (u32 part = 0; part < PARTS; part++) {
+                    of_queries[part] = queries.square(part * SIDE, index * SIDE);
+                }
 #pragma unroll
                 for (u32 square = 0; square < STEP_SQUARES; square++) {
                     const Square of_keys = keys.square(row + square * SIDE, index * SIDE);
-                    scores[0][square].add_by_rows(upper, of_keys);
-                    scores[1][square].add_by_rows(lower, of_keys);
+#pragma unroll
+                    for (u32 part = 0; part < PARTS; part++) {
+                        scores[part][square].add_by_rows(of_queries[part], of_keys);
+                    }
                 }
             }
 #pragma unroll
@@ -239,13 +245,18 @@ __device__ inline void fused_forward(float* __restrict__ out, float* __restrict_
             }
 #pragma unroll
             for (u32 square = 0; square < STEP_SQUARES; square++) {
-                const Square upper = scores[0][square].rounded();
-                const Square lower = scores[1][square].rounded();
+                Square probabilities[PARTS];
+#pragma unroll
+                for (u32 part = 0; part < PARTS; part++) {
+                    probabilities[part] = scores[part][square].rounded();
+                }
 #pragma unroll
                 for (u32 index = 0; index < SQUARES; index++) {
                     const Square of_values = values.transposed(row + square * SIDE, index * SIDE);
-                    sums[0][index].add_by_columns(upper, of_values);
-                    sums[1][index].add_by_columns(lower, of_values);
+#pragma unroll
+                    for (u32 part = 0; part < PARTS; part++) {
+                        sums[part][index].add_by_columns(probabilities[part], of_values);
+                    }
                 }
             }
         }
@@ -275,11 +286,18 @@ __device__ inline void fused_forward(float* __restrict__ out, float* __restrict_
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     attention_fused_forward_64(float* out, float* log_sums, const Bf16* packed, u32 tokens, u32 heads,
                                u32 key_value_heads, u32 heads_together, float scale) {
-    fused_forward<64>(out, log_sums, packed, tokens, heads, key_value_heads, heads_together, scale);
+    fused_forward<64, 2>(out, log_sums, packed, tokens, heads, key_value_heads, heads_together, scale);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     attention_fused_forward_128(float* out, float* log_sums, const Bf16* packed, u32 tokens, u32 heads,
                                 u32 key_value_heads, u32 heads_together, float scale) {
-    fused_forward<128>(out, log_sums, packed, tokens, heads, key_value_heads, heads_together, scale);
+    fused_forward<128, 2>(out, log_sums, packed, tokens, heads, key_value_heads, heads_together, scale);
+}
+
+// For cards that have less shared memory for a block than an A100.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    attention_fused_forward_small_128(float* out, float* log_sums, const Bf16* packed, u32 tokens, u32 heads,
+                                      u32 key_value_heads, u32 heads_together, float scale) {
+    fused_forward<128, 1>(out, log_sums, packed, tokens, heads, key_value_heads, heads_together, scale);
 }

@@ -1,7 +1,7 @@
 // The way back of attention_fused.cu.
 
 // Of a score and the gradient of its probability: the probability again, and the gradient of the scaled score,
-// P (dP - along). Both are 0 for a key that is later than the query.
+// P (dP - along). Both are 0 for a key that is later than the query; there are such in squares on the diagonal only.
 __device__ inline void soften_backward(float& score, float& gradient, float log_sum, float along, float scale,
                                        bool is_later) {
     score = is_later ? 0.0f : power_of_two(fmaf(score, scale, -log_sum) * LOG2_E);
@@ -75,10 +75,10 @@ __device__ inline void fused_backward_queries(float* __restrict__ packed_gradien
 #pragma unroll
             for (u32 i = 0; i < 8; i++) {
                 const u32 lower = i % 4 / 2;
-                const u32 key = first_key + i / 4 * 8 + lane_column() + i % 2;
-                const u32 query = warp.first + lower * 8 + lane_row();
+                const u32 column = i / 4 * 8 + lane_column() + i % 2;
+                const u32 of_query = lower * 8 + lane_row();
                 soften_backward(scores.of[i / 4][i % 4], gradients.of[i / 4][i % 4], log_sum[lower], along_row[lower],
-                                scale, key > query);
+                                scale, first_key == warp.first && column > of_query);
             }
             const Square rounded = gradients.rounded();
 #pragma unroll
@@ -107,10 +107,18 @@ struct QueriesOfGroup {
     u32 stride;
     // The sequence's first row.
     u32 first_row;
-    // What is begun next.
-    u32 head;
-    u32 tile;
-    u32 buffer;
+    u32 first_head;
+    u32 first_tile;
+
+    // Tiles of a head.
+    __device__ inline u32 tiles() const {
+        return (tokens + TILE - 1) / TILE - first_tile;
+    }
+
+    // The first query of a tile.
+    __device__ inline u32 first_of(u32 number) const {
+        return (first_tile + number % tiles()) * TILE;
+    }
 
     static __device__ inline Rows<WIDTH> queries(u32 buffer) {
         return {buffer * 2 * ROWS_BYTES};
@@ -125,10 +133,12 @@ struct QueriesOfGroup {
         return 4 * ROWS_BYTES + buffer * SUMS_BYTES;
     }
 
-    // Begins to copy a tile, and turns to the next, the `first_tile` of the next head behind the last one of this.
-    // What is beyond the end becomes zeros, and so adds nothing to any gradient.
-    __device__ inline void begin_copy(u32 first_tile) {
-        const u32 first = tile * TILE;
+    // Begins to copy a tile, counted from the first of the first head. What is beyond the end becomes zeros, and so adds
+    // nothing to any gradient.
+    __device__ inline void begin_copy(u32 number) const {
+        const u32 buffer = number % 2;
+        const u32 head = first_head + number / tiles();
+        const u32 first = first_of(number);
         const u32 there = rows_from(first, tokens);
         const u32 row = first_row + first;
         queries(buffer).template begin_copy<TILE, THREADS>(threadIdx.x, packed, row * stride + head * WIDTH, stride,
@@ -141,12 +151,6 @@ struct QueriesOfGroup {
             const u32 from = first_row * heads + head * tokens + first + (is_there ? query : 0);
             begin_copy_4(sums(buffer) + threadIdx.x * sizeof(float), (threadIdx.x < TILE ? log_sums : along) + from,
                          is_there);
-        }
-        buffer ^= 1;
-        tile++;
-        if (tile * TILE >= tokens) {
-            tile = first_tile;
-            head++;
         }
     }
 };
@@ -168,8 +172,8 @@ __device__ inline void fused_backward_keys(float* __restrict__ packed_gradient, 
     const u32 first_key = blockIdx.y * (WARPS * SIDE) + threadIdx.x / LANES * SIDE;
     const u32 there = rows_from(first_key, tokens);
 
-    QueriesOfGroup<WIDTH> passing = {packed,    out_gradient,           log_sums,   along, tokens, heads, packed_width,
-                                     first_row, key_value_head * group, first_tile, 0};
+    const QueriesOfGroup<WIDTH> passing = {packed, out_gradient, log_sums,  along,                  tokens,
+                                           heads,  packed_width, first_row, key_value_head * group, first_tile};
     const u32 at_keys = (first_row + first_key) * packed_width + (heads + key_value_head) * WIDTH;
     const u32 at_values = at_keys + key_value_heads * WIDTH;
     Square keys[SQUARES];
@@ -179,7 +183,7 @@ __device__ inline void fused_backward_keys(float* __restrict__ packed_gradient, 
     keep_rows<WIDTH>(values, own + WARPS * SIDE * Rows<WIDTH>::BYTES, packed, at_values, packed_width, there);
     // Where they were, tiles come.
     __syncthreads();
-    passing.begin_copy(first_tile);
+    passing.begin_copy(0);
 
     Sums key_sums[SQUARES];
     Sums value_sums[SQUARES];
@@ -188,18 +192,16 @@ __device__ inline void fused_backward_keys(float* __restrict__ packed_gradient, 
         key_sums[index].clear();
         value_sums[index].clear();
     }
-    u32 first_of_tile = first_tile * TILE;
-    u32 buffer = 0;
-    const u32 tiles_of_head = (tokens + TILE - 1) / TILE - first_tile;
-    for (u32 left = group * tiles_of_head; left > 0; left--) {
+    const u32 tiles = group * passing.tiles();
+    for (u32 tile = 0; tile < tiles; tile++) {
         tile_arrives();
-        const u32 first_of_next = passing.tile * TILE;
-        if (left > 1) {
-            passing.begin_copy(first_tile);
+        if (tile + 1 < tiles) {
+            passing.begin_copy(tile + 1);
         }
-        const Rows<WIDTH> queries = passing.queries(buffer);
-        const Rows<WIDTH> slopes = passing.gradients(buffer);
-        const float* const sums_of_queries = reinterpret_cast<const float*>(launch_memory() + passing.sums(buffer));
+        const u32 first_of_tile = passing.first_of(tile);
+        const Rows<WIDTH> queries = passing.queries(tile % 2);
+        const Rows<WIDTH> slopes = passing.gradients(tile % 2);
+        const float* const sums_of_queries = reinterpret_cast<const float*>(launch_memory() + passing.sums(tile % 2));
 #pragma unroll 1
         for (u32 row = 0; row < TILE; row += SIDE) {
             const u32 first_query = first_of_tile + row;
@@ -218,11 +220,11 @@ __device__ inline void fused_backward_keys(float* __restrict__ packed_gradient, 
 #pragma unroll
             for (u32 i = 0; i < 8; i++) {
                 const u32 column = i / 4 * 8 + lane_column() + i % 2;
-                const u32 key = first_key + i % 4 / 2 * 8 + lane_row();
+                const u32 of_key = i % 4 / 2 * 8 + lane_row();
                 const float log_sum = sums_of_queries[row + column];
                 const float along_column = sums_of_queries[TILE + row + column];
                 soften_backward(scores.of[i / 4][i % 4], gradients.of[i / 4][i % 4], log_sum, along_column, scale,
-                                key > first_query + column);
+                                first_query == first_key && of_key > column);
             }
             const Square probabilities = scores.rounded();
             const Square rounded = gradients.rounded();
@@ -232,8 +234,6 @@ __device__ inline void fused_backward_keys(float* __restrict__ packed_gradient, 
                 key_sums[index].add_by_columns(rounded, queries.transposed(row, index * SIDE));
             }
         }
-        first_of_tile = first_of_next;
-        buffer ^= 1;
     }
     const float of_keys[2] = {scale, scale};
     const float of_values[2] = {1.0f, 1.0f};

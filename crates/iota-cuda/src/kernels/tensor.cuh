@@ -82,9 +82,4 @@ __device__ inline void store_pair(float* at, float first, float second) {
     *reinterpret_cast<float2*>(at) = make_float2(first, second);
 }
 
-// Two factors, aligned to both together.
-__device__ inline u32 load_factor_pair(const Bf16* at) {
-    return *reinterpret_cast<const u32*>(at);
-}
-
 #endif

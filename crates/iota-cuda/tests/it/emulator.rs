@@ -24,6 +24,8 @@ pub(crate) struct Emulator {
     seed: u64,
     /// Bytes of the card's memory.
     room_bytes: usize,
+    /// Shared memory that a block may have.
+    shared_bytes_max: u32,
     memory: Mutex<Memory>,
 }
 
@@ -105,11 +107,20 @@ impl Emulator {
     }
 
     pub(crate) fn with_room(seed: u64, room_bytes: usize) -> Option<Arc<Self>> {
+        Self::with(seed, room_bytes, kernels::SHARED_BYTES_OF_A100)
+    }
+
+    pub(crate) fn with_shared_bytes(seed: u64, shared_bytes_max: u32) -> Option<Arc<Self>> {
+        Self::with(seed, usize::MAX, shared_bytes_max)
+    }
+
+    fn with(seed: u64, room_bytes: usize, shared_bytes_max: u32) -> Option<Arc<Self>> {
         let kernels = Kernels::get()?;
         Some(Arc::new(Self {
             kernels,
             seed,
             room_bytes,
+            shared_bytes_max,
             memory: Mutex::default(),
         }))
     }
@@ -298,9 +309,19 @@ unsafe impl Driver for Emulator {
         Ok(())
     }
 
+    fn shared_bytes_max(&self) -> u32 {
+        self.shared_bytes_max
+    }
+
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        let shared_bytes = kernels::shared_bytes(launch.kernel);
+        let kernel = launch.kernel;
+        assert!(
+            shared_bytes <= self.shared_bytes_max,
+            "{kernel} asks for {shared_bytes} bytes of shared memory"
+        );
         // SAFETY: the caller's.
-        unsafe { self.launch_with(launch, kernels::shared_bytes(launch.kernel)) };
+        unsafe { self.launch_with(launch, shared_bytes) };
         Ok(())
     }
 

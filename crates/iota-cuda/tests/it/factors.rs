@@ -1,6 +1,6 @@
 use iota_compute::Backend;
 use iota_compute::backend::{Form, Product, Write};
-use iota_cuda::{Cuda, step_costs};
+use iota_cuda::{Buffer, Cuda, step_costs};
 use iota_model::{Precision, StagePlan, preset};
 
 use crate::emulator::Emulator;
@@ -80,19 +80,34 @@ fn what_is_written_to_a_buffer_is_what_the_next_product_multiplies() {
     }
 }
 
-#[test]
-#[should_panic(expected = "factors only")]
-fn what_is_there_as_factors_only_is_not_read_as_numbers() {
-    let Some(emulator) = Emulator::new(1) else {
-        panic!("factors only: no compiler to try it with");
-    };
-    let device = Cuda::on(emulator, Precision::Bf16);
+/// Hidden channels, which are there as factors only.
+fn hidden() -> Option<(Cuda, Buffer)> {
+    let device = Cuda::on(Emulator::new(1)?, Precision::Bf16);
     let gate_up = device.allocate(2 * SIDE).unwrap();
     let mut hidden = device.allocate(SIDE).unwrap();
     let into = device.all_mut(&mut hidden);
     device.swiglu(into, device.all(&gate_up), SIDE).unwrap();
+    Some((device, hidden))
+}
+
+#[test]
+#[should_panic(expected = "factors only")]
+fn what_is_there_as_factors_only_is_not_read_as_numbers() {
+    let Some((device, hidden)) = hidden() else {
+        panic!("factors only: no compiler to try it with");
+    };
     let mut sum = device.allocate(SIDE).unwrap();
     let _ = device.silu(device.all_mut(&mut sum), device.all(&hidden));
+}
+
+/// The rest would be what was there before.
+#[test]
+#[should_panic(expected = "a part is overwritten")]
+fn what_is_there_as_factors_only_is_not_overwritten_in_part() {
+    let Some((device, mut hidden)) = hidden() else {
+        panic!("a part is overwritten: no compiler to try it with");
+    };
+    let _ = device.view_mut(&mut hidden, 0..SIDE / 2);
 }
 
 /// What the two blocks before a boundary round for one sample. Normalised rows, hidden channels and the gradients of gate and

@@ -130,6 +130,29 @@ fn rounded_factors_move_the_losses_a_little() {
     assert_ne!(computed, expected, "factors are rounded");
 }
 
+/// What is made as factors only has readers that differ with the boundary, and Muon multiplies gradients.
+#[test]
+fn factors_that_are_kept_suit_every_boundary_and_optimizer() {
+    let muon = OptimizerSettings {
+        rule: UpdateRule::Muon(Muon::default()),
+        ..OptimizerSettings::default()
+    };
+    let adam = OptimizerSettings::default();
+    for (boundary, optimizer, recompute) in [
+        (Boundary::Iota { channels: 10 }, muon, Recompute::Nothing),
+        (Boundary::Iota { channels: 10 }, adam, Recompute::Blocks),
+        (Boundary::ResBm { channels: 17 }, adam, Recompute::Nothing),
+        (Boundary::Anchored { channels: 9 }, adam, Recompute::Blocks),
+    ] {
+        let plan = StagePlan::new(&model(boundary), 2).unwrap();
+        let computed = on_cuda(Precision::Bf16, &plan, optimizer, recompute);
+        let Some(computed) = computed else {
+            return;
+        };
+        assert_close(&computed, &on_cpu(&plan, optimizer), 0.02);
+    }
+}
+
 /// Heads of 64 channels, for which there are fused kernels.
 #[test]
 fn a_model_with_fused_attention_learns_as_it_does_on_a_cpu() {

@@ -155,8 +155,8 @@ Status cuDeviceGet(int* device, int ordinal) { return *device = ordinal, 0; }
 Status cuDeviceGetName(char* name, int length, int) { return std::strncpy(name, "emulated card", length), 0; }
 Status cuDeviceTotalMem_v2(std::size_t* bytes, int) { return *bytes = MEMORY_BYTES, 0; }
 Status cuDeviceGetAttribute(int* value, int attribute, int) {
-    // Multiprocessors, and the compute capability's halves.
-    *value = attribute == 16 ? 1 : attribute == 75 ? 9 : 0;
+    // Multiprocessors, the compute capability's first half (the second is 0), and shared memory for a block.
+    *value = attribute == 16 ? 1 : attribute == 75 ? 9 : attribute == 97 ? 163 * 1024 : 0;
     return 0;
 }
 Status cuDevicePrimaryCtxRetain(void** context, int) { return *context = &taken_bytes, 0; }
