@@ -64,7 +64,9 @@ pub enum Error {
     #[error(transparent)]
     Tls(#[from] iota_tls::Error),
     /// The run was encrypted by a certificate that a program brought along, and nobody brings one now.
-    #[error("the run is encrypted, and its certificate has to be given again")]
+    #[error(
+        "the run is encrypted, and its certificate has to be given again (--tls-certificate, --tls-key)"
+    )]
     NoCertificate,
     /// A key file cannot be used.
     #[error(transparent)]

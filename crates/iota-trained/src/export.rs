@@ -107,6 +107,8 @@ pub async fn export(
         .permissions();
     for path in written {
         std::fs::set_permissions(&path, as_others.clone()).map_err(cannot_write(&path))?;
+        let synced = std::fs::File::open(&path).and_then(|file| file.sync_all());
+        synced.map_err(cannot_write(&path))?;
     }
     std::fs::rename(partial, &folder).map_err(cannot_write(&folder))?;
     Ok(exported)
