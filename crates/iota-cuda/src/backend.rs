@@ -15,6 +15,7 @@ use iota_model::Precision;
 
 use crate::copies::{Download, Indices};
 use crate::device::{Cuda, element_blocks, to_u32};
+use crate::driver::Address;
 use crate::kernels::THREADS;
 use crate::loss::assert_tokens;
 use crate::memory::{Buffer, View, ViewMut};
@@ -115,7 +116,7 @@ impl Backend for Cuda {
             "rows of a column sum"
         );
         let arguments = [
-            (&out).into(),
+            out.numbers().into(),
             to_u32(out_width).into(),
             source.into(),
             to_u32(source_width).into(),
@@ -154,7 +155,11 @@ impl Backend for Cuda {
             .take([self.factor_room(a, a_again), self.factor_room(b, b_again)])?;
         let right = self.factor(b, b_again, room.parts[1])?;
         let left = self.factor(a, a_again, room.parts[0])?;
-        Ok(self.multiply(product, [out.address(), left, right], into == Write::Add)?)
+        Ok(self.multiply(
+            product,
+            [place(&out, into), left, right],
+            into == Write::Add,
+        )?)
     }
 
     fn rms_norm(
@@ -225,14 +230,14 @@ impl Backend for Cuda {
             "add_partial_sums",
             [channel_blocks, 1],
             &[
-                (&scale_gradient).into(),
+                scale_gradient.numbers().into(),
                 partial.into(),
                 to_u32(pieces).into(),
                 to_u32(width).into(),
             ],
         )?;
         let arguments = [
-            (&x_gradient).into(),
+            place(&x_gradient, into).into(),
             out_gradient.into(),
             x.into(),
             scale.into(),
@@ -269,7 +274,7 @@ impl Backend for Cuda {
         ];
         let rows = [shape.rows(), 1];
         if (turn, self.precision) == (Turn::Back, Precision::Bf16) {
-            let places = [self.as_factors(&packed)?.into(), (&packed).into()];
+            let places = [self.as_factors(&packed)?.into(), packed.numbers().into()];
             let arguments = [&places[..], &tables, &sizes].concat();
             return Ok(self.launch("rotate_back_bf16", rows, &arguments)?);
         }
@@ -277,7 +282,7 @@ impl Backend for Cuda {
             Turn::Forward => 1.0_f32,
             Turn::Back => -1.0,
         };
-        let (place, sign) = ([(&packed).into()], [sign.into()]);
+        let (place, sign) = ([packed.numbers().into()], [sign.into()]);
         let arguments = [&place[..], &tables, &sizes, &sign].concat();
         Ok(self.launch("rotate", rows, &arguments)?)
     }
@@ -335,8 +340,8 @@ impl Backend for Cuda {
         let arguments = [
             self.as_factors(&gate_up)?.into(),
             self.as_factors(&hidden)?.into(),
-            (&gate_up).into(),
-            (&hidden).into(),
+            gate_up.numbers().into(),
+            hidden.numbers().into(),
             to_u32(width).into(),
         ];
         let kernel = self.by_factors("swiglu_backward_f32", "swiglu_backward_bf16");
@@ -351,18 +356,26 @@ impl Backend for Cuda {
 
     fn silu_backward(&self, x: ViewMut<'_>, gradient: ViewMut<'_>) -> Result<()> {
         assert_eq!(gradient.len(), x.len(), "shapes of a SiLU's gradient");
-        let arguments = [(&x).into(), (&gradient).into(), (x.len() as u64).into()];
+        let arguments = [
+            x.numbers().into(),
+            gradient.numbers().into(),
+            (x.len() as u64).into(),
+        ];
         Ok(self.launch_elements("silu_backward", x.len(), &arguments)?)
     }
 
     fn relu(&self, x: ViewMut<'_>) -> Result<()> {
-        let arguments = [(&x).into(), (x.len() as u64).into()];
+        let arguments = [x.numbers().into(), (x.len() as u64).into()];
         Ok(self.launch_elements("relu", x.len(), &arguments)?)
     }
 
     fn relu_backward(&self, gradient: ViewMut<'_>, out: View<'_>) -> Result<()> {
         assert_eq!(gradient.len(), out.len(), "shapes of a ReLU's gradient");
-        let arguments = [(&gradient).into(), out.into(), (out.len() as u64).into()];
+        let arguments = [
+            gradient.numbers().into(),
+            out.into(),
+            (out.len() as u64).into(),
+        ];
         Ok(self.launch_elements("relu_backward", out.len(), &arguments)?)
     }
 
@@ -432,9 +445,9 @@ impl Backend for Cuda {
             "lengths of the optimizer's buffers"
         );
         let arguments = [
-            (&parameters).into(),
-            (&first_moment).into(),
-            (&second_moment).into(),
+            parameters.numbers().into(),
+            first_moment.numbers().into(),
+            second_moment.numbers().into(),
             gradients.into(),
             (elements as u64).into(),
             update.learning_rate.into(),
@@ -465,7 +478,7 @@ impl Backend for Cuda {
         );
         let arguments = [
             (&out).into(),
-            (&moment).into(),
+            moment.numbers().into(),
             gradients.into(),
             (elements as u64).into(),
             update.gradient_scale.into(),
@@ -478,13 +491,26 @@ impl Backend for Cuda {
     fn blend(&self, (out, keep): (ViewMut<'_>, f32), (x, weight): (View<'_>, f32)) -> Result<()> {
         assert_eq!(out.len(), x.len(), "lengths of what is blended");
         let arguments = [
-            (&out).into(),
+            if keep == 0.0 {
+                out.address()
+            } else {
+                out.numbers()
+            }
+            .into(),
             keep.into(),
             x.into(),
             weight.into(),
             (x.len() as u64).into(),
         ];
         Ok(self.launch_elements("blend", x.len(), &arguments)?)
+    }
+}
+
+/// Where a result goes that replaces what is there, or is added to it.
+fn place(out: &ViewMut<'_>, into: Write) -> Address {
+    match into {
+        Write::Replace => out.address(),
+        Write::Add => out.numbers(),
     }
 }
 

@@ -122,7 +122,7 @@ impl Cuda {
             "embedding_add",
             [readers.tokens.len(), 1],
             &[
-                table_gradient.into(),
+                table_gradient.numbers().into(),
                 partial.into(),
                 distinct.into(),
                 token_pieces.into(),
@@ -210,7 +210,7 @@ impl Cuda {
                     columns: width,
                     inner: chunk.rows.len(),
                 },
-                [projection_gradient.address(), chunk.gradient, x],
+                [projection_gradient.numbers(), chunk.gradient, x],
                 true,
             )?;
         }

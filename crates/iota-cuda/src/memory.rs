@@ -87,10 +87,12 @@ impl Buffer {
     /// If the range exceeds the buffer.
     pub(crate) fn view_mut(&mut self, range: Range<usize>) -> ViewMut<'_> {
         self.check(&range);
+        let held_numbers = !self.rounded.are_alone(&range);
         self.rounded.forget(&range);
         ViewMut {
             buffer: self,
             range,
+            held_numbers,
         }
     }
 
@@ -120,6 +122,8 @@ pub struct View<'a> {
 pub struct ViewMut<'a> {
     buffer: &'a Buffer,
     range: Range<usize>,
+    /// Whether there were numbers when it was borrowed, and not factors only.
+    held_numbers: bool,
 }
 
 impl View<'_> {
@@ -180,6 +184,18 @@ impl ViewMut<'_> {
 
     pub(crate) fn address(&self) -> Address {
         self.buffer.at(self.range.start)
+    }
+
+    /// Of the f32 numbers, to be read before they are written.
+    ///
+    /// # Panics
+    /// If they were there as factors only.
+    pub(crate) fn numbers(&self) -> Address {
+        assert!(
+            self.held_numbers,
+            "what was there as factors only is read as numbers"
+        );
+        self.address()
     }
 
     /// Room for the numbers as factors. From now on they are there as such only.

@@ -110,6 +110,25 @@ fn what_is_there_as_factors_only_is_not_overwritten_in_part() {
     let _ = device.view_mut(&mut hidden, 0..SIDE / 2);
 }
 
+#[test]
+#[should_panic(expected = "factors only")]
+fn what_was_there_as_factors_only_is_not_changed_in_place() {
+    let Some(emulator) = Emulator::new(1) else {
+        panic!("factors only: no compiler to try it with");
+    };
+    let device = Cuda::on(emulator, Precision::Bf16);
+    let gate_up = device.allocate(2 * SIDE).unwrap();
+    let mut hidden = device.allocate(SIDE).unwrap();
+    let into = device.all_mut(&mut hidden);
+    device.swiglu(into, device.all(&gate_up), SIDE).unwrap();
+    // To replace all of it is as good as new.
+    device.fill(device.all_mut(&mut hidden), 1.0).unwrap();
+    device.relu(device.all_mut(&mut hidden)).unwrap();
+    let into = device.all_mut(&mut hidden);
+    device.swiglu(into, device.all(&gate_up), SIDE).unwrap();
+    let _ = device.relu(device.all_mut(&mut hidden));
+}
+
 /// What the two blocks before a boundary round for one sample. Normalised rows, hidden channels and the gradients of gate and
 /// up and of queries, keys and values are made as factors.
 #[test]
