@@ -934,13 +934,16 @@ async fn more_connections_than_allowed_wait_their_turn() {
     }
 }
 
-#[tokio::test]
-async fn who_sends_nothing_is_let_go() {
-    let world = World::with(ServerSettings {
+fn impatient() -> ServerSettings {
+    ServerSettings {
         idle_timeout: Duration::from_millis(50),
         ..ServerSettings::default()
-    })
-    .await;
+    }
+}
+
+#[tokio::test]
+async fn who_sends_nothing_is_let_go() {
+    let world = World::with(impatient()).await;
     // In the head of a request.
     let mut stream = TcpStream::connect(world.server.local_address())
         .await
@@ -963,11 +966,7 @@ async fn who_sends_nothing_is_let_go() {
 
 #[tokio::test]
 async fn who_asks_and_does_not_read_is_let_go() {
-    let world = World::with(ServerSettings {
-        idle_timeout: Duration::from_millis(50),
-        ..ServerSettings::default()
-    })
-    .await;
+    let world = World::with(impatient()).await;
     let mut stream = TcpStream::connect(world.server.local_address())
         .await
         .unwrap();
