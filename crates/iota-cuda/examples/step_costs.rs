@@ -16,7 +16,7 @@ use iota_compute::{Muon, OptimizerSettings, StageOptions, UpdateRule};
 use iota_cuda::{Cost, memory_plan, step_costs};
 use iota_model::{Precision, StagePlan};
 
-use crate::cases::{CASES, Case, arithmetic, plan};
+use crate::cases::{CASES, Case, TOKENS_MAX, arithmetic, batch, plan};
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
@@ -26,9 +26,6 @@ const OPERATIONS_PER_S: f64 = 989e12;
 
 /// Of its 80 GiB, what a driver and its libraries leave.
 const FREE_BYTES: u64 = 77 << 30;
-
-/// Tokens of a step, at most, as in `cuda_check`.
-const TOKENS_MAX: usize = 32 * 1024;
 
 fn main() -> Result<()> {
     let rule = match std::env::args().nth(1).as_deref() {
@@ -47,7 +44,7 @@ fn main() -> Result<()> {
             },
             ..StageOptions::default()
         };
-        let most = most_sequences(&plan, &options, case.tokens)?;
+        let (most, _) = batch(FREE_BYTES, &plan, &options, TOKENS_MAX)?;
         for sequences in [1, most] {
             print(case, &plan, &options, sequences)?;
             if most == 1 {
@@ -56,22 +53,6 @@ fn main() -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// As many as there is memory for.
-fn most_sequences(plan: &StagePlan, options: &StageOptions, tokens: usize) -> Result<usize> {
-    let mut most = 0;
-    for sequences in 1..=TOKENS_MAX / tokens {
-        let memory = memory_plan(plan, 1, options, sequences * tokens, 1)?;
-        if memory.total_bytes() > FREE_BYTES {
-            break;
-        }
-        most = sequences;
-    }
-    if most == 0 {
-        return Err("not one sequence fits an H100".into());
-    }
-    Ok(most)
 }
 
 fn print(case: Case, plan: &StagePlan, options: &StageOptions, sequences: usize) -> Result<()> {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use iota_compute::Backend;
 use iota_compute::backend::AttentionShape;
 use iota_compute::timed::Timed;
+use iota_compute::{Backend, Distance};
 use iota_cuda::{AttentionPath, Buffer, Card, Cuda};
 use iota_model::Precision;
 use serde_json::{Value, json};
@@ -130,13 +130,6 @@ impl Bench {
     }
 }
 
-/// `|a - b| / |b|`: NaN if there is one in either.
-fn distance(a: &[f32], b: &[f32]) -> f64 {
-    let sum = |square: &dyn Fn((&f32, &f32)) -> f64| a.iter().zip(b).map(square).sum::<f64>();
-    let apart = sum(&|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2));
-    (apart / sum(&|(_, b)| f64::from(*b).powi(2))).sqrt()
-}
-
 pub(crate) fn compare(
     card: &Arc<Card>,
     ceilings: &Ceilings,
@@ -167,7 +160,9 @@ pub(crate) fn compare(
             seconds.push(times);
         }
         let [fused, products] = [&results[0], &results[1]];
-        let apart = [0, 1].map(|i| distance(&fused[i], &products[i]));
+        let row_elements = [shape.width(), shape.packed_width()];
+        let apart =
+            [0, 1].map(|i| Distance::between(&products[i], &fused[i], row_elements[i]).relative);
         if !apart.iter().all(|apart| *apart <= ALLOWED) {
             findings.failure(format!(
                 "fused attention and that of products are {apart:?} apart at {shape:?}"

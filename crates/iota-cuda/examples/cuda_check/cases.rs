@@ -1,6 +1,7 @@
 //! The stages that are timed, or counted.
 
-use iota_compute::Recompute;
+use iota_compute::{MemoryPlan, Recompute, StageOptions};
+use iota_cuda::memory_plan;
 use iota_model::{Boundary, ModelConfig, StagePlan, preset, published_cuts};
 
 use crate::Result;
@@ -41,6 +42,9 @@ pub(crate) const CASES: [Case; 5] = [
     },
 ];
 
+/// Tokens of a step, at most: more change nothing, and take time.
+pub(crate) const TOKENS_MAX: usize = 32 * 1024;
+
 /// The cut, and the stage that is timed: a fourth of the 8B model, the published second stage of the 15B. `boundary`: another
 /// than the model's.
 pub(crate) fn plan(case: Case, small: bool, boundary: Option<Boundary>) -> Result<StagePlan> {
@@ -56,6 +60,28 @@ pub(crate) fn plan(case: Case, small: bool, boundary: Option<Boundary>) -> Resul
     Ok(match published_cuts(case.model) {
         Some(cuts) => StagePlan::with_cuts(&config, cuts.to_vec(), cuts)?,
         None => StagePlan::new(&config, 4)?,
+    })
+}
+
+/// As many sequences as so much memory has room for, and what they take.
+pub(crate) fn batch(
+    free_bytes: u64,
+    plan: &StagePlan,
+    options: &StageOptions,
+    tokens_max: usize,
+) -> Result<(usize, MemoryPlan)> {
+    let tokens = plan.config().context;
+    let mut fitting = None;
+    for sequences in 1..=(tokens_max / tokens).max(1) {
+        let memory = memory_plan(plan, 1, options, sequences * tokens, 1)?;
+        if memory.total_bytes() > free_bytes {
+            break;
+        }
+        fitting = Some((sequences, memory));
+    }
+    fitting.ok_or_else(|| {
+        let free_gib = free_bytes as f64 / f64::from(1 << 30);
+        format!("not one sequence fits {free_gib:.1} GiB").into()
     })
 }
 

@@ -4,18 +4,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use iota_compute::timed::{Entry, Timed};
-use iota_compute::{Backend, Input, MemoryPlan, Stage, StageOptions};
-use iota_cuda::{Card, Cuda, memory_plan};
-use iota_model::{Precision, StagePlan};
+use iota_compute::{Backend, Input, Stage, StageOptions};
+use iota_cuda::{Card, Cuda};
+use iota_model::Precision;
 use serde_json::{Value, json};
 
-use crate::cases::{Case, arithmetic, plan};
+use crate::cases::{Case, TOKENS_MAX, arithmetic, batch, plan};
 use crate::ceilings::Ceilings;
 use crate::patient::Patient;
 use crate::{Findings, Result, gib, median, noise};
-
-/// Tokens of a step, at most: more change nothing, and take time.
-const TOKENS_MAX: usize = 32 * 1024;
 
 /// Steps that are timed, after as many as are needed to warm up.
 const STEPS: usize = 5;
@@ -23,26 +20,6 @@ const WARM_UP: usize = 2;
 
 /// Left free, for what the driver takes while it works.
 const RESERVE_BYTES: u64 = 1 << 30;
-
-/// As many sequences as the card has room for.
-fn batch(
-    card: &Card,
-    plan: &StagePlan,
-    options: &StageOptions,
-    tokens_max: usize,
-) -> Result<(usize, MemoryPlan)> {
-    let free = card.free_bytes()?.saturating_sub(RESERVE_BYTES);
-    let tokens = plan.config().context;
-    let mut fitting = None;
-    for sequences in 1..=(tokens_max / tokens).max(1) {
-        let memory = memory_plan(plan, 1, options, sequences * tokens, 1)?;
-        if memory.total_bytes() > free {
-            break;
-        }
-        fitting = Some((sequences, memory));
-    }
-    fitting.ok_or_else(|| format!("not one sequence fits {:.1} GiB", gib(free)).into())
-}
 
 pub(crate) fn time_case(
     card: &Arc<Card>,
@@ -58,7 +35,8 @@ pub(crate) fn time_case(
         ..StageOptions::default()
     };
     let tokens_max = if small { 64 } else { TOKENS_MAX };
-    let (sequences, memory) = batch(card, &plan, &options, tokens_max)?;
+    let free = card.free_bytes()?.saturating_sub(RESERVE_BYTES);
+    let (sequences, memory) = batch(free, &plan, &options, tokens_max)?;
     let free_before = card.free_bytes()?;
     println!("\n{case:?}, {sequences} sequences, planned:\n{memory}");
     let patient = Arc::new(Patient::new(card.clone()));

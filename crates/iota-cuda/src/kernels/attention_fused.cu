@@ -71,6 +71,19 @@ struct KeysAndValues {
     // Where the first tile lies.
     u32 start;
 
+    // Those that a warp of queries sees, in tiles from `start` on.
+    static __device__ inline KeysAndValues seen_by(const WarpOfQueries& warp, const Bf16* packed, u32 tokens, u32 heads,
+                                                   u32 key_value_heads, u32 start) {
+        const u32 packed_width = (heads + 2 * key_value_heads) * WIDTH;
+        const u32 key_value_head = warp.head / (heads / key_value_heads);
+        return {packed,
+                warp.sequence * tokens * packed_width + (heads + key_value_head) * WIDTH,
+                key_value_heads * WIDTH,
+                packed_width,
+                tokens,
+                start};
+    }
+
     __device__ inline Rows<WIDTH> tile_of_keys(u32 tile) const {
         return {start + tile % 2 * 2 * TILE * Rows<WIDTH>::BYTES};
     }
@@ -166,13 +179,8 @@ __device__ inline void fused_forward(float* __restrict__ out, float* __restrict_
     const u32 first_row = warp.sequence * tokens + warp.first;
 
     const Rows<WIDTH> queries = {threadIdx.x / LANES * ROWS * Rows<WIDTH>::BYTES};
-    const u32 key_value_head = warp.head / (heads / key_value_heads);
-    const KeysAndValues<WIDTH> passing = {packed,
-                                          warp.sequence * tokens * packed_width + (heads + key_value_head) * WIDTH,
-                                          key_value_heads * WIDTH,
-                                          packed_width,
-                                          tokens,
-                                          WARPS * ROWS * Rows<WIDTH>::BYTES};
+    const KeysAndValues<WIDTH> passing =
+        KeysAndValues<WIDTH>::seen_by(warp, packed, tokens, heads, key_value_heads, WARPS * ROWS * Rows<WIDTH>::BYTES);
     queries.template begin_copy<ROWS, LANES>(lane, packed, first_row * packed_width + warp.head * WIDTH, packed_width,
                                              queries_there);
     passing.begin_copy(0);

@@ -20,13 +20,8 @@ __device__ inline void fused_backward_queries(float* __restrict__ packed_gradien
     const u32 there = rows_from(warp.first, tokens);
     const u32 first_row = warp.sequence * tokens + warp.first;
 
-    const u32 key_value_head = warp.head / (heads / key_value_heads);
-    const KeysAndValues<WIDTH> passing = {packed,
-                                          warp.sequence * tokens * packed_width + (heads + key_value_head) * WIDTH,
-                                          key_value_heads * WIDTH,
-                                          packed_width,
-                                          tokens,
-                                          0};
+    const KeysAndValues<WIDTH> passing =
+        KeysAndValues<WIDTH>::seen_by(warp, packed, tokens, heads, key_value_heads, 0);
     Square queries[SQUARES];
     Square slopes[SQUARES];
     const u32 at_queries = first_row * packed_width + warp.head * WIDTH;
